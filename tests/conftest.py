@@ -1,0 +1,51 @@
+"""Backends usable here, and where data sets lie."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+BACKENDS = ("torch", "cpu")
+
+
+def why_unavailable(name: str) -> str | None:
+    from dmlap_kernels.backends.registry import backends
+
+    known = backends()
+    return known[name].unavailable() if name in known else "not registered"
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    """Each backend for CPU tensors; a skip, or a failure if DMLAP_REQUIRE_NATIVE=1, without it."""
+    reason = why_unavailable(request.param)
+    if reason is not None:
+        message = f"backend {request.param!r} does not run here: {reason}"
+        if os.environ.get("DMLAP_REQUIRE_NATIVE") == "1" or request.param == "torch":
+            pytest.fail(message)
+        pytest.skip(message)
+    return request.param
+
+
+@pytest.fixture
+def native() -> str:
+    """The name of the native backend, for tests that only make sense there."""
+    reason = why_unavailable("cpu")
+    if reason is None:
+        return "cpu"
+    if os.environ.get("DMLAP_REQUIRE_NATIVE") == "1":
+        pytest.fail(f"backend 'cpu' does not run here: {reason}")
+    pytest.skip(f"backend 'cpu' does not run here: {reason}")
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The directory of data sets named by DMLAP_DATA."""
+    path = os.environ.get("DMLAP_DATA")
+    if not path:
+        pytest.skip("set DMLAP_DATA to a directory of data sets to run this test")
+    if not Path(path).is_dir():
+        pytest.fail(f"DMLAP_DATA={path!r} is not a directory")
+    return Path(path)

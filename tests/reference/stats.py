@@ -1,0 +1,93 @@
+"""Statistics of a loss call, by their definitions."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor
+
+from tests.reference.distances import pair_distances, pair_masks
+from tests.reference.losses import first_extreme, mine_hard
+
+
+def pair_stats(
+    loss: str,
+    x: Tensor,
+    labels: Tensor,
+    y: Tensor | None = None,
+    ref_labels: Tensor | None = None,
+    *,
+    distance: str = "euclidean",
+    normalize: bool = False,
+    **options: float | bool,
+) -> SimpleNamespace:
+    """The attributes of `dmlap_kernels.PairStats` for "triplet" or "contrastive".
+
+    ``options`` are those of the loss; what has no influence on statistics is ignored.
+    """
+    refs = x if y is None else y
+    names = labels if ref_labels is None else ref_labels
+    d = pair_distances(x, refs, distance=distance, normalize=normalize)
+    positives, negatives = pair_masks(labels, ref_labels)
+    hardest_positive = first_extreme(d, positives, names, largest=True)
+    hardest_negative = first_extreme(d, negatives, names, largest=False)
+    if loss == "triplet":
+        margin = options.get("margin", 0.2)
+        triplets = mine_hard(
+            x,
+            labels,
+            y,
+            ref_labels,
+            swap=bool(options.get("swap", False)),
+            distance=distance,
+            normalize=normalize,
+        )
+        hinges = (triplets.d_ap - triplets.d_an + margin).clamp_min(0)[triplets.valid]
+        constraints = int(triplets.valid.sum())
+        has_positive = hardest_positive >= 0
+        thresholds = torch.where(
+            has_positive,
+            triplets.d_ap + margin if len(refs) else torch.zeros(len(x), dtype=x.dtype),
+            torch.full((len(x),), -torch.inf, dtype=x.dtype),
+        )
+    else:
+        pull = (d - options.get("pos_margin", 0.0)).clamp_min(0)[positives]
+        neg_margin = options.get("neg_margin", 1.0)
+        push = (neg_margin - d).clamp_min(0)[negatives]
+        hinges = torch.cat([pull, push])
+        constraints = len(hinges)
+        thresholds = torch.full((len(x),), float(neg_margin), dtype=x.dtype)
+    return SimpleNamespace(
+        constraints=constraints,
+        violated=int((hinges > 0).sum()),
+        violation=hinges.sum(),
+        mean_positive_distance=d[positives].mean(),
+        mean_negative_distance=d[negatives].mean(),
+        hardest_positive=hardest_positive,
+        hardest_negative=hardest_negative,
+        class_scores=class_scores(d, labels, names, thresholds),
+    )
+
+
+def class_scores(
+    d: Tensor, labels: Tensor, ref_labels: Tensor, thresholds: Tensor
+) -> SimpleNamespace:
+    """Mean of [threshold_i - d_ij]+ and smallest d_ij for each two different classes."""
+    classes = sorted(set(labels.tolist()))
+    ref_classes = sorted(set(ref_labels.tolist()))
+    mean_violation = torch.zeros(len(classes), len(ref_classes), dtype=d.dtype)
+    min_distance = torch.full_like(mean_violation, torch.inf)
+    violations = (thresholds[:, None] - d).clamp_min(0)
+    for row, c in enumerate(classes):
+        for column, other in enumerate(ref_classes):
+            if c != other:
+                block = (labels == c)[:, None] & (ref_labels == other)[None, :]
+                mean_violation[row, column] = violations[block].mean()
+                min_distance[row, column] = d[block].min()
+    return SimpleNamespace(
+        classes=torch.tensor(classes, dtype=torch.int64),
+        ref_classes=torch.tensor(ref_classes, dtype=torch.int64),
+        mean_violation=mean_violation,
+        min_distance=min_distance,
+    )
