@@ -1,0 +1,64 @@
+// What a caller hands to the kernels: raw pointers, sizes, options. No framework, no containers.
+#pragma once
+
+#include <cstdint>
+
+#ifdef __CUDACC__
+#define DMLAP_HD __host__ __device__ __forceinline__
+#else
+#define DMLAP_HD inline
+#endif
+
+namespace dmlap {
+
+enum class Distance : int { euclidean = 0, sqeuclidean = 1, cosine = 2 };
+enum class Reduction : int { mean = 0, mean_nonzero = 1, sum = 2, none = 3 };
+enum class Loss : int { triplet_hard = 0, contrastive = 1 };
+
+constexpr int kMaxParams = 8;
+
+// Row-major embeddings with int64 labels; rows are `stride` elements apart.
+template <class T>
+struct Rows {
+  const T* data = nullptr;       // [n][stride], the first `dim` of each row
+  const int64_t* labels = nullptr;  // [n]; null where labels play no part
+  int64_t n = 0;
+  int64_t stride = 0;
+};
+
+// A pair problem: anchors x against references y; `self` when the anchors are the references.
+template <class T>
+struct Pairs {
+  Rows<T> x, y;
+  int64_t dim = 0;
+  bool self = true;
+  Distance distance = Distance::euclidean;
+  bool normalize = false;
+  int threads = 1;
+};
+
+struct LossOptions {
+  Loss loss = Loss::triplet_hard;
+  Reduction reduction = Reduction::mean;
+  double params[kMaxParams] = {};
+};
+
+// Outputs of a forward sweep. `saved` is opaque: the backward sweep reads it.
+template <class T>
+struct ForwardOut {
+  T* loss = nullptr;             // [1], or [x.n] for Reduction::none
+  uint8_t* saved = nullptr;      // [saved_bytes]
+  int64_t* stat_counts = nullptr;   // null, or [2 + 2 x.n]: constraints, violated, hardest p, n
+  T* stat_values = nullptr;      // null, or [3]: violation, mean positive, mean negative distance
+  T* thresholds = nullptr;       // null, or [x.n]: bound of each anchor's negatives
+};
+
+template <class T>
+struct BackwardArgs {
+  const uint8_t* saved = nullptr;
+  const T* grad = nullptr;  // [1], or [x.n] for Reduction::none
+  T* gx = nullptr;          // [x.n][dim]
+  T* gy = nullptr;          // [y.n][dim]; null in the self case
+};
+
+}  // namespace dmlap

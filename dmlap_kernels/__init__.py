@@ -1,0 +1,25 @@
+"""Fused kernels for deep metric learning, and a trainer for alternating projections (DMLAP)."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+
+from dmlap_kernels.functional import fused_contrastive_loss, fused_triplet_loss
+from dmlap_kernels.mining import hard_classes, nearest
+from dmlap_kernels.problem import ClassScores, HardClasses, Nearest, PairStats
+
+try:
+    __version__ = version("dmlap_kernels")
+except PackageNotFoundError:  # a checkout that was never installed
+    __version__ = "unknown"
+
+__all__ = [
+    "ClassScores",
+    "HardClasses",
+    "Nearest",
+    "PairStats",
+    "fused_contrastive_loss",
+    "fused_triplet_loss",
+    "hard_classes",
+    "nearest",
+]

@@ -1,0 +1,1 @@
+"""Backends: who can run a sweep. `registry` says who does."""

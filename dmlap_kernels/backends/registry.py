@@ -1,0 +1,81 @@
+"""Who can run a call, and who should."""
+
+from __future__ import annotations
+
+import functools
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from dmlap_kernels.problem import Forward, HardClasses, Nearest, PairProblem, PairSpec
+
+
+class Backend(Protocol):
+    """What a backend offers; `spec` is None for `nearest` and `hard_classes`."""
+
+    name: str
+
+    def unavailable(self) -> str | None:
+        """Why it cannot run on this machine; None if it can."""
+
+    def refuses(self, spec: PairSpec | None, device_type: str, dtype: torch.dtype) -> str | None:
+        """Why it cannot run this call although it is available; None if it can."""
+
+    def saved_like(self, spec: PairSpec, problem: PairProblem) -> list[Tensor]:
+        """Empty tensors of the shapes and dtypes of `Forward.saved`."""
+
+    def forward(self, spec: PairSpec, problem: PairProblem, stats: bool, scores: bool) -> Forward:
+        """Loss, what backward needs of it, and `PairStats` when asked for."""
+
+    def backward(
+        self, spec: PairSpec, problem: PairProblem, saved: tuple[Tensor, ...], grad: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Gradients at the anchors and at the references (None in the self case)."""
+
+    def nearest(
+        self, queries: Tensor, refs: Tensor | None, k: int, distance: str, normalize: bool
+    ) -> Nearest: ...
+
+    def hard_classes(
+        self, rows: Tensor, labels: Tensor, k: int, margin: float, distance: str, normalize: bool
+    ) -> HardClasses: ...
+
+
+NAMES = ("auto", "cpu", "torch", "cuda")
+# For `auto`: the first one of the device's list that neither is unavailable nor refuses.
+_ORDER = {"cpu": ("cpu", "torch")}
+_ELSEWHERE = ("torch",)
+
+
+@functools.cache
+def backends() -> dict[str, Backend]:
+    """Every backend by name, usable here or not."""
+    from dmlap_kernels.backends.chunked import TorchBackend
+    from dmlap_kernels.backends.cpu import CpuBackend
+    from dmlap_kernels.backends.cuda import CudaBackend
+
+    return {b.name: b for b in (CpuBackend(), TorchBackend(), CudaBackend())}
+
+
+def why_not(
+    backend: Backend, spec: PairSpec | None, device_type: str, dtype: torch.dtype
+) -> str | None:
+    return backend.unavailable() or backend.refuses(spec, device_type, dtype)
+
+
+@functools.lru_cache(maxsize=1024)
+def choose(name: str, spec: PairSpec | None, device_type: str, dtype: torch.dtype) -> Backend:
+    """The backend that runs a call; ValueError or RuntimeError if ``name`` cannot."""
+    if name != "auto":
+        backend = backends()[name]
+        if reason := backend.unavailable():
+            raise RuntimeError(f"backend {name!r} is not available: {reason}")
+        if reason := backend.refuses(spec, device_type, dtype):
+            raise ValueError(f"backend {name!r} cannot run this call: {reason}")
+        return backend
+    for candidate in _ORDER.get(device_type, _ELSEWHERE):
+        backend = backends()[candidate]
+        if why_not(backend, spec, device_type, dtype) is None:
+            return backend
+    raise RuntimeError(f"no backend can run this call on device {device_type!r}")

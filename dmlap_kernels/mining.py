@@ -1,0 +1,95 @@
+"""Exact nearest neighbours and hard classes, without distance matrices."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dmlap_kernels import checks
+from dmlap_kernels.backends import registry
+from dmlap_kernels.problem import DISTANCES, HardClasses, Nearest
+
+
+def nearest(
+    queries: Tensor,
+    references: Tensor | None = None,
+    k: int = 1,
+    *,
+    distance: str = "euclidean",
+    normalize: bool = False,
+    backend: str = "auto",
+) -> Nearest:
+    """The ``k`` nearest references of every query, exactly, in O((Q + N) * D + Q * k) memory.
+
+    Args:
+        queries: (Q, D) of float32, float64, float16 or bfloat16.
+        references: (N, D) of the same dtype and device; None for the queries themselves, in which
+            case a row is never its own neighbour.
+        k: 1..N (1..Q - 1 in the self case).
+        distance: ``"euclidean"``, ``"sqeuclidean"`` or ``"cosine"`` (1 - cos).
+        normalize: L2-normalise the rows first.
+        backend: ``"auto"`` or a backend by name.
+
+    Returns:
+        `Nearest`: distances (Q, k) in ascending order (float64 for float64, else float32) and
+        int64 indices (Q, k); ties go to the lower index. No gradient.
+
+    Raises:
+        ValueError, TypeError: naming the argument at fault.
+    """
+    checks.embeddings("queries", queries)
+    candidates, why = queries.shape[0] - 1, "the other queries"
+    if references is not None:
+        checks.embeddings("references", references)
+        checks.same_kind("references", references, queries, "queries")
+        candidates, why = references.shape[0], "the number of references"
+    checks.count("k", k, minimum=1, maximum=candidates, why=why)
+    checks.choice("distance", distance, DISTANCES)
+    checks.flag("normalize", normalize)
+    checks.choice("backend", backend, registry.NAMES)
+    runner = registry.choose(backend, None, queries.device.type, queries.dtype)
+    with torch.no_grad():
+        return runner.nearest(queries, references, k, distance, normalize)
+
+
+def hard_classes(
+    representatives: Tensor,
+    labels: Tensor,
+    k: int,
+    *,
+    margin: float = 1.0,
+    distance: str = "euclidean",
+    normalize: bool = False,
+    backend: str = "auto",
+) -> HardClasses:
+    """For every class its ``k`` hardest others, without the C x C matrix.
+
+    The score of two classes is the mean over their pairs of ``[margin - d]+``; equal scores are
+    ordered by the smallest distance between the classes, then by the lower label. With one
+    representative a class the order is that of the distances, whatever the margin.
+
+    Args:
+        representatives: (R, D), one or several rows a class.
+        labels: (R,) of any integer dtype.
+        k: 1..C - 1 for C classes.
+        margin: finite number, in units of the distance.
+        distance, normalize, backend: as in `nearest`.
+
+    Returns:
+        `HardClasses`: classes (C,) in ascending order; neighbors (C, k), labels, hardest first;
+        scores and smallest distances (C, k). No gradient.
+
+    Raises:
+        ValueError, TypeError: naming the argument at fault.
+    """
+    checks.embeddings("representatives", representatives)
+    labels = checks.labels("labels", labels, representatives, "representatives")
+    others = torch.unique(labels).numel() - 1
+    checks.count("k", k, minimum=1, maximum=others, why="the number of other classes")
+    margin = checks.number("margin", margin)
+    checks.choice("distance", distance, DISTANCES)
+    checks.flag("normalize", normalize)
+    checks.choice("backend", backend, registry.NAMES)
+    runner = registry.choose(backend, None, representatives.device.type, representatives.dtype)
+    with torch.no_grad():
+        return runner.hard_classes(representatives, labels, k, margin, distance, normalize)

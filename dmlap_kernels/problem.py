@@ -1,0 +1,151 @@
+"""What is asked of a backend: the pair problem, its options and its statistics.
+
+Imports nothing of the package, so that every other module may import it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+DISTANCES = ("euclidean", "sqeuclidean", "cosine")
+REDUCTIONS = ("mean", "mean_nonzero", "sum", "none")
+PRECISIONS = ("highest", "high", "medium")
+EMBEDDING_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class PairSpec:
+    """A loss over pairs, apart from its tensors.
+
+    ``params`` are the numbers of the policy named by ``loss``, in the order in which the policy
+    declares them (``csrc/include/dmlap/policies``). A ``precision`` of None follows
+    ``torch.get_float32_matmul_precision()`` at the time the sweep runs.
+    """
+
+    loss: str
+    params: tuple[float, ...]
+    distance: str = "euclidean"
+    normalize: bool = False
+    reduction: str = "mean"
+    precision: str | None = None
+
+    def encode(self) -> str:
+        """One line that `decode` reads back; custom operators take it as their argument."""
+        numbers = ",".join(value.hex() for value in self.params)
+        parts = (self.loss, numbers, self.distance, str(int(self.normalize)))
+        return ";".join((*parts, self.reduction, self.precision or ""))
+
+    @staticmethod
+    def decode(text: str) -> PairSpec:
+        loss, numbers, distance, normalize, reduction, precision = text.split(";")
+        params = tuple(float.fromhex(n) for n in numbers.split(",") if n)
+        return PairSpec(loss, params, distance, normalize == "1", reduction, precision or None)
+
+    @property
+    def unit_rows(self) -> bool:
+        """Whether rows are L2-normalised before distances are taken."""
+        return self.normalize or self.distance == "cosine"
+
+
+class PairProblem(NamedTuple):
+    """The tensors of a call: anchors (B, D), labels (B,) int64, references or None."""
+
+    x: Tensor
+    labels: Tensor
+    y: Tensor | None
+    ref_labels: Tensor | None
+
+    @property
+    def num_refs(self) -> int:
+        return self.x.shape[0] if self.y is None else self.y.shape[0]
+
+    @property
+    def ref_side(self) -> tuple[Tensor, Tensor]:
+        """The tensors of the reference side: the anchors themselves in the self case."""
+        if self.y is None or self.ref_labels is None:
+            return self.x, self.labels
+        return self.y, self.ref_labels
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which a loss is accumulated and returned."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """Negative constraints between classes, of the classes present in a call.
+
+    Attributes:
+        classes: (Ca,) int64, the anchors' labels in ascending order.
+        ref_classes: (Cr,) int64, the references' labels in ascending order.
+        mean_violation: (Ca, Cr), mean over i in c and j in c' of ``[m_i - d_ij]+``; 0 where the
+            labels are equal. ``m_i`` is the threshold of the loss: the negative margin, or the
+            anchor's hardest positive distance plus the margin for triplets.
+        min_distance: (Ca, Cr), smallest distance between the classes; inf where labels are equal.
+    """
+
+    classes: Tensor
+    ref_classes: Tensor
+    mean_violation: Tensor
+    min_distance: Tensor
+
+
+@dataclass(frozen=True)
+class PairStats:
+    """Statistics of one loss call; detached tensors on the device of the embeddings.
+
+    Attributes:
+        constraints: () int64, number of margin constraints: anchors with a positive and a negative
+            for hard triplets, ordered pairs for contrastive.
+        violated: () int64, how many of them are violated.
+        violation: (), sum of their violations (hinges, never squared).
+        mean_positive_distance: (), over all positive pairs; nan when there are none.
+        mean_negative_distance: (), over all negative pairs; nan when there are none.
+        hardest_positive: (B,) int64, farthest positive of each anchor as an index into the
+            references (the embeddings in the self case), -1 if there is none.
+        hardest_negative: (B,) int64, nearest negative, likewise.
+        class_scores: `ClassScores`, when they were asked for.
+    """
+
+    constraints: Tensor
+    violated: Tensor
+    violation: Tensor
+    mean_positive_distance: Tensor
+    mean_negative_distance: Tensor
+    hardest_positive: Tensor
+    hardest_negative: Tensor
+    class_scores: ClassScores | None = None
+
+    def tensors(self) -> list[Tensor]:
+        """The seven plain statistics, in the order of the attributes."""
+        return [getattr(self, f.name) for f in fields(self) if f.name != "class_scores"]
+
+
+class Nearest(NamedTuple):
+    """Distances (Q, k), ascending, and int64 indices (Q, k) of the nearest references."""
+
+    distances: Tensor
+    indices: Tensor
+
+
+class HardClasses(NamedTuple):
+    """Classes (C,), and for each its k hardest others: labels, scores and distances (C, k)."""
+
+    classes: Tensor
+    neighbors: Tensor
+    scores: Tensor
+    distances: Tensor
+
+
+@dataclass(frozen=True)
+class Forward:
+    """What a backend's forward sweep returns; ``saved`` is handed back to its backward sweep."""
+
+    loss: Tensor
+    saved: tuple[Tensor, ...]
+    stats: PairStats | None
