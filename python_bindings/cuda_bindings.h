@@ -1,0 +1,7 @@
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+// The CUDA half of the module: cuda_machine, cuda_hardest_pairs, cuda_hardest_pairs_workspace.
+// Only defined in a build with CUDA.
+void register_cuda(pybind11::module_& m);
