@@ -11,7 +11,9 @@ from tests.losses.cases import Case, make_problem
 from tests.losses.compare import FUSED
 
 CASES = [
-    Case(loss, 11, 3, "ragged", refs, torch.float64, distance, normalize, reduction, options=options)
+    Case(
+        loss, 11, 3, "ragged", refs, torch.float64, distance, normalize, reduction, options=options
+    )
     for loss, options in (
         ("triplet", (("smooth", False), ("swap", False))),
         ("triplet", (("smooth", True), ("swap", True))),

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from dmlap_kernels import fused_contrastive_loss, fused_triplet_loss
 from tests import reference
-from tests.losses.compare import FUSED, REFERENCE, compare, compare_stats, run
 from tests.losses.cases import Case, Problem, make_problem
+from tests.losses.compare import FUSED, REFERENCE, compare, compare_stats, run
 
 CONFIGURATIONS: list[tuple[str, dict[str, Any]]] = [
     ("triplet", {"margin": 0.4}),
@@ -293,8 +293,11 @@ def test_zero_rows_are_normalised_as_pytorch_does(
     problem = draw(rows=20, normalize=True, distance=distance, **options)
     problem.x[[2, 5]] = 0
     problem.labels[:8] = torch.tensor([0, 0, 1, 1, 0, 2, 2, 1])
-    truth, _ = run(REFERENCE[loss], Problem(
-        problem.x.double(), problem.labels, None, None, problem.keywords), None)
+    truth, _ = run(
+        REFERENCE[loss],
+        Problem(problem.x.double(), problem.labels, None, None, problem.keywords),
+        None,
+    )
     value, (grad,) = run(FUSED[loss], problem, None, backend=backend)
     torch.testing.assert_close(value.double(), truth, rtol=1e-5, atol=1e-5)
     assert torch.isfinite(grad).all()
@@ -420,17 +423,17 @@ def test_ties_go_to_the_lower_label_then_the_lower_index(backend: str) -> None:
     for order in (torch.arange(7), torch.tensor([0, 5, 4, 6, 1, 3, 2])):
         rows, names = x[order], labels[order]
         _, stats = fused_triplet_loss(rows, names, backend=backend, return_stats=True)
-        expected_p = [i for i in range(1, 7) if names[i] == 5][0]
-        expected_n = [i for i in range(7) if names[i] == -2][0]
+        expected_p = next(i for i in range(1, 7) if names[i] == 5)
+        expected_n = next(i for i in range(7) if names[i] == -2)
         assert stats.hardest_positive[0] == expected_p
         assert stats.hardest_negative[0] == expected_n
         names = torch.where(names == -2, 4, names)
         _, stats = fused_triplet_loss(rows, names, backend=backend, return_stats=True)
-        assert stats.hardest_negative[0] == [i for i in range(7) if names[i] == 3][0]
+        assert stats.hardest_negative[0] == next(i for i in range(7) if names[i] == 3)
         _, stats = fused_triplet_loss(
             anchor, torch.tensor([5]), rows, names, backend=backend, return_stats=True
         )
-        assert stats.hardest_negative[0] == [i for i in range(7) if names[i] == 3][0]
-        assert stats.hardest_positive[0] == [
+        assert stats.hardest_negative[0] == next(i for i in range(7) if names[i] == 3)
+        assert stats.hardest_positive[0] == next(
             i for i in range(7) if names[i] == 5 and torch.equal(rows[i], positive[0])
-        ][0]
+        )
