@@ -6,48 +6,8 @@ and every index must agree with NumPy's.
 
 from __future__ import annotations
 
-import ctypes
-import shutil
-import subprocess
-from pathlib import Path
-
 import numpy as np
 import pytest
-
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
-
-
-@pytest.fixture(scope="session")
-def emulated(tmp_path_factory):
-    compiler = shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
-        pytest.skip("no C++ compiler to build the emulated kernel with")
-    library = tmp_path_factory.mktemp("emulation") / "hardest_pairs.so"
-    command = [compiler, "-std=c++17", "-O2", "-shared", "-fPIC", "-Wno-unknown-pragmas"]
-    command += ["-I", str(ROOT / "csrc/include"), "-I", str(ROOT / "csrc/cuda")]
-    command += [str(HERE / "emulate_hardest_pairs.cpp"), "-o", str(library)]
-    subprocess.run(command, check=True)
-    return ctypes.CDLL(str(library)).emulate_hardest_pairs
-
-
-def run(kernel, x, labels, y=None, ref_labels=None, *, splits=0, descending=False):
-    """(positive_d2, negative_d2, positive, negative) of the emulated kernel."""
-    refs, their_labels = (x, labels) if y is None else (y, ref_labels)
-    n = len(x)
-    out = [np.full(n, np.nan, np.float32) for _ in range(2)]
-    out += [np.full(n, -77, np.int64) for _ in range(2)]
-    arrays = (x, refs, labels, their_labels)
-    status = kernel(
-        *(ctypes.c_void_p(a.ctypes.data) for a in arrays),
-        *(ctypes.c_int64(v) for v in (n, len(refs), x.shape[1])),
-        ctypes.c_int(y is None),
-        ctypes.c_int64(splits),
-        ctypes.c_int(descending),
-        *(ctypes.c_void_p(a.ctypes.data) for a in out),
-    )
-    assert status == 0, "threads diverged at a barrier"
-    return out
 
 
 def expected(x, labels, y=None, ref_labels=None):
@@ -88,7 +48,7 @@ def test_agrees_with_numpy(emulated, anchors, refs, dim, self_case):
     other = () if self_case else (grid_points(rng, refs, dim), rng.integers(-3, 3, refs))
     wanted = expected(x, labels, *other)
     for descending in (False, True):
-        got = run(emulated, x, labels, *other, descending=descending)
+        got = emulated(x, labels, *other, descending=descending)
         for ours, theirs in zip(got, wanted, strict=True):
             np.testing.assert_array_equal(ours, theirs)
 
@@ -99,9 +59,8 @@ def test_splits_do_not_show(emulated, splits):
     x, labels = grid_points(rng, 70, 3), rng.integers(0, 9, 70)
     y, ref_labels = grid_points(rng, 300, 3), rng.integers(0, 9, 300)
     wanted = expected(x, labels, y, ref_labels)
-    for ours, theirs in zip(
-        run(emulated, x, labels, y, ref_labels, splits=splits), wanted, strict=True
-    ):
+    got = emulated(x, labels, y, ref_labels, splits=splits)
+    for ours, theirs in zip(got, wanted, strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
@@ -110,14 +69,14 @@ def test_ties_go_to_the_lower_label_before_the_lower_index(emulated):
     y = np.ones((130, 4), np.float32)
     ref_labels = np.full(130, 9)
     ref_labels[[70, 129]] = 2
-    got = run(emulated, x, labels, y, ref_labels, splits=3)
+    got = emulated(x, labels, y, ref_labels, splits=3)
     assert got[3].tolist() == [70]
     assert got[2].tolist() == [-1]
 
 
 def test_no_references(emulated):
     x, labels = np.ones((3, 2), np.float32), np.arange(3)
-    got = run(emulated, x, labels, np.ones((0, 2), np.float32), np.zeros(0, np.int64))
+    got = emulated(x, labels, np.ones((0, 2), np.float32), np.zeros(0, np.int64))
     assert [a.tolist() for a in got] == [[0, 0, 0], [0, 0, 0], [-1, -1, -1], [-1, -1, -1]]
 
 
@@ -125,7 +84,7 @@ def test_far_from_the_origin(emulated):
     rng = np.random.default_rng(0)
     x = rng.standard_normal((50, 24)).astype(np.float32) + np.float32(1000)
     labels = rng.integers(0, 5, 50)
-    got, wanted = run(emulated, x, labels), expected(x, labels)
+    got, wanted = emulated(x, labels), expected(x, labels)
     for ours, theirs in zip(got[:2], wanted[:2], strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5)
 
@@ -134,6 +93,6 @@ def test_non_finite_rows_leave_indices_in_range(emulated):
     rng = np.random.default_rng(1)
     x, labels = grid_points(rng, 40, 6), rng.integers(0, 4, 40)
     x[3], x[17, 2] = np.nan, np.inf
-    got = run(emulated, x, labels)
+    got = emulated(x, labels)
     for indices in got[2:]:
         assert ((indices >= -1) & (indices < 40)).all()
