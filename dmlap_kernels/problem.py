@@ -5,7 +5,7 @@ Imports nothing of the package, so that every other module may import it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -121,9 +121,18 @@ class PairStats:
     hardest_negative: Tensor
     class_scores: ClassScores | None = None
 
-    def tensors(self) -> list[Tensor]:
-        """The seven plain statistics, in the order of the attributes."""
-        return [getattr(self, f.name) for f in fields(self) if f.name != "class_scores"]
+    def packed(self) -> tuple[Tensor, Tensor]:
+        """Counts and indices (2 + 2 B,) int64, and the three values; `unpack` reads them back."""
+        counts = torch.stack((self.constraints, self.violated))
+        values = (self.violation, self.mean_positive_distance, self.mean_negative_distance)
+        return torch.cat((counts, self.hardest_positive, self.hardest_negative)), torch.stack(values)
+
+    @staticmethod
+    def unpack(
+        counts: Tensor, values: Tensor, class_scores: ClassScores | None = None
+    ) -> PairStats:
+        positive, negative = counts[2:].chunk(2) if counts.numel() > 2 else (counts[2:],) * 2
+        return PairStats(*counts[:2], *values, positive, negative, class_scores)
 
 
 class Nearest(NamedTuple):
@@ -147,5 +156,5 @@ class Forward:
     """What a backend's forward sweep returns; ``saved`` is handed back to its backward sweep."""
 
     loss: Tensor
-    saved: tuple[Tensor, ...]
+    saved: Tensor
     stats: PairStats | None

@@ -41,17 +41,17 @@ class _PairLoss(torch.autograd.Function):
         problem = PairProblem(x, labels, y, ref_labels)
         result = runner.forward(spec, problem, *wanted)
         gathered.append(result.stats)
-        ctx.save_for_backward(x, y, labels, ref_labels, *result.saved)
+        ctx.save_for_backward(x, y, labels, ref_labels, result.saved)
         ctx.spec, ctx.runner = spec, runner
         return result.loss
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor):
-        x, y, labels, ref_labels, *saved = ctx.saved_tensors
+        x, y, labels, ref_labels, saved = ctx.saved_tensors
         problem = PairProblem(x, labels, y, ref_labels)
         again = torch.is_grad_enabled()
         with torch.no_grad():
-            gx, gy = ctx.runner.backward(ctx.spec, problem, tuple(saved), grads[0].detach())
+            gx, gy = ctx.runner.backward(ctx.spec, problem, saved, grads[0].detach())
         if again:
             gx = _Once.apply(gx, x, grads[0])
             gy = None if gy is None else _Once.apply(gy, y, grads[0])
@@ -82,12 +82,14 @@ def _pair_loss_op(
     spec: str,
     backend: str,
     stats: bool,
-) -> list[Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Loss, what backward needs, and the packed statistics (empty unless asked for)."""
     decoded = PairSpec.decode(spec)
     runner = registry.choose(backend, decoded, x.device.type, x.dtype)
     result = runner.forward(decoded, PairProblem(x, labels, y, ref_labels), stats, False)
-    tail = result.stats.tensors() if result.stats is not None else []
-    return [result.loss, *tail, *result.saved]
+    if result.stats is not None:
+        return result.loss, result.saved, *result.stats.packed()
+    return result.loss, result.saved, labels.new_empty(0), result.loss.new_empty(0)
 
 
 @_pair_loss_op.register_fake
@@ -97,12 +99,10 @@ def _(x, labels, y, ref_labels, spec, backend, stats):
     real = compute_dtype(x.dtype)
     rows = x.shape[0]
     loss = x.new_empty((rows,) if decoded.reduction == "none" else (), dtype=real)
-    tail = []
-    if stats:
-        tail = [x.new_empty((), dtype=torch.int64) for _ in range(2)]
-        tail += [x.new_empty((), dtype=real) for _ in range(3)]
-        tail += [x.new_empty((rows,), dtype=torch.int64) for _ in range(2)]
-    return [loss, *tail, *runner.saved_like(decoded, PairProblem(x, labels, y, ref_labels))]
+    counts = x.new_empty((2 + 2 * rows if stats else 0,), dtype=torch.int64)
+    values = x.new_empty((3 if stats else 0,), dtype=real)
+    saved = runner.saved_like(decoded, PairProblem(x, labels, y, ref_labels))
+    return loss, saved, counts, values
 
 
 @torch.library.custom_op("dmlap::pair_loss_backward", mutates_args=())
@@ -113,12 +113,12 @@ def _pair_loss_backward_op(
     ref_labels: Tensor | None,
     spec: str,
     backend: str,
-    saved: list[Tensor],
+    saved: Tensor,
     grad: Tensor,
 ) -> list[Tensor]:
     decoded = PairSpec.decode(spec)
     runner = registry.choose(backend, decoded, x.device.type, x.dtype)
-    gx, gy = runner.backward(decoded, PairProblem(x, labels, y, ref_labels), tuple(saved), grad)
+    gx, gy = runner.backward(decoded, PairProblem(x, labels, y, ref_labels), saved, grad)
     return [gx] if gy is None else [gx, gy]
 
 
@@ -127,16 +127,15 @@ def _(x, labels, y, ref_labels, spec, backend, saved, grad):
     return [torch.empty_like(x)] if y is None else [torch.empty_like(x), torch.empty_like(y)]
 
 
-def _setup_context(ctx: Any, inputs: tuple, output: list[Tensor]) -> None:
-    x, labels, y, ref_labels, ctx.spec, ctx.backend, stats = inputs
-    first_saved = 8 if stats else 1
-    ctx.save_for_backward(x, labels, y, ref_labels, *output[first_saved:])
+def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+    x, labels, y, ref_labels, ctx.spec, ctx.backend, _ = inputs
+    ctx.save_for_backward(x, labels, y, ref_labels, output[1])
 
 
-def _op_backward(ctx: Any, grads: list[Tensor]):
-    x, labels, y, ref_labels, *saved = ctx.saved_tensors
+def _op_backward(ctx: Any, grad: Tensor, *_: Any):
+    x, labels, y, ref_labels, saved = ctx.saved_tensors
     gradients = torch.ops.dmlap.pair_loss_backward(
-        x, labels, y, ref_labels, ctx.spec, ctx.backend, saved, grads[0]
+        x, labels, y, ref_labels, ctx.spec, ctx.backend, saved, grad
     )
     return gradients[0], None, gradients[1] if y is not None else None, None, None, None, None
 
@@ -152,7 +151,5 @@ def _compiled(
             'return_stats="class_scores" cannot be compiled: the number of classes depends on the '
             "data; call the loss outside torch.compile"
         )
-    x, labels, y, ref_labels = problem
-    outputs = torch.ops.dmlap.pair_loss(x, labels, y, ref_labels, spec.encode(), backend, stats)
-    return outputs[0], PairStats(*(o.detach() for o in outputs[1:8])) if stats else None
-
+    loss, _, counts, values = torch.ops.dmlap.pair_loss(*problem, spec.encode(), backend, stats)
+    return loss, PairStats.unpack(counts, values.detach()) if stats else None

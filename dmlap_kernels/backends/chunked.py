@@ -164,10 +164,10 @@ class TorchBackend:
     def refuses(self, spec: PairSpec | None, device_type: str, dtype: torch.dtype) -> str | None:
         return None
 
-    def saved_like(self, spec: PairSpec, problem: PairProblem) -> list[Tensor]:
+    def saved_like(self, spec: PairSpec, problem: PairProblem) -> Tensor:
         groups = _GROUPS[spec.loss] if problem.num_refs and problem.x.shape[0] else 1
         real = compute_dtype(problem.x.dtype)
-        return [problem.x.new_empty((problem.x.shape[0], groups), dtype=real)]
+        return problem.x.new_empty((problem.x.shape[0], groups), dtype=real)
 
     def forward(self, spec: PairSpec, problem: PairProblem, stats: bool, scores: bool) -> Forward:
         x = _ready(problem.x, spec.unit_rows)
@@ -185,12 +185,12 @@ class TorchBackend:
                     summary.add(at, block, collected[-1])
         loss, weights = _reduce(spec.reduction, collected, x)
         loss = loss + poison
-        return Forward(loss, (weights,), summary.result(collected) if summary else None)
+        return Forward(loss, weights, summary.result(collected) if summary else None)
 
     def backward(
-        self, spec: PairSpec, problem: PairProblem, saved: tuple[Tensor, ...], grad: Tensor
+        self, spec: PairSpec, problem: PairProblem, saved: Tensor, grad: Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        (weights,) = saved
+        weights = saved
         x = _ready(problem.x, spec.unit_rows)
         self_case = problem.y is None
         y, y_labels = problem.ref_side

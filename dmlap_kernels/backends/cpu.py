@@ -70,7 +70,7 @@ class CpuBackend:
             return f"it has no policy {spec.loss!r}"
         return None
 
-    def saved_like(self, spec: PairSpec, problem: PairProblem) -> list[Tensor]:
+    def saved_like(self, spec: PairSpec, problem: PairProblem) -> Tensor:
         x = problem.x
         size = native().saved_bytes(
             _LOSSES[spec.loss],
@@ -80,13 +80,13 @@ class CpuBackend:
             problem.y is None,
             compute_dtype(x.dtype) == torch.float64,
         )
-        return [x.new_empty(size, dtype=torch.uint8)]
+        return x.new_empty(size, dtype=torch.uint8)
 
     def forward(self, spec: PairSpec, problem: PairProblem, stats: bool, scores: bool) -> Forward:
         x = _rows(problem.x)
         anchors = x.shape[0]
         loss = x.new_empty(anchors if spec.reduction == "none" else ())
-        (saved,) = self.saved_like(spec, problem)
+        saved = self.saved_like(spec, problem)
         counts = values = thresholds = None
         if stats or scores:
             counts = torch.empty(2 + 2 * anchors, dtype=torch.int64)
@@ -101,21 +101,12 @@ class CpuBackend:
         )
         del kept
         if counts is None or values is None or thresholds is None:
-            return Forward(loss, (saved,), None)
-        result = PairStats(
-            constraints=counts[0],
-            violated=counts[1],
-            violation=values[0],
-            mean_positive_distance=values[1],
-            mean_negative_distance=values[2],
-            hardest_positive=counts[2 : 2 + anchors],
-            hardest_negative=counts[2 + anchors :],
-            class_scores=_loss_scores(spec, problem, x, thresholds) if scores else None,
-        )
-        return Forward(loss, (saved,), result)
+            return Forward(loss, saved, None)
+        class_scores = _loss_scores(spec, problem, x, thresholds) if scores else None
+        return Forward(loss, saved, PairStats.unpack(counts, values, class_scores))
 
     def backward(
-        self, spec: PairSpec, problem: PairProblem, saved: tuple[Tensor, ...], grad: Tensor
+        self, spec: PairSpec, problem: PairProblem, saved: Tensor, grad: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         x = _rows(problem.x)
         gx = torch.empty(x.shape, dtype=x.dtype)
@@ -124,7 +115,7 @@ class CpuBackend:
         kept, arguments = _arguments(spec, problem, x)
         native().backward(
             *arguments,
-            saved[0].data_ptr(),
+            saved.data_ptr(),
             grad.data_ptr(),
             gx.data_ptr(),
             0 if gy is None else gy.data_ptr(),

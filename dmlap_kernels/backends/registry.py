@@ -22,14 +22,14 @@ class Backend(Protocol):
     def refuses(self, spec: PairSpec | None, device_type: str, dtype: torch.dtype) -> str | None:
         """Why it cannot run this call although it is available; None if it can."""
 
-    def saved_like(self, spec: PairSpec, problem: PairProblem) -> list[Tensor]:
-        """Empty tensors of the shapes and dtypes of `Forward.saved`."""
+    def saved_like(self, spec: PairSpec, problem: PairProblem) -> Tensor:
+        """An empty tensor of the shape and dtype of `Forward.saved`."""
 
     def forward(self, spec: PairSpec, problem: PairProblem, stats: bool, scores: bool) -> Forward:
         """Loss, what backward needs of it, and `PairStats` when asked for."""
 
     def backward(
-        self, spec: PairSpec, problem: PairProblem, saved: tuple[Tensor, ...], grad: Tensor
+        self, spec: PairSpec, problem: PairProblem, saved: Tensor, grad: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         """Gradients at the anchors and at the references (None in the self case)."""
 

@@ -1,0 +1,143 @@
+// Vectors of one instruction set, by GCC/Clang vector extensions. Included once per translation
+// unit, inside its own namespace: no vector type crosses a unit.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#define DMLAP_VECTOR_BYTES 64
+#elif defined(__AVX2__)
+#include <immintrin.h>
+#define DMLAP_VECTOR_BYTES 32
+#else
+#define DMLAP_VECTOR_BYTES 16
+#endif
+
+namespace dmlap::cpu::DMLAP_ISA {
+
+template <class T>
+struct Simd;
+
+template <>
+struct Simd<float> {
+  typedef float V __attribute__((vector_size(DMLAP_VECTOR_BYTES)));
+  typedef float Unaligned __attribute__((vector_size(DMLAP_VECTOR_BYTES), aligned(4), may_alias));
+  typedef int32_t I __attribute__((vector_size(DMLAP_VECTOR_BYTES)));
+  typedef int32_t UnalignedI
+      __attribute__((vector_size(DMLAP_VECTOR_BYTES), aligned(4), may_alias));
+  using Int = int32_t;
+  static constexpr int kLanes = DMLAP_VECTOR_BYTES / 4;
+};
+
+template <>
+struct Simd<double> {
+  typedef double V __attribute__((vector_size(DMLAP_VECTOR_BYTES)));
+  typedef double Unaligned __attribute__((vector_size(DMLAP_VECTOR_BYTES), aligned(8), may_alias));
+  typedef int64_t I __attribute__((vector_size(DMLAP_VECTOR_BYTES)));
+  typedef int64_t UnalignedI
+      __attribute__((vector_size(DMLAP_VECTOR_BYTES), aligned(8), may_alias));
+  using Int = int64_t;
+  static constexpr int kLanes = DMLAP_VECTOR_BYTES / 8;
+};
+
+// A register tile: kRows anchors by kVectors vectors of references. A panel holds kWidth rows
+// feature by feature, [dim][kWidth], and serves as either side of a tile. kRows * kVectors
+// accumulators, kVectors loads and a broadcast fill the register file.
+template <class T>
+struct Tile {
+  using S = Simd<T>;
+  using V = typename S::V;
+  using I = typename S::I;
+  static constexpr int kLanes = S::kLanes;
+  static constexpr int kVectors = 3;
+  static constexpr int kWidth = kVectors * kLanes;
+  static constexpr int kRows = DMLAP_VECTOR_BYTES == 64 ? 8 : (kLanes == 2 ? 2 : 4);
+  static constexpr int kPerPanel = kWidth / kRows;
+  static_assert(kWidth % kRows == 0 && kPerPanel <= 8, "a panel's tiles have one bit each");
+};
+
+template <class T>
+inline typename Simd<T>::V load(const T* p) {
+  return *reinterpret_cast<const typename Simd<T>::Unaligned*>(p);
+}
+template <class T>
+inline void store(T* p, typename Simd<T>::V v) {
+  *reinterpret_cast<typename Simd<T>::Unaligned*>(p) = v;
+}
+inline Simd<float>::I load_int(const int32_t* p) {
+  return *reinterpret_cast<const Simd<float>::UnalignedI*>(p);
+}
+inline Simd<double>::I load_int(const int64_t* p) {
+  return *reinterpret_cast<const Simd<double>::UnalignedI*>(p);
+}
+
+template <class T>
+inline typename Simd<T>::V splat(T x) {
+  return typename Simd<T>::V{} + x;
+}
+template <class T>
+inline typename Simd<T>::I splat_int(typename Simd<T>::Int x) {
+  return typename Simd<T>::I{} + x;
+}
+
+// 0, 1, 2, ...
+template <class T>
+inline typename Simd<T>::I iota() {
+  typename Simd<T>::I v{};
+  for (int l = 0; l < Simd<T>::kLanes; ++l) v[l] = l;
+  return v;
+}
+
+template <class V>
+inline V vmin(V a, V b) {
+  return a < b ? a : b;
+}
+
+template <class V>
+inline V vsqrt(V v) {
+  for (unsigned l = 0; l < sizeof(V) / sizeof(v[0]); ++l) v[l] = std::sqrt(v[l]);
+  return v;
+}
+
+// One bit a lane that holds true (all bits set) in a comparison's result.
+template <class I>
+inline uint32_t bits(I mask) {
+  uint32_t b = 0;
+  for (unsigned l = 0; l < sizeof(I) / sizeof(mask[0]); ++l) b |= uint32_t(mask[l] != 0) << l;
+  return b;
+}
+
+#if DMLAP_VECTOR_BYTES == 64
+inline Simd<float>::V vmin(Simd<float>::V a, Simd<float>::V b) { return _mm512_min_ps(a, b); }
+inline Simd<double>::V vmin(Simd<double>::V a, Simd<double>::V b) { return _mm512_min_pd(a, b); }
+inline Simd<float>::V vsqrt(Simd<float>::V v) { return _mm512_sqrt_ps(v); }
+inline Simd<double>::V vsqrt(Simd<double>::V v) { return _mm512_sqrt_pd(v); }
+inline uint32_t bits(Simd<float>::I m) { return _mm512_movepi32_mask((__m512i)m); }
+inline uint32_t bits(Simd<double>::I m) { return _mm512_movepi64_mask((__m512i)m); }
+#elif DMLAP_VECTOR_BYTES == 32
+inline Simd<float>::V vmin(Simd<float>::V a, Simd<float>::V b) { return _mm256_min_ps(a, b); }
+inline Simd<double>::V vmin(Simd<double>::V a, Simd<double>::V b) { return _mm256_min_pd(a, b); }
+inline Simd<float>::V vsqrt(Simd<float>::V v) { return _mm256_sqrt_ps(v); }
+inline Simd<double>::V vsqrt(Simd<double>::V v) { return _mm256_sqrt_pd(v); }
+inline uint32_t bits(Simd<float>::I m) { return _mm256_movemask_ps((__m256)m); }
+inline uint32_t bits(Simd<double>::I m) { return _mm256_movemask_pd((__m256d)m); }
+#endif
+
+template <class T>
+inline T sum_lanes(typename Simd<T>::V v) {
+  T s = v[0];
+  for (int l = 1; l < Simd<T>::kLanes; ++l) s += v[l];
+  return s;
+}
+
+template <class T>
+inline double wide_sum(typename Simd<T>::V v) {
+  double s = 0;
+  for (int l = 0; l < Simd<T>::kLanes; ++l) s += v[l];
+  return s;
+}
+
+}  // namespace dmlap::cpu::DMLAP_ISA
