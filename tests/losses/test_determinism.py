@@ -1,0 +1,139 @@
+"""Bit-identical from run to run and for any number of threads; every instruction set is right."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from dmlap_kernels import hard_classes, nearest
+from tests.losses.cases import Case, make_problem
+from tests.losses.compare import FUSED, run
+
+ROOT = Path(__file__).resolve().parents[2]
+CASES = [
+    Case(
+        loss, rows, features, "ragged", refs, dtype, distance, reduction=reduction, options=options
+    )
+    for loss, options in (
+        ("triplet", (("smooth", False), ("swap", True))),
+        ("contrastive", (("squared", False), ("active", "half"))),
+        ("contrastive", (("squared", True), ("active", "few"))),
+    )
+    for rows, features, refs, dtype, distance, reduction in (
+        (257, 40, "self", torch.float32, "euclidean", "mean"),
+        (130, 17, "more", torch.float32, "sqeuclidean", "none"),
+        (130, 64, "self", torch.float64, "cosine", "sum"),
+        (257, 33, "fewer", torch.bfloat16, "euclidean", "mean_nonzero"),
+    )
+]
+
+
+@pytest.fixture
+def restore_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def everything(case: Case, backend: str) -> list[Tensor]:
+    """Value, gradients and statistics of a case."""
+    problem = make_problem(case)
+    value, grads = run(FUSED[case.loss], problem, None, backend=backend)
+    _, stats = FUSED[case.loss](
+        *problem.args(), backend=backend, return_stats="class_scores", **problem.keywords
+    )
+    scores = stats.class_scores
+    return [
+        value,
+        *grads,
+        stats.violation,
+        stats.mean_positive_distance,
+        stats.mean_negative_distance,
+        stats.hardest_positive,
+        stats.hardest_negative,
+        scores.mean_violation,
+        scores.min_distance,
+    ]
+
+
+def assert_identical(first: list[Tensor], second: list[Tensor], what: str) -> None:
+    for index, (a, b) in enumerate(zip(first, second, strict=True)):
+        assert torch.equal(a, b), f"output {index} differs {what}"
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_run_to_run(case: Case, backend: str) -> None:
+    first = everything(case, backend)
+    for _ in range(3):
+        assert_identical(first, everything(case, backend), "from run to run")
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_thread_counts(case: Case, native: str, restore_threads: None) -> None:
+    torch.set_num_threads(1)
+    first = everything(case, native)
+    for threads in (2, 3, 5):
+        torch.set_num_threads(threads)
+        assert_identical(first, everything(case, native), f"with {threads} threads")
+
+
+@pytest.mark.parametrize("distance", ["euclidean", "cosine"])
+def test_thread_counts_of_mining(native: str, distance: str, restore_threads: None) -> None:
+    x = torch.randn(301, 20, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(301) % 75
+    outputs = []
+    for threads in (1, 2, 3, 5):
+        torch.set_num_threads(threads)
+        found = nearest(x, k=17, distance=distance, backend=native)
+        hard = hard_classes(x, labels, 9, distance=distance, backend=native)
+        outputs.append([*found, *hard])
+    for other in outputs[1:]:
+        assert_identical(outputs[0], other, "between thread counts")
+
+
+def simd_levels() -> list[str]:
+    try:
+        from dmlap_kernels import _native
+    except ImportError:
+        return ["native extension missing"]
+    return list(_native.simd_levels())
+
+
+@pytest.mark.parametrize("level", simd_levels())
+def test_every_instruction_set(level: str, native: str) -> None:
+    """The tables in a process of their own that DMLAP_SIMD forces to one level."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.losses.simd_worker", level],
+        cwd=ROOT,
+        env=os.environ | {"DMLAP_SIMD": level, "OMP_NUM_THREADS": "2"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert f"{level}: " in done.stdout
+
+
+def test_an_unknown_instruction_set_is_refused(native: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SMALL_CALL],
+        cwd=ROOT,
+        env=os.environ | {"DMLAP_SIMD": "sse9"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    assert "sse9" in done.stderr and "baseline" in done.stderr
+
+
+SMALL_CALL = """
+import torch
+from dmlap_kernels import fused_triplet_loss
+fused_triplet_loss(torch.randn(4, 2), torch.tensor([0, 0, 1, 1]), backend="cpu")
+"""

@@ -1,0 +1,49 @@
+"""Memory stays O(B * D): a B x B matrix would not fit into these bounds."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+# One matrix of distances takes 1 GiB at 16,384 rows and 256 MiB at 8,192 (the slower backend).
+ROWS = {"cpu": 16_384, "torch": 8_192}
+
+SCRIPT = """
+import sys
+import torch
+from dmlap_kernels import {function}
+
+def peak():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) * 1024
+
+g = torch.Generator().manual_seed(0)
+x = torch.randn({rows}, 64, generator=g).requires_grad_()
+labels = torch.arange({rows}) // 4
+small = torch.randn(256, 64, requires_grad=True)
+{function}(small, labels[:256], backend="{backend}", **{options}).backward()
+before = peak()
+value = {function}(x, labels, backend="{backend}", **{options})
+value.backward()
+assert torch.isfinite(value) and x.grad.any()
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self/status")
+@pytest.mark.parametrize(
+    ("function", "options"),
+    [
+        ("fused_triplet_loss", {"margin": 0.5}),
+        ("fused_contrastive_loss", {"neg_margin": 9.0}),
+    ],
+)
+def test_peak_memory(function: str, options: dict[str, float], backend: str) -> None:
+    rows = ROWS[backend]
+    script = SCRIPT.format(function=function, rows=rows, backend=backend, options=options)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    growth = int(done.stdout)
+    assert growth < 4 * rows * rows / 2, f"peak grew by {growth / 2**20:.0f} MiB"
