@@ -112,16 +112,14 @@ def find_nvcc() -> str | None:
         return None
     named = os.environ.get("CUDACXX")
     home = os.environ.get("CUDA_HOME")
-    places = [named, f"{home}/bin/nvcc" if home else None, "nvcc", "/usr/local/cuda/bin/nvcc"]
+    usual = [f"{home}/bin/nvcc"] if home else []
+    # A compiler that was named is the one to use, or an error.
+    places = [named] if named else [*usual, "nvcc", "/usr/local/cuda/bin/nvcc"]
     for place in places:
-        if place and (path := shutil.which(place)):
+        if path := shutil.which(place):
             return path
-    if wanted:
-        raise fail(
-            "DMLAP_CUDA=1, but no nvcc was found (looked at $CUDACXX, $CUDA_HOME/bin, PATH and "
-            "/usr/local/cuda/bin)",
-            HINT_CUDA,
-        )
+    if wanted or named:
+        raise fail(f"no nvcc was found (looked for {', '.join(places)})", HINT_CUDA)
     return None
 
 
@@ -213,7 +211,7 @@ class BuildNative(build_ext):
             cuda_sources = sorted(relative(path) for path in ROOT.glob("csrc/cuda/*.cu"))
             units += [self.cuda_unit(s, build_dir, cxx, nvcc, info) for s in cuda_sources]
         self.compile_stale(units)
-        self.link(Path(self.get_ext_fullpath(ext.name)), units, build_dir, cxx, nvcc)
+        self.link(Path(self.get_ext_fullpath(ext.name)).absolute(), units, build_dir, cxx, nvcc)
 
     @staticmethod
     def build_info(cxx: list[str], nvcc: str | None, sources: list[str]) -> dict[str, object]:

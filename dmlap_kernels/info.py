@@ -1,0 +1,106 @@
+"""The state of an installation: what was built, what runs here, and why the rest does not.
+
+``dmlap info`` prints `render`, ``dmlap info --json`` prints `collect`. Both work without the
+extension and without a GPU.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from typing import Any
+
+import torch
+
+import dmlap_kernels
+from dmlap_kernels.backends import registry
+from dmlap_kernels.backends.cpu import native
+from dmlap_kernels.backends.cuda import machine
+
+
+def collect() -> dict[str, Any]:
+    """Everything `render` shows, of types that JSON knows.
+
+    Returns:
+        ``version``, ``python``, ``torch``, ``platform``; ``built``: compiler, instruction_sets,
+        cuda_archs (None without CUDA) and nvcc, or None without the extension; ``extension``: None,
+        or why there is none; ``simd``: level in use and levels that run here, or None;
+        ``threads``; ``cuda``: what the CUDA runtime sees, or None in a build without it;
+        ``backends``: by name, usable and the reason if it is not.
+    """
+    extension = native()
+    built = simd = cuda = None
+    if not isinstance(extension, str):
+        built = json.loads(extension.build_info())
+        simd = {"level": extension.simd_level(), "available": extension.simd_levels()}
+        cuda = machine() if built["cuda_archs"] else None
+    return {
+        "version": dmlap_kernels.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "built": built,
+        "extension": extension if isinstance(extension, str) else None,
+        "simd": simd,
+        "threads": torch.get_num_threads(),
+        "cuda": None if cuda is None else _plain(cuda),
+        "backends": {name: _state(one) for name, one in registry.backends().items()},
+    }
+
+
+def render(info: dict[str, Any]) -> str:
+    """`collect`'s answer as a page of text."""
+    lines = [
+        f"dmlap_kernels {info['version']}",
+        f"Python {info['python']}, PyTorch {info['torch']}, {info['platform']}",
+        "",
+        "built",
+        *_built_lines(info),
+        "",
+        "here",
+        *_here_lines(info),
+        "",
+        "backends",
+    ]
+    width = max(map(len, info["backends"]))
+    for name, state in info["backends"].items():
+        words = "usable" if state["usable"] else f"not usable: {state['reason']}"
+        lines.append(f"  {name:<{width}}  {words}")
+    return "\n".join(lines)
+
+
+def _built_lines(info: dict[str, Any]) -> list[str]:
+    built = info["built"]
+    if built is None:
+        return ["  no extension"]
+    archs = built["cuda_archs"]
+    cuda = f"for {', '.join(archs)}, with nvcc {built['nvcc']}" if archs else "no"
+    return [
+        f"  compiler          {built['compiler']}",
+        f"  instruction sets  {', '.join(built['instruction_sets'])}",
+        f"  CUDA              {cuda}",
+    ]
+
+
+def _here_lines(info: dict[str, Any]) -> list[str]:
+    lines = [f"  threads           {info['threads']}"]
+    if simd := info["simd"]:
+        lines.append(f"  instruction set   {simd['level']} (of {', '.join(simd['available'])})")
+    if cuda := info["cuda"]:
+        devices = [f"{d['name']} ({d['capability']})" for d in cuda["devices"]]
+        lines.append(f"  CUDA devices      {', '.join(devices) or 'none'}")
+    return lines
+
+
+def _state(backend: registry.Backend) -> dict[str, Any]:
+    reason = backend.unavailable()
+    return {"usable": reason is None, "reason": reason}
+
+
+def _plain(cuda: dict[str, Any]) -> dict[str, Any]:
+    """The machine with capabilities as people write them."""
+    devices = [
+        {"name": device["name"], "capability": ".".join(map(str, device["capability"]))}
+        for device in cuda["devices"]
+    ]
+    return {**cuda, "devices": devices}

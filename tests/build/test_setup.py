@@ -1,0 +1,171 @@
+"""How a build ends that cannot succeed, and what it compiles again."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+
+import pytest
+
+from tests.build.conftest import copy_of, run
+
+HINT = "hint: DMLAP_NATIVE=0 installs without a compiler (everything then runs on torch)"
+HINT_CUDA = "hint: DMLAP_CUDA=0 builds without the CUDA half"
+COMMAND = [sys.executable, "setup.py", "build_ext", "--inplace"]
+
+UNIT = """
+#include "dmlap/small.h"
+int {name}() {{ return kValue; }}
+"""
+MODULE = """
+#include <pybind11/pybind11.h>
+PYBIND11_MODULE(_native, m) { m.def("build_info", [] { return DMLAP_BUILD_INFO; }); }
+"""
+
+
+@pytest.fixture
+def small(sources, tmp_path):
+    """The project's build over three sources that compile in a moment."""
+    tree = tmp_path / "small"
+    for folder in (
+        "csrc/cpu",
+        "csrc/cuda",
+        "csrc/include/dmlap",
+        "python_bindings",
+        "dmlap_kernels",
+    ):
+        (tree / folder).mkdir(parents=True)
+    for name in ("setup.py", "pyproject.toml", "LICENSE"):
+        shutil.copy(sources / name, tree)
+    (tree / "README.md").write_text("A small package.\n")
+    (tree / "csrc/include/dmlap/small.h").write_text("constexpr int kValue = 1;\n")
+    for name in ("one", "two"):
+        (tree / f"csrc/cpu/{name}.cpp").write_text(UNIT.format(name=name))
+    (tree / "python_bindings/module.cpp").write_text(MODULE)
+    (tree / "dmlap_kernels/__init__.py").write_text("")
+    return tree
+
+
+def compiled(output):
+    return sorted(x.split()[1] for x in output.splitlines() if x.startswith("compiling "))
+
+
+def test_only_what_changed_is_compiled_again(small, compiler):
+    everything = ["csrc/cpu/one.cpp", "csrc/cpu/two.cpp", "python_bindings/module.cpp"]
+    steps = [
+        (None, everything),
+        (None, []),
+        ("csrc/cpu/two.cpp", ["csrc/cpu/two.cpp"]),
+        ("csrc/include/dmlap/small.h", ["csrc/cpu/one.cpp", "csrc/cpu/two.cpp"]),
+    ]
+    for changed, expected in steps:
+        if changed:
+            path = small / changed
+            path.write_text(path.read_text() + "// changed\n")
+        done = run(COMMAND, small, DMLAP_CUDA="0", CXXFLAGS="-O0")
+        assert done.returncode == 0, done.stdout
+        assert compiled(done.stdout) == expected
+        assert ("linking" in done.stdout) == bool(expected)
+    done = run(COMMAND, small, DMLAP_CUDA="0", CXXFLAGS="-O0 -DMORE")
+    assert compiled(done.stdout) == everything
+
+
+def ending(done):
+    assert done.returncode == 1
+    assert "Traceback" not in done.stdout
+    return done.stdout.splitlines()
+
+
+def test_a_failed_compile_ends_with_the_message_and_the_hint(small, compiler):
+    (small / "csrc/cpu/two.cpp").write_text("int two() { return wrong; }\n")
+    lines = ending(run(COMMAND, small, DMLAP_CUDA="0", CXXFLAGS="-O0"))
+    assert any("wrong" in line and "two.cpp:1" in line for line in lines)
+    assert "failed with exit status 1" in lines[-2]
+    assert lines[-1] == HINT
+
+
+def test_a_compiler_that_does_not_work(small):
+    assert ending(run(COMMAND, small, CXX="/bin/false", DMLAP_CUDA="0"))[-1] == HINT
+
+
+@pytest.mark.parametrize("cxx", [None, "no-such-compiler"])
+def test_no_compiler(small, cxx):
+    variables = {"PATH": "/nonexistent"} if cxx is None else {"CXX": cxx}
+    lines = ending(run(COMMAND, small, DMLAP_CUDA="0", **({"CXX": ""} | variables)))
+    assert ("no C++ compiler found" if cxx is None else f"cannot run {cxx}") in lines[-2]
+    assert lines[-1] == HINT
+
+
+def test_pip_shows_the_hint(small):
+    pip = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "."]
+    done = run(pip, small, CXX="/bin/false", DMLAP_CUDA="0")
+    assert done.returncode != 0
+    assert HINT in done.stdout
+    assert "Traceback" not in done.stdout
+
+
+@pytest.mark.parametrize("name", ["DMLAP_NATIVE", "DMLAP_CUDA"])
+def test_switches_are_0_or_1(small, compiler, name):
+    lines = ending(run(COMMAND, small, **{name: "yes"}))
+    assert lines[-1] == f"error: {name} must be 0 or 1, not 'yes'"
+
+
+@pytest.mark.parametrize("wanted", ["1", ""])
+def test_cuda_without_the_nvcc_that_was_named(small, compiler, wanted):
+    lines = ending(run(COMMAND, small, DMLAP_CUDA=wanted, CUDACXX="/nonexistent/nvcc"))
+    assert lines[-2] == "error: no nvcc was found (looked for /nonexistent/nvcc)"
+    assert lines[-1] == HINT_CUDA
+
+
+@pytest.fixture
+def nvcc():
+    found = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
+    if found is None:
+        pytest.skip("no nvcc")
+    return found
+
+
+@pytest.mark.parametrize(
+    "archs,word", [("70", "from 80 on"), ("83", "cannot compile"), ("x", "'x'")]
+)
+def test_unknown_capabilities(small, compiler, nvcc, archs, word):
+    lines = ending(run(COMMAND, small, DMLAP_CUDA="1", CUDACXX=nvcc, DMLAP_CUDA_ARCHS=archs))
+    assert "DMLAP_CUDA_ARCHS" in lines[-2]
+    assert word in lines[-2]
+    assert lines[-1] == HINT_CUDA
+
+
+def test_a_failed_kernel_names_both_ways_out(small, compiler, nvcc):
+    (small / "csrc/cuda/bad.cu").write_text("__global__ void k() { wrong(); }\n")
+    variables = {"DMLAP_CUDA": "1", "CUDACXX": nvcc, "DMLAP_CUDA_ARCHS": "80", "CXXFLAGS": "-O0"}
+    lines = ending(run(COMMAND, small, **variables))
+    assert any("wrong" in line for line in lines)
+    assert lines[-1] == f"{HINT_CUDA}; {HINT.removeprefix('hint: ')}"
+
+
+def test_the_cuda_half_imports_without_a_driver(sources, compiler, nvcc, tmp_path):
+    tree = copy_of(sources, tmp_path / "cuda")
+    for path in (tree / "csrc/cpu").glob("*.cpp"):
+        path.unlink()
+    (tree / "python_bindings/module.cpp").write_text(
+        '#include "cuda_bindings.h"\nPYBIND11_MODULE(_native, m) { register_cuda(m); }\n'
+    )
+    variables = {"DMLAP_CUDA": "1", "CUDACXX": nvcc, "DMLAP_CUDA_ARCHS": "8.0", "CXXFLAGS": "-O0"}
+    done = run(COMMAND, tree, **variables)
+    assert done.returncode == 0, done.stdout
+    # The file itself, not the package: importing that would need the rest of the extension.
+    (module,) = (tree / "dmlap_kernels").glob("_native*.so")
+    shutil.copy(module, tmp_path)
+    ask = (
+        "import _native as n\n"
+        "print(n.cuda_machine(), n.cuda_hardest_pairs_workspace(10, 100))\n"
+        "try:\n"
+        "    n.cuda_hardest_pairs(*[0] * 4, 1, 1, 1, True, *[0] * 5, 10_000, 0)\n"
+        "except RuntimeError as error:\n"
+        "    print(error)\n"
+    )
+    done = run([sys.executable, "-c", ask], tmp_path)
+    assert done.returncode == 0, done.stdout
+    assert "'driver_version'" in done.stdout
+    assert "480" in done.stdout.splitlines()[0]
+    assert "CUDA could not launch batch-hard mining on device 10000: " in done.stdout
