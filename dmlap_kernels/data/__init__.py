@@ -1,0 +1,95 @@
+"""Data sources: `load_data` returns class-disjoint splits of labelled images.
+
+========================  ====================================================================
+``glyphs``                characters rendered from the fonts that matplotlib ships
+``digits``                scans of handwritten digits bundled with scikit-learn
+``omniglot:PATH``         Omniglot as a ``.npz`` file or in its official folders
+``folder:PATH``           a folder of image files for each class
+========================  ====================================================================
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+
+from dmlap_kernels.data.digits import load_digits
+from dmlap_kernels.data.distortion import Distortion
+from dmlap_kernels.data.files import DataError
+from dmlap_kernels.data.folder import load_folder
+from dmlap_kernels.data.glyphs import load_glyphs
+from dmlap_kernels.data.omniglot import load_omniglot
+from dmlap_kernels.data.splits import Augmentation, Dataset, Split
+
+__all__ = [
+    "SOURCES",
+    "Augmentation",
+    "DataError",
+    "Dataset",
+    "Distortion",
+    "Split",
+    "load_data",
+    "load_digits",
+    "load_folder",
+    "load_glyphs",
+    "load_omniglot",
+    "parse_source",
+]
+
+SOURCES = ("glyphs", "digits", "omniglot:PATH", "folder:PATH")
+
+
+def parse_source(source: str) -> tuple[str, str]:
+    """Kind and path (empty for the kinds that take none) of a data source.
+
+    Raises:
+        ValueError: unknown kind, a missing path, or a path where none is accepted.
+    """
+    kind, colon, path = source.partition(":")
+    accepted = ", ".join(SOURCES)
+    if kind not in {s.partition(":")[0] for s in SOURCES}:
+        raise ValueError(f"data must be one of {accepted}, got {source!r}")
+    takes_path = f"{kind}:PATH" in SOURCES
+    if takes_path and not path:
+        raise ValueError(f"data {kind!r} needs a path, {kind}:PATH, got {source!r}")
+    if not takes_path and colon:
+        raise ValueError(f"data {kind!r} takes no path, got {source!r}")
+    return kind, path
+
+
+def load_data(source: str, *, image_size: int | None = None, seed: int = 0) -> Dataset:
+    """Load a data source.
+
+    Args:
+        source: one of `SOURCES`.
+        image_size: side of the images, at least 8; default: the source's own (28 for glyphs and
+            Omniglot, 8 for digits, at most 64 for folders).
+        seed: decides what is drawn at random: the split of the classes of ``glyphs`` and
+            ``folder:PATH``, and the drawings of ``glyphs``.
+
+    Raises:
+        ValueError: unknown source, or an image size below 8.
+        FileNotFoundError: a file or folder is missing.
+        DataError: a file is broken.
+        MissingExtra: an optional dependency is not installed.
+    """
+    kind, path = parse_source(source)
+    if image_size is not None and image_size < 8:
+        raise ValueError(f"image_size must be at least 8, got {image_size}")
+    if kind == "glyphs":
+        return load_glyphs(image_size=image_size or 28, seed=seed)
+    if kind == "folder":
+        return load_folder(path, image_size=image_size, seed=seed)
+    data = load_digits() if kind == "digits" else load_omniglot(path)
+    if image_size is None or image_size == data.train.images.shape[-1]:
+        return data
+    return Dataset(
+        data.name,
+        _resized(data.train, image_size),
+        _resized(data.test, image_size),
+        augment=data.augment,
+    )
+
+
+def _resized(split: Split, size: int) -> Split:
+    images = F.interpolate(split.images, (size, size), mode="bilinear", antialias=True)
+    return Split(images, split.labels, split.class_names, split.groups)

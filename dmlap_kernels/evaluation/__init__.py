@@ -1,0 +1,7 @@
+"""Evaluation of embeddings."""
+
+from __future__ import annotations
+
+from dmlap_kernels.evaluation.retrieval import retrieval_metrics
+
+__all__ = ["retrieval_metrics"]

@@ -1,0 +1,133 @@
+"""Batches of C classes x M samples as pure functions of seed and step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dmlap_kernels.trainer.seeds import generator
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples of one step.
+
+    Attributes:
+        indices: (B,) int64 into the training split.
+        labels: (B,) int64.
+        representatives: how many of the first rows are representatives: C or 0.
+    """
+
+    indices: Tensor
+    labels: Tensor
+    representatives: int
+
+
+class ClassBatchSampler:
+    """Draws C classes, then M samples of each.
+
+    Args:
+        labels: (N,) int64, 0 to C_all - 1, at least two samples of each class.
+        classes_per_batch: C, at least 2.
+        samples_per_class: M, at least 2. A class with fewer samples repeats some.
+        seed: decides all draws.
+        hard_share: share of the batch's classes that are drawn from the hardest classes of the
+            others, 0 to 1 (1 still leaves one class at random to start from).
+    """
+
+    def __init__(
+        self,
+        labels: Tensor,
+        classes_per_batch: int,
+        samples_per_class: int,
+        seed: int,
+        *,
+        hard_share: float = 0.0,
+    ) -> None:
+        self._labels = labels.long()
+        self._counts = torch.bincount(self._labels)
+        self._starts = self._counts.cumsum(0) - self._counts
+        self._order = torch.argsort(self._labels, stable=True)
+        self._seed = seed
+        self._per_class = samples_per_class
+        if not 2 <= classes_per_batch <= len(self._counts):
+            raise ValueError(
+                f"classes_per_batch must be in 2..{len(self._counts)} (the number of training "
+                f"classes), got {classes_per_batch}"
+            )
+        if samples_per_class < 2:
+            raise ValueError(f"samples_per_class must be at least 2, got {samples_per_class}")
+        if not 0 <= hard_share <= 1:
+            raise ValueError(f"hard_share must be in 0..1, got {hard_share}")
+        if int(self._counts.min()) < 2:
+            raise ValueError(
+                "labels must give every class at least two samples, but class "
+                f"{int(self._counts.argmin())} has {int(self._counts.min())}"
+            )
+        self._random_classes = max(1, classes_per_batch - round(hard_share * classes_per_batch))
+        self._hard_classes = classes_per_batch - self._random_classes
+
+    def batch(
+        self, step: int, representatives: Tensor | None = None, neighbors: Tensor | None = None
+    ) -> Batch:
+        """The batch of ``step``.
+
+        Args:
+            step: 0, 1, ...
+            representatives: (C_all,) int64 sample index of each class. The batch then begins with
+                the C representatives, followed by C (M - 1) other samples, class by class.
+                Without: C x M samples, class by class.
+            neighbors: (C_all, k) int64, the hardest others of each class. Without: all classes of
+                the batch are drawn uniformly.
+        """
+        random = generator(self._seed, "batch", step)
+        classes = self._draw_classes(random, neighbors)
+        if representatives is None:
+            samples = self._draw_samples(random, classes, self._per_class, None)
+            labels = classes.repeat_interleave(self._per_class)
+            return Batch(samples, labels, 0)
+        leading = representatives[classes]
+        samples = self._draw_samples(random, classes, self._per_class - 1, leading)
+        labels = classes.repeat_interleave(self._per_class - 1)
+        return Batch(torch.cat((leading, samples)), torch.cat((classes, labels)), len(classes))
+
+    def _draw_classes(self, random: torch.Generator, neighbors: Tensor | None) -> Tensor:
+        order = torch.randperm(len(self._counts), generator=random)
+        if neighbors is None or not self._hard_classes:
+            return order[: self._random_classes + self._hard_classes]
+        seeds = order[: self._random_classes]
+        chosen = dict.fromkeys(seeds.tolist())
+        total = len(chosen) + self._hard_classes
+        ranks = torch.rand(len(seeds), neighbors.shape[1], generator=random).argsort(1)
+        pools = neighbors[seeds].gather(1, ranks).tolist()
+        base, extra = divmod(self._hard_classes, len(seeds))
+        for i, pool in enumerate(pools):
+            wanted = base + (i < extra)
+            fresh = [c for c in pool if c not in chosen][:wanted]
+            chosen.update(dict.fromkeys(fresh))
+        # Pools that overlap leave the batch short: fill it up at random.
+        for c in order[self._random_classes :].tolist():
+            if len(chosen) == total:
+                break
+            chosen.setdefault(c)
+        return torch.tensor(list(chosen))
+
+    def _draw_samples(
+        self, random: torch.Generator, classes: Tensor, amount: int, excluded: Tensor | None
+    ) -> Tensor:
+        """``amount`` samples of each class, (C * amount,), never the ``excluded`` one (C,)."""
+        counts, starts = self._counts[classes], self._starts[classes]
+        slots = torch.arange(int(counts.max()))
+        positions = (starts[:, None] + slots).clamp_(max=len(self._order) - 1)
+        samples = self._order[positions]  # [C, largest class]
+        keys = torch.rand(samples.shape, generator=random)
+        unusable = slots >= counts[:, None]
+        available = counts
+        if excluded is not None:
+            unusable |= samples == excluded[:, None]
+            available = counts - 1
+        shuffled = samples.gather(1, keys.masked_fill_(unusable, 2.0).argsort(1))
+        picks = torch.arange(amount) % available[:, None]
+        return shuffled.gather(1, picks).flatten()

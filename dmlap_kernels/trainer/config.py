@@ -1,0 +1,158 @@
+"""The configuration of a training run."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from dmlap_kernels import checks
+from dmlap_kernels.data import parse_source
+from dmlap_kernels.losses import LOSSES
+
+METHODS = ("dmlap", "plain")
+CLASS_CHOICES = ("uniform", "hard")
+SIDES = ("references", "anchors")
+
+# What only alternating projections look at.
+DMLAP_FIELDS = (
+    "projection_steps",
+    "proximal_weight",
+    "in_batch_weight",
+    "representatives",
+    "classes",
+    "hard_share",
+    "hard_pool",
+    "hard_refresh",
+)
+HARD_FIELDS = ("hard_share", "hard_pool", "hard_refresh")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides the result of a run.
+
+    The 2019 paper does not publish its lambda, L and margins. ``proximal_weight`` and the form of
+    the loss follow the authors' later code (arXiv 2209.09060); the other numbers are ours, chosen
+    on validation classes.
+
+    Attributes:
+        data: a source of `dmlap_kernels.data.load_data`.
+        image_size: side of the images; None: the source's own.
+        data_seed: decides the random parts of the data.
+        validation: share of the training classes held out to watch progress on; 0: progress is
+            watched on the test classes. Nothing is chosen by it in either case.
+        augment: distort samples at random (representatives never).
+        loss: a name in `dmlap_kernels.losses.LOSSES`.
+        loss_options: keywords of that loss.
+        method: ``"dmlap"``, or ``"plain"`` for C x M batches with the in-batch loss alone.
+        steps: optimizer steps.
+        seed: decides initial weights, batches, representatives and augmentation.
+        classes_per_batch: C.
+        samples_per_class: M, the representative included.
+        embedding_dim: length of an embedding of the built-in encoder.
+        learning_rate: peak of the one-cycle schedule of Adam.
+        device: a torch device, or ``"auto"``: ``cuda`` where there is one, else ``cpu``.
+        eval_every: steps between evaluations; None: an eighth of ``steps``.
+
+    The rest is for ``method="dmlap"``:
+        projection_steps: L, batches for which representatives are held.
+        proximal_weight: lambda.
+        in_batch_weight: weight of the ordinary in-batch loss beside the constraints between
+            representatives and samples.
+        representatives: their side in those constraints, ``"references"`` or ``"anchors"``.
+        classes: ``"uniform"``, or ``"hard"``: part of the classes are hard for the others.
+        hard_share: that part.
+        hard_pool: hardest classes of each class to draw from.
+        hard_refresh: steps between updates of the hardest classes.
+    """
+
+    data: str = "glyphs"
+    image_size: int | None = None
+    data_seed: int = 0
+    validation: float = 0.0
+    augment: bool = True
+    loss: str = "contrastive"
+    loss_options: dict[str, Any] = field(default_factory=dict)
+    method: str = "dmlap"
+    steps: int = 1500
+    seed: int = 0
+    classes_per_batch: int = 24
+    samples_per_class: int = 4
+    embedding_dim: int = 128
+    learning_rate: float = 1e-3
+    device: str = "auto"
+    eval_every: int | None = None
+    projection_steps: int = 100
+    proximal_weight: float = 2e-4
+    in_batch_weight: float = 0.1
+    representatives: str = "references"
+    classes: str = "hard"
+    hard_share: float = 0.75
+    hard_pool: int = 16
+    hard_refresh: int = 100
+
+    def __post_init__(self) -> None:
+        parse_source(self.data)
+        checks.choice("loss", self.loss, tuple(LOSSES))
+        checks.choice("method", self.method, METHODS)
+        checks.choice("classes", self.classes, CLASS_CHOICES)
+        checks.choice("representatives", self.representatives, SIDES)
+        for name, minimum in (
+            ("steps", 1),
+            ("seed", 0),
+            ("data_seed", 0),
+            ("classes_per_batch", 2),
+            ("samples_per_class", 2),
+            ("embedding_dim", 1),
+            ("projection_steps", 1),
+            ("hard_pool", 1),
+            ("hard_refresh", 1),
+        ):
+            _at_least(name, getattr(self, name), minimum)
+        if self.eval_every is not None:
+            _at_least("eval_every", self.eval_every, 1)
+        for name in ("proximal_weight", "in_batch_weight", "learning_rate"):
+            checks.number(name, getattr(self, name), minimum=0)
+        for name, below in (("validation", 1), ("hard_share", None)):
+            value = checks.number(name, getattr(self, name), minimum=0)
+            if value > 1 or value == below:
+                end = "1, which is excluded" if below else "1"
+                raise ValueError(f"{name} must be from 0 to {end}, got {value}")
+        if "return_stats" in self.loss_options or "reduction" in self.loss_options:
+            raise ValueError(
+                "loss_options must leave reduction and return_stats to the trainer, got "
+                f"{', '.join(self.loss_options)}"
+            )
+
+    @property
+    def is_dmlap(self) -> bool:
+        return self.method == "dmlap"
+
+    @property
+    def evaluation_interval(self) -> int:
+        return self.eval_every or max(1, self.steps // 8)
+
+    @property
+    def log_interval(self) -> int:
+        return max(1, self.steps // 100)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields that mean something for the method, ready for JSON."""
+        unused: tuple[str, ...] = () if self.is_dmlap else DMLAP_FIELDS
+        if self.is_dmlap and self.classes == "uniform":
+            unused = HARD_FIELDS
+        return {name: value for name, value in asdict(self).items() if name not in unused}
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> TrainConfig:
+        """The inverse of `to_dict`; unknown names raise ValueError."""
+        if unknown := set(values) - {f.name for f in fields(TrainConfig)}:
+            raise ValueError(f"unknown configuration entries: {', '.join(sorted(unknown))}")
+        return TrainConfig(**values)
+
+
+def _at_least(name: str, value: Any, minimum: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {value}")

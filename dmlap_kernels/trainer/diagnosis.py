@@ -1,0 +1,48 @@
+"""What to say when the loss is not finite."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from dmlap_kernels.data import Split
+from dmlap_kernels.trainer.batches import Batch
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss of a step is infinite or not a number.
+
+    Attributes:
+        step: the step, from 1.
+        indices: (B,) int64, the batch as indices into the training split.
+        sample: index of the offending sample in the training split.
+    """
+
+    def __init__(self, message: str, step: int, indices: Tensor, sample: int) -> None:
+        super().__init__(message)
+        self.step = step
+        self.indices = indices
+        self.sample = sample
+
+
+def diagnose(
+    value: float, step: int, batch: Batch, images: Tensor, embeddings: Tensor, split: Split
+) -> NonFiniteLoss:
+    """Find the sample to blame: a bad image, else a bad embedding, else the largest one."""
+    bad_images = ~images.flatten(1).isfinite().all(1)
+    bad_rows = ~embeddings.isfinite().all(1)
+    if bool(bad_images.any()):
+        row, why = int(bad_images.nonzero()[0]), "its image holds values that are not finite"
+    elif bool(bad_rows.all()):
+        row, why = 0, "its embedding, like every other of the batch, is not finite"
+    elif bool(bad_rows.any()):
+        row, why = int(bad_rows.nonzero()[0]), "its embedding is not finite"
+    else:
+        row, why = int(embeddings.norm(dim=1).argmax()), "its embedding is the largest"
+    sample = int(batch.indices[row])
+    name = split.class_names[int(batch.labels[row])]
+    listed = ", ".join(map(str, batch.indices.tolist()))
+    message = (
+        f"the loss is {value} at step {step}: sample {sample} (class {name!r}, row {row} of the "
+        f"batch): {why}; training samples of the batch: {listed}"
+    )
+    return NonFiniteLoss(message, step, batch.indices, sample)

@@ -1,0 +1,69 @@
+"""Embedding a split, and judging the embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dmlap_kernels.data import Split
+from dmlap_kernels.evaluation import retrieval_metrics
+
+_IMAGES_AT_ONCE = 512
+
+
+class Stopped(Exception):
+    """The caller's ``stop`` asked for an end."""
+
+
+@torch.no_grad()
+def embed(
+    encoder: nn.Module,
+    split: Split,
+    indices: Tensor | None = None,
+    *,
+    stop: Callable[[], bool] | None = None,
+) -> Tensor:
+    """Embeddings (N, D) of a split, or of the given rows of it, in evaluation mode.
+
+    Raises:
+        Stopped: ``stop`` returned True on the way.
+    """
+    device = next(encoder.parameters()).device
+    training = encoder.training
+    encoder.eval()
+    parts = []
+    try:
+        rows = torch.arange(len(split)) if indices is None else indices
+        for part in rows.split(_IMAGES_AT_ONCE):
+            if stop is not None and stop():
+                raise Stopped
+            parts.append(encoder(split.batch(part).to(device)))
+    finally:
+        encoder.train(training)
+    return torch.cat(parts)
+
+
+def evaluate(
+    encoder: nn.Module,
+    split: Split,
+    *,
+    ks: Sequence[int] = (1, 2, 4, 8),
+    loss_options: dict[str, Any] | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> dict[str, float]:
+    """`retrieval_metrics` of an encoder on a split, by the distance of its loss."""
+    embeddings = embed(encoder, split, stop=stop)
+    options = {
+        name: value
+        for name, value in (loss_options or {}).items()
+        if name in ("distance", "normalize", "backend")
+    }
+    return retrieval_metrics(embeddings, split.labels.to(embeddings.device), ks=ks, **options)
+
+
+def evaluate_pixels(split: Split) -> dict[str, float]:
+    """`retrieval_metrics` of the pixels themselves by cosine: what any encoder has to beat."""
+    return retrieval_metrics(split.pixels(), split.labels, distance="cosine")

@@ -1,0 +1,381 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from dmlap_kernels.data import Dataset, Split, load_data
+from dmlap_kernels.mining import hard_classes
+from dmlap_kernels.trainer import checkpoint as files
+from dmlap_kernels.trainer.batches import Batch, ClassBatchSampler
+from dmlap_kernels.trainer.config import TrainConfig
+from dmlap_kernels.trainer.diagnosis import diagnose
+from dmlap_kernels.trainer.embedding import Stopped, embed, evaluate, evaluate_pixels
+from dmlap_kernels.trainer.model import build_encoder, load_weights, resolve_device
+from dmlap_kernels.trainer.objective import AlternatingObjective
+from dmlap_kernels.trainer.projection import Projection
+from dmlap_kernels.trainer.representatives import RepresentativeSampler
+from dmlap_kernels.trainer.results import collect_results, write_results
+from dmlap_kernels.trainer.schedule import one_cycle
+from dmlap_kernels.trainer.seeds import generator
+
+Stop = Callable[[], bool]
+
+
+class Observer(Protocol):
+    """What a trainer tells while it runs."""
+
+    def on_step(self, step: int, loss: float, violated: float) -> None: ...
+
+    def on_log(self, entry: dict[str, float]) -> None: ...
+
+    def on_evaluation(self, entry: dict[str, float]) -> None: ...
+
+
+class Interrupted(RuntimeError):
+    """The run was asked to stop and has saved itself if it has a folder."""
+
+
+class Trainer:
+    """Trains an encoder by alternating projections, or with plain batches.
+
+        trainer = Trainer(TrainConfig(data="digits", steps=200), out="runs/digits")
+        print(trainer.run()["recall@1"])
+
+    ``torch.manual_seed`` is called with the seed of the configuration. All draws are functions of
+    that seed and the step, so a resumed run ends with the weights of an uninterrupted one.
+
+    Args:
+        config: what to do.
+        data: a data set to use instead of ``config.data``; with ``config.validation``, classes are
+            held out of it.
+        encoder: module from images (B, channels, height, width), 0 to 1, to (B, D). Default:
+            `ConvEncoder` for the size of the images.
+        out: folder for checkpoints, metrics and pictures; must not hold a run. None: nothing is
+            written.
+        checkpoint_every: steps between checkpoints.
+        observers: told about steps and evaluations.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        data: Dataset | None = None,
+        *,
+        encoder: nn.Module | None = None,
+        out: str | Path | None = None,
+        checkpoint_every: int = 200,
+        observers: Sequence[Observer] = (),
+    ) -> None:
+        self.out = _empty_folder(out)
+        self._build(config, data, encoder, checkpoint_every, observers)
+
+    @classmethod
+    def resume(
+        cls,
+        out: str | Path,
+        data: Dataset | None = None,
+        *,
+        encoder: nn.Module | None = None,
+        checkpoint_every: int = 200,
+        observers: Sequence[Observer] = (),
+    ) -> Trainer:
+        """The trainer of the run in ``out`` as it was at its last checkpoint.
+
+        ``data`` and ``encoder`` are given if and only if they were given to the run.
+
+        Raises:
+            CheckpointError: no readable checkpoint, or other data or another encoder.
+        """
+        out = Path(out)
+        tensors, state = files.load_checkpoint(out)
+        trainer = cls.__new__(cls)
+        trainer.out = out
+        config = TrainConfig.from_dict(state["config"])
+        trainer._build(config, data, encoder, checkpoint_every, observers)
+        trainer._restore(tensors, state)
+        return trainer
+
+    def _build(
+        self,
+        config: TrainConfig,
+        data: Dataset | None,
+        encoder: nn.Module | None,
+        checkpoint_every: int,
+        observers: Sequence[Observer],
+    ) -> None:
+        if checkpoint_every < 1:
+            raise ValueError(f"checkpoint_every must be at least 1, got {checkpoint_every}")
+        self.config = config
+        self.objective = AlternatingObjective(
+            config.loss,
+            config.loss_options,
+            in_batch_weight=config.in_batch_weight,
+            side=config.representatives,
+        )
+        if data is None:
+            data = load_data(config.data, image_size=config.image_size, seed=config.data_seed)
+        if config.validation:
+            data = data.hold_out(config.validation, config.data_seed)
+        self.data = data
+        _check_class_sizes(self.data)
+        self.device = resolve_device(config.device)
+        torch.manual_seed(config.seed)
+        if encoder is None:
+            encoder = build_encoder(config, tuple(self.data.train.images.shape[1:]))
+        self.encoder = encoder.to(self.device)
+        train = self.data.train
+        hard = config.is_dmlap and config.classes == "hard"
+        self.sampler = ClassBatchSampler(
+            train.labels,
+            config.classes_per_batch,
+            config.samples_per_class,
+            config.seed,
+            hard_share=config.hard_share if hard else 0.0,
+        )
+        self.representative_sampler = RepresentativeSampler(train.labels, config.seed)
+        self.representatives: Tensor | None = None
+        self.neighbors: Tensor | None = None
+        self._mines = hard
+        parameters = [p for p in self.encoder.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.Adam(parameters, lr=config.learning_rate, foreach=True)
+        self.projection = Projection(parameters, config.proximal_weight)
+        self.checkpoint_every = checkpoint_every
+        self.observers = list(observers)
+        self.step = 0
+        self.seconds = 0.0
+        self.history: dict[str, list[dict[str, float]]] = {"train": [], "evaluation": []}
+        self._window = _empty_window()
+
+    @property
+    def watched(self) -> Split:
+        """The split that progress is watched on."""
+        return self.data.validation or self.data.test
+
+    def run(self, stop: Stop | None = None) -> dict[str, Any]:
+        """Train to the last step, evaluate, write the results.
+
+        Args:
+            stop: polled between steps; True saves a checkpoint and ends the run.
+
+        Returns:
+            What ``metrics.json`` holds (`dmlap_kernels.trainer.results`).
+
+        Raises:
+            Interrupted: ``stop`` returned True.
+            NonFiniteLoss: a loss was infinite or nan; the last checkpoint stays.
+        """
+        if self.step == 0:
+            self.save()
+        self.encoder.train()
+        try:
+            self._evaluate_if_due(stop)
+            while self.step < self.config.steps:
+                self.train_step()
+                last = self.step == self.config.steps
+                if last or self.step % self.checkpoint_every == 0:
+                    self.save()
+                if stop is not None and stop():
+                    raise Stopped
+                self._evaluate_if_due(stop)
+            return self._finish(stop)
+        except Stopped:
+            self.save()
+            done = f"step {self.step} of {self.config.steps}"
+            raise Interrupted(f"interrupted after {done}") from None
+
+    def train_step(self) -> None:
+        """One step: batch, loss, proximal gradient, optimizer."""
+        started = time.perf_counter()
+        config = self.config
+        if config.is_dmlap:
+            self._prepare_projection()
+        batch = self.sampler.batch(self.step, self.representatives, self.neighbors)
+        images, labels = self._images(batch), batch.labels.to(self.device)
+        embeddings = self.encoder(images)
+        loss, stats = self.objective(embeddings, labels, batch.representatives)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise diagnose(value, self.step + 1, batch, images, embeddings, self.data.train)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.projection.step()
+        rate = one_cycle(self.step, config.steps, config.learning_rate)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.step += 1
+        self.seconds += time.perf_counter() - started
+        self._record(value, int(stats.violated), int(stats.constraints), rate)
+
+    def _prepare_projection(self) -> None:
+        """Pin new representatives every L steps; score classes when their scores are old."""
+        length = self.config.projection_steps
+        if self.step and self.step % length == 0:
+            self.projection.end_projection()
+            self.representatives = None
+        if self.representatives is None:
+            self.representatives = self.representative_sampler.draw(self.step // length)
+        if self._mines and self.step % self.config.hard_refresh == 0:
+            self.neighbors = self._score_classes(self.representatives)
+
+    def _score_classes(self, representatives: Tensor) -> Tensor:
+        """Labels (C, k) of the classes hardest for each class."""
+        train = self.data.train
+        embeddings = embed(self.encoder, train, representatives)
+        k = min(self.config.hard_pool, train.num_classes - 1)
+        options = {
+            name: value
+            for name, value in self.config.loss_options.items()
+            if name in ("distance", "normalize", "backend")
+        }
+        labels = train.labels[representatives].to(embeddings.device)
+        return hard_classes(embeddings, labels, k, **options).neighbors.cpu()
+
+    def _images(self, batch: Batch) -> Tensor:
+        """The images of a batch, all distorted but the representatives."""
+        images = self.data.train.batch(batch.indices)
+        if self.config.augment and self.data.augment is not None:
+            random = generator(self.config.seed, "augmentation", self.step)
+            leading, samples = images.tensor_split([batch.representatives])
+            images = torch.cat((leading, self.data.augment(samples, random)))
+        return images.to(self.device)
+
+    def _record(self, loss: float, violated: int, constraints: int, rate: float) -> None:
+        window = self._window
+        window["steps"] += 1
+        window["loss"] += loss
+        window["violated"] += violated
+        window["constraints"] += constraints
+        share = violated / max(1, constraints)
+        for observer in self.observers:
+            observer.on_step(self.step, loss, share)
+        if self.step % self.config.log_interval and self.step < self.config.steps:
+            return
+        entry = {
+            "step": self.step,
+            "loss": window["loss"] / window["steps"],
+            "violated": window["violated"] / max(1, window["constraints"]),
+            "learning_rate": rate,
+            "projection": self.projection.index,
+            "seconds": self.seconds,
+        }
+        self.history["train"].append(entry)
+        self._window = _empty_window()
+        for observer in self.observers:
+            observer.on_log(entry)
+
+    def _evaluate_if_due(self, stop: Stop | None) -> None:
+        config, entries = self.config, self.history["evaluation"]
+        due = self.step % config.evaluation_interval == 0 or self.step == config.steps
+        if not due or (entries and entries[-1]["step"] == self.step):
+            return
+        metrics = self._evaluate(self.watched, stop)
+        entries.append({"step": self.step, **metrics})
+        for observer in self.observers:
+            observer.on_evaluation(entries[-1])
+
+    def _evaluate(self, split: Split, stop: Stop | None = None) -> dict[str, float]:
+        return evaluate(self.encoder, split, loss_options=self.config.loss_options, stop=stop)
+
+    def _finish(self, stop: Stop | None) -> dict[str, Any]:
+        final = self.history["evaluation"][-1]
+        watched = {name: value for name, value in final.items() if name != "step"}
+        test = watched if self.data.validation is None else self._evaluate(self.data.test, stop)
+        validation = None if self.data.validation is None else watched
+        results = collect_results(
+            self.config,
+            self.data,
+            self.history,
+            test=test,
+            validation=validation,
+            raw_pixels=evaluate_pixels(self.data.test),
+            seconds=self.seconds,
+        )
+        self.save()
+        if self.out is not None:
+            write_results(self.out, results)
+        return results
+
+    def save(self) -> None:
+        """Write a checkpoint, if there is a folder for it."""
+        if self.out is None:
+            return
+        centers = {str(i): center for i, center in enumerate(self.projection.centers)}
+        tensors = {
+            **files.with_prefix("model", self.encoder.state_dict()),
+            **files.with_prefix("optimizer", files.optimizer_tensors(self.optimizer)),
+            **files.with_prefix("center", centers),
+            "rng.cpu": torch.get_rng_state(),
+        }
+        if self.device.type == "cuda":
+            tensors["rng.cuda"] = torch.cuda.get_rng_state(self.device)
+        if self.neighbors is not None:
+            tensors["neighbors"] = self.neighbors
+        state = {
+            "step": self.step,
+            "config": self.config.to_dict(),
+            "projection": self.projection.index,
+            "history": self.history,
+            "window": self._window,
+            "seconds": self.seconds,
+            "data": self.data.train.fingerprint(),
+            "image_shape": list(self.data.train.images.shape[1:]),
+        }
+        files.save_checkpoint(self.out, tensors, state)
+
+    def _restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        if state["data"] != self.data.train.fingerprint():
+            raise files.CheckpointError(
+                f"the run in {self.out} was trained on other images than {self.config.data!r} "
+                "now gives; its data set, or the library that renders it, has changed"
+            )
+        load_weights(self.encoder, tensors, self.out)
+        files.load_optimizer(self.optimizer, files.of_prefix("optimizer", tensors))
+        centers = files.of_prefix("center", tensors)
+        self.projection.load(state["projection"], [centers[str(i)] for i in range(len(centers))])
+        self.neighbors = tensors.get("neighbors")
+        self.step = state["step"]
+        self.history = state["history"]
+        self._window = state["window"]
+        self.seconds = state["seconds"]
+        torch.set_rng_state(tensors["rng.cpu"])
+        if self.device.type == "cuda" and "rng.cuda" in tensors:
+            torch.cuda.set_rng_state(tensors["rng.cuda"], self.device)
+
+
+def _check_class_sizes(data: Dataset) -> None:
+    counts = torch.bincount(data.train.labels)
+    if int(counts.min()) < 2:
+        name = data.train.class_names[int(counts.argmin())]
+        raise ValueError(
+            f"data must have at least two training images of every class, but class {name!r} has "
+            f"{int(counts.min())}"
+        )
+
+
+def _empty_folder(out: str | Path | None) -> Path | None:
+    """``out`` as a folder made if need be; refuse one that holds anything."""
+    if out is None:
+        return None
+    folder = Path(out)
+    if (folder / files.FILE_NAME).exists():
+        raise FileExistsError(
+            f"{folder} already holds a run; continue it with --resume {folder}, or choose another "
+            "folder with --out"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        raise FileExistsError(f"{folder} is not empty; choose another folder with --out")
+    return folder
+
+
+def _empty_window() -> dict[str, float]:
+    return {"steps": 0, "loss": 0.0, "violated": 0, "constraints": 0}

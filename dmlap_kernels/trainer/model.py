@@ -1,0 +1,99 @@
+"""The encoder of a run: made from its configuration, or read from its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from dmlap_kernels.data import load_data
+from dmlap_kernels.encoders import ConvEncoder
+from dmlap_kernels.trainer.checkpoint import CheckpointError, load_checkpoint, of_prefix
+from dmlap_kernels.trainer.config import TrainConfig
+from dmlap_kernels.trainer.embedding import evaluate
+
+
+def build_encoder(config: TrainConfig, image_shape: tuple[int, ...]) -> ConvEncoder:
+    """The built-in encoder for images of shape (channels, height, width)."""
+    channels, height, width = image_shape
+    return ConvEncoder((channels, height, width), config.embedding_dim)
+
+
+def load_encoder(folder: str | Path, encoder: nn.Module | None = None) -> nn.Module:
+    """The encoder of the run in ``folder`` at its last checkpoint, on the CPU, ready to embed.
+
+    Args:
+        folder: what ``out`` of the trainer was.
+        encoder: the module to fill with the weights, if the run was given one of its own.
+
+    Raises:
+        CheckpointError: no readable checkpoint, or the weights do not fit.
+    """
+    tensors, state = load_checkpoint(Path(folder))
+    if encoder is None:
+        config = TrainConfig.from_dict(state["config"])
+        encoder = build_encoder(config, tuple(state["image_shape"]))
+    load_weights(encoder, tensors, folder)
+    return encoder.eval()
+
+
+def evaluate_run(
+    folder: str | Path,
+    *,
+    data: str | None = None,
+    ks: Sequence[int] = (1, 2, 4, 8),
+    device: str = "auto",
+) -> dict[str, float]:
+    """`retrieval_metrics` of the run in ``folder`` on its test classes.
+
+    Args:
+        folder: what ``out`` of the trainer was; the run had the built-in encoder.
+        data: another source, whose test classes are used at the image size of the run.
+        ks: values of K of Recall@K.
+        device: a torch device or ``"auto"``.
+
+    Raises:
+        CheckpointError: no readable checkpoint.
+        ValueError: the images do not fit the encoder.
+    """
+    _, state = load_checkpoint(Path(folder))
+    config = TrainConfig.from_dict(state["config"])
+    shape = tuple(state["image_shape"])
+    size = config.image_size if data is None else shape[-1]
+    split = load_data(data or config.data, image_size=size, seed=config.data_seed).test
+    if tuple(split.images.shape[1:]) != shape:
+        raise ValueError(
+            f"data must have images of shape {shape}, as the run in {folder} had, got "
+            f"{tuple(split.images.shape[1:])}"
+        )
+    encoder = load_encoder(folder).to(resolve_device(device))
+    return evaluate(encoder, split, ks=ks, loss_options=config.loss_options)
+
+
+def load_weights(encoder: nn.Module, tensors: dict[str, Tensor], folder: object) -> None:
+    """Put the weights of a checkpoint into ``encoder``; CheckpointError if they do not fit."""
+    try:
+        encoder.load_state_dict(of_prefix("model", tensors))
+    except RuntimeError as error:
+        raise CheckpointError(f"the weights in {folder} do not fit the encoder: {error}") from error
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device of that name; ``"auto"`` is cuda where there is one, else cpu.
+
+    Raises:
+        ValueError: no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"device must be auto or a device of this machine, got {name!r}: {reason}"
+        ) from error
+    return device

@@ -1,0 +1,61 @@
+"""What a step minimises, apart from the proximal term."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from dmlap_kernels.losses import LOSSES
+from dmlap_kernels.problem import PairStats
+
+
+class AlternatingObjective(nn.Module):
+    """Constraints between representatives and samples, plus the ordinary in-batch loss.
+
+    Args:
+        loss: a name in `dmlap_kernels.losses.LOSSES`.
+        options: keywords of that loss.
+        in_batch_weight: weight of the loss over all pairs of the batch.
+        side: side of the representatives, ``"references"`` (the samples are the anchors) or
+            ``"anchors"``.
+    """
+
+    def __init__(
+        self,
+        loss: str,
+        options: dict[str, Any],
+        *,
+        in_batch_weight: float = 0.1,
+        side: str = "references",
+    ) -> None:
+        super().__init__()
+        self.relaxed = LOSSES[loss](**options, return_stats=True)
+        self.in_batch = LOSSES[loss](**options)
+        self.in_batch_weight = in_batch_weight
+        self.side = side
+
+    def forward(
+        self, embeddings: Tensor, labels: Tensor, representatives: int
+    ) -> tuple[Tensor, PairStats]:
+        """Loss and statistics of a batch whose first rows are representatives.
+
+        Args:
+            embeddings: (B, D).
+            labels: (B,) int64.
+            representatives: how many rows lead the batch as representatives. 0: the in-batch loss
+                alone, unweighted.
+
+        Returns:
+            The loss () and the statistics of the constraints with representatives (of all pairs
+            when there are none).
+        """
+        if not representatives:
+            return self.relaxed(embeddings, labels)
+        leading = embeddings[:representatives], labels[:representatives]
+        samples = embeddings[representatives:], labels[representatives:]
+        anchors, references = (leading, samples) if self.side == "anchors" else (samples, leading)
+        loss, stats = self.relaxed(*anchors, *references)
+        if self.in_batch_weight:
+            loss = loss + self.in_batch_weight * self.in_batch(embeddings, labels)
+        return loss, stats

@@ -1,0 +1,78 @@
+"""What a person sees of a running training."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Any
+
+from dmlap_kernels.extras import require
+
+
+class Progress:
+    """An observer of a `Trainer`: a progress bar on a terminal, else one line an evaluation.
+
+    Args:
+        total: steps of the run.
+        done: steps already done.
+    """
+
+    def __init__(self, total: int, done: int = 0) -> None:
+        self._total = total
+        self._start = done
+        self._began = time.monotonic()
+        self._loss = self._violated = 0.0
+        self._recall: float | None = None
+        self._bar: Any = None
+        if sys.stderr.isatty():
+            tqdm = require("tqdm", purpose="the progress bar").tqdm
+            self._bar = tqdm(total=total, initial=done, unit="step", dynamic_ncols=True)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def on_step(self, step: int, loss: float, violated: float) -> None:
+        # Smoothed over some ten steps, for single batches jump.
+        keep = 0.9 if step > self._start + 1 else 0.0
+        self._loss = keep * self._loss + (1 - keep) * loss
+        self._violated = keep * self._violated + (1 - keep) * violated
+        if self._bar is not None:
+            self._bar.update(1)
+            if step % 5 == 0:
+                self._bar.set_postfix_str(self._summary(), refresh=False)
+
+    def on_log(self, entry: dict[str, float]) -> None:
+        """Nothing: `on_step` has shown it."""
+
+    def on_evaluation(self, entry: dict[str, float]) -> None:
+        self._recall = entry["recall@1"]
+        step = int(entry["step"])
+        if self._bar is not None:
+            self._bar.set_postfix_str(self._summary())
+            return
+        text = f"step {step}/{self._total}"
+        if step > self._start:
+            each = (time.monotonic() - self._began) / (step - self._start)
+            text += f"  {self._summary()}  time left {_clock(each * (self._total - step))}"
+        else:
+            text += f"  recall@1 {self._recall:.3f}"
+        print(text, file=sys.stderr, flush=True)
+
+    def _summary(self) -> str:
+        text = f"loss {self._loss:.4f}  violated {100 * self._violated:.1f} %"
+        return text if self._recall is None else f"{text}  recall@1 {self._recall:.3f}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}"

@@ -1,0 +1,75 @@
+"""The proximal side of alternating projections (arXiv 1907.07585)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+
+class Projection:
+    """Ties weights to where they were when the projection began.
+
+    The objective of projection k is ``loss + weight / 2 |theta - theta_(k-1)|^2``. Call `step`
+    between ``backward()`` and ``optimizer.step()``, and `end_projection` when new representatives
+    are drawn. In the first projection there is nothing to be tied to and `step` changes nothing.
+
+        projection = Projection(model.parameters(), weight=2e-4)
+        for step, batch in enumerate(batches):
+            if step and step % 100 == 0:
+                projection.end_projection()
+            optimizer.zero_grad()
+            loss(model(batch.images), batch.labels).backward()
+            projection.step()
+            optimizer.step()
+
+    Args:
+        parameters: the weights; those that need no gradient are left out.
+        weight: lambda, at least 0. Its default and that of the first projection follow the authors'
+            later public code (arXiv 2209.09060).
+
+    Attributes:
+        index: number of the projection, 0 for the first.
+        centers: theta_(k-1), one tensor a parameter; empty during the first projection.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor], weight: float = 2e-4) -> None:
+        if not 0 <= weight < float("inf"):
+            raise ValueError(f"weight must be finite and at least 0, got {weight!r}")
+        self.parameters = [p for p in parameters if p.requires_grad]
+        self.weight = weight
+        self.index = 0
+        self.centers: list[Tensor] = []
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Add ``weight * (theta - theta_(k-1))`` to the gradients."""
+        if not self.centers or not self.weight:
+            return
+        pairs = [
+            (p.grad, p, center)
+            for p, center in zip(self.parameters, self.centers, strict=True)
+            if p.grad is not None
+        ]
+        if pairs:
+            gradients, parameters, centers = (list(side) for side in zip(*pairs, strict=True))
+            moved = torch._foreach_sub(parameters, centers)
+            torch._foreach_add_(gradients, moved, alpha=self.weight)
+
+    @torch.no_grad()
+    def end_projection(self) -> None:
+        """Begin the next projection at the present weights."""
+        if not self.centers:
+            self.centers = [torch.empty_like(p) for p in self.parameters]
+        torch._foreach_copy_(self.centers, self.parameters)
+        self.index += 1
+
+    def load(self, index: int, centers: list[Tensor]) -> None:
+        """Return to a saved `index` and `centers`."""
+        self.index = index
+        # Copied into tensors of the parameters' own memory layout.
+        self.centers = [
+            torch.empty_like(p).copy_(center)
+            for p, center in zip(self.parameters, centers, strict=bool(centers))
+        ]
