@@ -6,11 +6,20 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
+// GCC takes the undefined operands of its own intrinsics for a mistake of ours.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#if !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #include <immintrin.h>
+#pragma GCC diagnostic pop
+#endif
+
+#if defined(__AVX512F__)
 #define DMLAP_VECTOR_BYTES 64
 #elif defined(__AVX2__)
-#include <immintrin.h>
 #define DMLAP_VECTOR_BYTES 32
 #else
 #define DMLAP_VECTOR_BYTES 16

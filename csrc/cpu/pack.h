@@ -1,0 +1,283 @@
+// Rows packed for the sweeps: in label order, centred, feature by feature.
+#pragma once
+
+#include <cfloat>
+#include <limits>
+
+#include "dmlap/types.h"
+#include "labels.h"
+#include "parallel.h"
+#include "simd.h"
+
+namespace dmlap::cpu::DMLAP_ISA {
+
+template <class T>
+constexpr T kInf = std::numeric_limits<T>::infinity();
+
+// A squared distance below this share of the norms is taken from differences: the cancellation of
+// n_i + n_j - 2 x_i.x_j would cost it more than a few digits.
+template <class T>
+constexpr T kNear = T(1) / 64;
+
+// torch.nn.functional.normalize divides by max(norm, this).
+constexpr double kNormalizeEps = 1e-12;
+
+template <class T>
+struct Side {
+  const T* rows = nullptr;  // [n][stride], original order, L2-normalised if the problem says so
+  int64_t stride = 0;
+  int64_t n = 0;
+  int64_t panels = 0;
+  Buffer<int64_t> order;     // [n] position -> row
+  Buffer<int32_t> rank;      // [panels * kWidth] class of each position
+  Buffer<T> packed;          // [panels][packed_dim][kWidth]
+  Buffer<T> norm;            // [panels * kWidth] squared norms, +inf beyond n
+  Buffer<T> panel_norm;      // [panels] largest finite norm
+  Buffer<T> unit;            // [n][dim], where rows are normalised
+  Buffer<T> scale;           // [n] 1 / max(norm, eps), where rows are normalised
+  Buffer<uint8_t> trouble;   // [panels] a row that is not finite, or whose square overflows
+
+  const T* row(int64_t position) const { return rows + order[position] * stride; }
+};
+
+template <class T>
+struct Prepared {
+  static constexpr int kWidth = Tile<T>::kWidth;
+
+  Side<T> x, y_storage;
+  bool self;
+  Distance distance;
+  int64_t dim, packed_dim;
+  int threads;
+  bool unit;             // rows are L2-normalised
+  bool poisoned = false;  // some row is not finite, or its square overflows
+  bool any_short = false;  // cosine: some row is too short to be normalised
+  Buffer<int64_t> begin, end;  // [x.n] positions of y with the label of x's position
+  int64_t ranks = 0;
+
+  const Side<T>& y() const { return self ? x : y_storage; }
+  bool euclidean() const { return distance == Distance::euclidean; }
+  // Squared distance -> distance, where no square root is taken.
+  T linear() const { return distance == Distance::cosine ? T(0.5) : T(1); }
+
+  T from_squared(T d2) const { return euclidean() ? std::sqrt(d2) : d2 * linear(); }
+  // The squared distance of pairs at distance d.
+  T to_squared(T d) const {
+    if (!(d > 0)) return 0;
+    return euclidean() ? d * d : d / linear();
+  }
+  // d distance / d x_i = factor * (x_i - x_j).
+  T factor(T d) const {
+    if (!euclidean()) return 2 * linear();
+    return d > 0 ? 1 / d : T(0);
+  }
+
+  // Exact squared distance of two rows, from their differences.
+  T pair(const T* a, const T* b) const;
+};
+
+template <class T>
+inline T Prepared<T>::pair(const T* a, const T* b) const {
+  using V = typename Simd<T>::V;
+  constexpr int L = Simd<T>::kLanes;
+  V s0{}, s1{};
+  int64_t k = 0;
+  T tail = 0;
+  if (any_short) {  // 1 - cos of rows that are not of unit length
+    for (; k + L <= dim; k += L) s0 += load(a + k) * load(b + k);
+    for (; k < dim; ++k) tail += a[k] * b[k];
+    return 2 - 2 * (sum_lanes<T>(s0) + tail);
+  }
+  for (; k + 2 * L <= dim; k += 2 * L) {
+    const V t0 = load(a + k) - load(b + k), t1 = load(a + k + L) - load(b + k + L);
+    s0 += t0 * t0;
+    s1 += t1 * t1;
+  }
+  for (; k + L <= dim; k += L) {
+    const V t = load(a + k) - load(b + k);
+    s0 += t * t;
+  }
+  for (; k < dim; ++k) tail += (a[k] - b[k]) * (a[k] - b[k]);
+  return sum_lanes<T>(s0 + s1) + tail;
+}
+
+template <class T>
+inline double squared_norm(const T* row, int64_t dim) {
+  double s = 0;
+  for (int64_t k = 0; k < dim; ++k) s += double(row[k]) * double(row[k]);
+  return s;
+}
+
+// L2-normalised copies of the rows.
+template <class T>
+inline void normalize_rows(Side<T>& side, int64_t dim, int threads) {
+  side.unit.reset(side.n * dim);
+  side.scale.reset(side.n);
+  const T* rows = side.rows;
+  const int64_t stride = side.stride;
+  T *unit = side.unit.get(), *scale = side.scale.get();
+  parallel_for(threads, (side.n + 63) / 64, [=, &side](int64_t block) {
+    const int64_t last = block * 64 + 64 < side.n ? block * 64 + 64 : side.n;
+    for (int64_t i = block * 64; i < last; ++i) {
+      const T* row = rows + i * stride;
+      const double norm = std::sqrt(squared_norm(row, dim));
+      const double divisor = norm > kNormalizeEps ? norm : kNormalizeEps;
+      scale[i] = static_cast<T>(norm != norm ? norm : 1 / divisor);
+      for (int64_t k = 0; k < dim; ++k) {
+        unit[i * dim + k] = static_cast<T>(double(row[k]) / divisor);
+      }
+    }
+  });
+  side.rows = unit;
+  side.stride = dim;
+}
+
+// Per feature an offset that all rows can lose without rounding: where every value lies within
+// [c/2, 2c], value - c is exact (Sterbenz), and elsewhere the offset is 0 and the values spread at
+// least as far as they are from the origin.
+template <class T>
+inline void exact_centre(const Prepared<T>& p, T* centre) {
+  constexpr int64_t kChunk = 64;
+  parallel_for(p.threads, (p.dim + kChunk - 1) / kChunk, [&](int64_t chunk) {
+    const int64_t k0 = chunk * kChunk, width = p.dim - k0 < kChunk ? p.dim - k0 : kChunk;
+    T low[kChunk], high[kChunk];
+    for (int64_t k = 0; k < kChunk; ++k) low[k] = kInf<T>, high[k] = -kInf<T>;
+    for (int s = 0; s < (p.self ? 1 : 2); ++s) {
+      const Side<T>& side = s ? p.y_storage : p.x;
+      for (int64_t i = 0; i < side.n; ++i) {
+        const T* row = side.rows + i * side.stride + k0;
+        for (int64_t k = 0; k < width; ++k) {
+          low[k] = row[k] < low[k] ? row[k] : low[k];
+          high[k] = row[k] > high[k] ? row[k] : high[k];
+        }
+      }
+    }
+    for (int64_t k = 0; k < width; ++k) {
+      const T middle = low[k] / 2 + high[k] / 2;
+      const T near = middle > 0 ? low[k] : -high[k], far = middle > 0 ? high[k] : -low[k];
+      const T size = middle > 0 ? middle : -middle;
+      const bool exact = near > 0 && near >= size / 2 && far <= 2 * size && far < kInf<T>;
+      centre[k0 + k] = exact ? middle : T(0);
+    }
+  });
+}
+
+template <class T>
+inline void pack_panel(const Prepared<T>& p, Side<T>& side, int64_t panel, const T* centre) {
+  constexpr int W = Tile<T>::kWidth;
+  constexpr int64_t kChunk = 64;  // features at a time, so that a panel's lines stay in L1
+  T* out = side.packed.get() + panel * p.packed_dim * W;
+  const int64_t first = panel * W, rows = side.n - first < W ? side.n - first : W;
+  double norm[W] = {};
+  for (int64_t k0 = 0; k0 < p.packed_dim; k0 += kChunk) {
+    const int64_t stop = k0 + kChunk < p.packed_dim ? k0 + kChunk : p.packed_dim;
+    const int64_t filled = stop < p.dim ? stop : p.dim;
+    for (int64_t r = 0; r < rows; ++r) {
+      const T* row = side.row(first + r);
+      T partial = 0;
+      for (int64_t k = k0; k < filled; ++k) {
+        const T v = row[k] - centre[k];
+        out[k * W + r] = v;
+        partial += v * v;
+      }
+      norm[r] += partial;
+      for (int64_t k = filled; k < stop; ++k) out[k * W + r] = 0;
+    }
+    for (int64_t r = rows; r < W; ++r) {
+      for (int64_t k = k0; k < stop; ++k) out[k * W + r] = 0;
+    }
+  }
+  const double limit = double(std::numeric_limits<T>::max()) / 16;
+  T largest = 0;
+  bool trouble = false;
+  for (int64_t r = 0; r < W; ++r) {
+    T n = r < rows ? static_cast<T>(norm[r]) : kInf<T>;
+    if (r < rows) {
+      trouble |= !(norm[r] < limit);
+      if (p.distance == Distance::cosine) n = 1;
+      largest = n > largest ? n : largest;
+    }
+    side.norm[first + r] = n;
+  }
+  side.panel_norm[panel] = largest;
+  side.trouble[panel] = trouble;
+}
+
+template <class T>
+inline void pack_side(Prepared<T>& p, Side<T>& side, const T* centre) {
+  constexpr int W = Tile<T>::kWidth;
+  side.panels = (side.n + W - 1) / W;
+  side.packed.reset(side.panels * W * p.packed_dim);
+  side.norm.reset(side.panels * W);
+  side.panel_norm.reset(side.panels);
+  side.trouble.reset(side.panels);
+  parallel_for(p.threads, side.panels, [&](int64_t i) { pack_panel(p, side, i, centre); });
+  for (int64_t i = 0; i < side.panels; ++i) p.poisoned |= side.trouble[i] != 0;
+}
+
+// Rows, labels and positives; panels too if asked for.
+template <class T>
+inline void prepare(Prepared<T>& p, const Pairs<T>& pairs, bool panels) {
+  constexpr int W = Tile<T>::kWidth;
+  p.self = pairs.self;
+  p.distance = pairs.distance;
+  p.dim = pairs.dim;
+  p.packed_dim = (pairs.dim + Tile<T>::kRows - 1) / Tile<T>::kRows * Tile<T>::kRows;
+  p.unit = pairs.normalize || pairs.distance == Distance::cosine;
+  // Below a few hundred thousand multiplications a second thread costs more than it brings.
+  const double work = double(pairs.x.n) * double(pairs.y.n) * double(pairs.dim);
+  p.threads = work < (1 << 18) ? 1 : pairs.threads;
+  for (int s = 0; s < (p.self ? 1 : 2); ++s) {
+    Side<T>& side = s ? p.y_storage : p.x;
+    const Rows<T>& rows = s ? pairs.y : pairs.x;
+    side.rows = rows.data;
+    side.stride = rows.stride;
+    side.n = rows.n;
+    const int64_t padded = (rows.n + W - 1) / W * W;
+    side.order.reset(rows.n);
+    side.rank.reset(padded);
+    side.rank.fill(padded, INT32_MAX);
+    if (rows.labels != nullptr) {
+      sort_by_label(rows.labels, rows.n, side.order.get());
+    } else {
+      for (int64_t i = 0; i < rows.n; ++i) side.order[i] = i;
+    }
+    if (p.unit) normalize_rows(side, p.dim, p.threads);
+    if (p.distance == Distance::cosine) {
+      for (int64_t i = 0; i < side.n; ++i) p.any_short |= side.scale[i] >= T(1 / kNormalizeEps);
+    }
+  }
+  if (pairs.x.labels != nullptr) {
+    p.begin.reset(p.x.n);
+    p.end.reset(p.x.n);
+    p.ranks = rank_labels(pairs.x.labels, p.x.order.get(), p.x.n, pairs.y.labels,
+                          p.y().order.get(), p.y().n, p.self, p.x.rank.get(),
+                          p.self ? nullptr : p.y_storage.rank.get(), p.begin.get(), p.end.get());
+  }
+  if (!panels) return;
+  Buffer<T> centre(p.packed_dim);
+  centre.fill(p.packed_dim, T(0));
+  if (p.distance != Distance::cosine) exact_centre(p, centre.get());
+  pack_side(p, p.x, centre.get());
+  if (!p.self) pack_side(p, p.y_storage, centre.get());
+}
+
+// Turns the gradient at L2-normalised rows, in place, into the gradient at the raw rows.
+template <class T>
+inline void through_normalize(const Side<T>& side, int64_t dim, T* grad, int threads) {
+  parallel_for(threads, (side.n + 63) / 64, [&](int64_t block) {
+    const int64_t last = block * 64 + 64 < side.n ? block * 64 + 64 : side.n;
+    for (int64_t i = block * 64; i < last; ++i) {
+      const T* u = side.unit.get() + i * dim;
+      T* g = grad + i * dim;
+      double along = 0;
+      for (int64_t k = 0; k < dim; ++k) along += double(u[k]) * double(g[k]);
+      if (side.scale[i] >= T(1 / kNormalizeEps)) along = 0;  // the divisor is a constant there
+      for (int64_t k = 0; k < dim; ++k) {
+        g[k] = side.scale[i] * (g[k] - static_cast<T>(along) * u[k]);
+      }
+    }
+  });
+}
+
+}  // namespace dmlap::cpu::DMLAP_ISA

@@ -1,0 +1,147 @@
+// Register tiles: products, squared distances, and the walk over the tiles of two blocks.
+#pragma once
+
+#include "pack.h"
+
+namespace dmlap::cpu::DMLAP_ISA {
+
+// acc[r][c] += sum_k a[k][r] * b[k][c lanes]; a and b point into panels.
+template <class T>
+inline __attribute__((always_inline)) void product_tile(
+    const T* __restrict a, const T* __restrict b, int64_t dim,
+    typename Simd<T>::V (&acc)[Tile<T>::kRows][Tile<T>::kVectors]) {
+  using P = Tile<T>;
+  using V = typename P::V;
+  for (int64_t k = 0; k < dim; ++k) {
+    const T* ak = a + k * P::kWidth;
+    const T* bk = b + k * P::kWidth;
+    V bv[P::kVectors];
+#pragma GCC unroll 3
+    for (int c = 0; c < P::kVectors; ++c) bv[c] = load(bk + c * P::kLanes);
+#pragma GCC unroll 8
+    for (int r = 0; r < P::kRows; ++r) {
+      const V av = splat<T>(ak[r]);
+#pragma GCC unroll 3
+      for (int c = 0; c < P::kVectors; ++c) acc[r][c] += av * bv[c];
+    }
+  }
+}
+
+// The squared distances of a tile: rows first_row .. of panel_x against panel_y.
+template <class T>
+struct DistanceTile {
+  using P = Tile<T>;
+  using V = typename P::V;
+
+  V d2[P::kRows][P::kVectors];  // +inf where there is no negative pair
+  V least;                      // over the whole tile, lane by lane
+  bool has_near = false;        // some pair was taken from differences; `near` says which
+  uint64_t near[P::kRows];      // one bit a column
+
+  // Whether the tile's classes overlap, so that some pair may be positive.
+  static bool mixed(const Prepared<T>& p, int64_t i0, int64_t panel_y) {
+    const Side<T>& y = p.y();
+    const int64_t last_x = i0 + P::kRows < p.x.n ? i0 + P::kRows : p.x.n;
+    const int64_t j0 = panel_y * P::kWidth;
+    const int64_t last_y = j0 + P::kWidth < y.n ? j0 + P::kWidth : y.n;
+    return p.x.rank[last_x - 1] >= y.rank[j0] && p.x.rank[i0] <= y.rank[last_y - 1];
+  }
+
+  // drop_equal: pairs of one class do not count. upper: only columns behind the row do, because
+  // both panels are the same one.
+  void compute(const Prepared<T>& p, int64_t panel_x, int64_t row, int64_t panel_y,
+               bool drop_equal, bool upper) {
+    const Side<T>& y = p.y();
+    const int64_t size = p.packed_dim * P::kWidth;
+    const int64_t i0 = panel_x * P::kWidth + row, j0 = panel_y * P::kWidth;
+    V acc[P::kRows][P::kVectors] = {};
+    product_tile<T>(p.x.packed.get() + panel_x * size + row, y.packed.get() + panel_y * size,
+                    p.packed_dim, acc);
+    V nj[P::kVectors];
+#pragma GCC unroll 3
+    for (int c = 0; c < P::kVectors; ++c) nj[c] = load(y.norm.get() + j0 + c * P::kLanes);
+    least = splat<T>(kInf<T>);
+#pragma GCC unroll 8
+    for (int r = 0; r < P::kRows; ++r) {
+      const V ni = splat<T>(p.x.norm[i0 + r]);
+#pragma GCC unroll 3
+      for (int c = 0; c < P::kVectors; ++c) {
+        const V v = (nj[c] + ni) - (acc[r][c] + acc[r][c]);
+        d2[r][c] = v;
+        least = vmin(v, least);
+      }
+    }
+    has_near = false;
+    if (drop_equal || upper) mask(p, i0, j0, drop_equal, upper);
+    const T bound = kNear<T> * (p.x.panel_norm[panel_x] + y.panel_norm[panel_y]);
+    if (__builtin_expect(bits(least < splat<T>(bound)) != 0, 0)) refine(p, i0, j0);
+  }
+
+ private:
+  __attribute__((noinline)) void mask(const Prepared<T>& p, int64_t i0, int64_t j0,
+                                      bool drop_equal, bool upper) {
+    const Side<T>& y = p.y();
+    T* d = reinterpret_cast<T*>(d2);
+    for (int r = 0; r < P::kRows; ++r) {
+      for (int c = 0; c < P::kWidth; ++c) {
+        const bool gone = (drop_equal && p.x.rank[i0 + r] == y.rank[j0 + c]) ||
+                          (upper && j0 + c <= i0 + r);
+        d[r * P::kWidth + c] = gone ? kInf<T> : d[r * P::kWidth + c];
+      }
+    }
+    least = d2[0][0];
+    for (int r = 0; r < P::kRows; ++r) {
+      for (int c = 0; c < P::kVectors; ++c) least = vmin(d2[r][c], least);
+    }
+  }
+
+  // Near pairs again, from differences. Which pairs are near depends on nothing but themselves.
+  __attribute__((noinline)) void refine(const Prepared<T>& p, int64_t i0, int64_t j0) {
+    const Side<T>& y = p.y();
+    T* d = reinterpret_cast<T*>(d2);
+    for (int r = 0; r < P::kRows; ++r) {
+      near[r] = 0;
+      const T ni = p.x.norm[i0 + r];
+      const T* row = i0 + r < p.x.n ? p.x.row(i0 + r) : nullptr;
+      for (int c = 0; c < P::kWidth; ++c) {
+        T& value = d[r * P::kWidth + c];
+        if (!(value < kNear<T> * (ni + y.norm[j0 + c]))) continue;
+        near[r] |= uint64_t{1} << c;
+        value = p.pair(row, y.row(j0 + c));
+      }
+      has_near |= near[r] != 0;
+    }
+    least = splat<T>(kInf<T>);
+    for (int r = 0; r < P::kRows; ++r) {
+      for (int c = 0; c < P::kVectors; ++c) least = vmin(d2[r][c], least);
+    }
+  }
+};
+
+// Blocks of panels: enough of them to keep the schedule's threads busy, large enough to reuse what
+// a task brings into cache.
+struct Blocks {
+  int64_t panels;
+  int64_t per_block;
+  int64_t count;
+
+  explicit Blocks(int64_t panels) : panels(panels) {
+    per_block = panels / 24 < 1 ? 1 : (panels / 24 > 4 ? 4 : panels / 24);
+    count = (panels + per_block - 1) / per_block;
+  }
+  int64_t begin(int64_t block) const { return block * per_block; }
+  int64_t end(int64_t block) const {
+    const int64_t e = (block + 1) * per_block;
+    return e < panels ? e : panels;
+  }
+};
+
+// Positions among the panel pairs: all of them, or those on and above the diagonal.
+inline int64_t panel_pair(int64_t i, int64_t j, int64_t columns, bool self) {
+  return self ? j * (j + 1) / 2 + i : i * columns + j;
+}
+inline int64_t panel_pairs(int64_t rows, int64_t columns, bool self) {
+  return self ? columns * (columns + 1) / 2 : rows * columns;
+}
+
+}  // namespace dmlap::cpu::DMLAP_ISA
