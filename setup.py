@@ -187,7 +187,8 @@ class Unit:
     def compile(self) -> None:
         self.object.parent.mkdir(parents=True, exist_ok=True)
         self.record.unlink(missing_ok=True)
-        print(f"compiling {self.source}", flush=True)
+        sys.stdout.write(f"compiling {self.source}\n")  # one write, as several threads come here
+        sys.stdout.flush()
         warnings = run(self.command, *self.hints)
         if warnings:
             sys.stderr.write(warnings)
