@@ -30,9 +30,7 @@ struct Partials {
   float* negative_d2;
 };
 
-__host__ __device__ inline int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
+__host__ __device__ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // The references are split over blocks when there are too few anchors to fill a GPU. Candidates
 // are totally ordered, so the number of splits does not show in the result.

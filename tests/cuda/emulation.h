@@ -91,6 +91,4 @@ inline void launch(dim3 grid, dim3 block, bool descending, const std::function<v
 
 }  // namespace emulation
 
-inline void __syncthreads() {
-  swapcontext(&emulation::current->context, &emulation::scheduler);
-}
+inline void __syncthreads() { swapcontext(&emulation::current->context, &emulation::scheduler); }
