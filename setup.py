@@ -231,9 +231,6 @@ class BuildNative(build_ext):
         command = [*cxx, *COMMON_FLAGS, f"-DDMLAP_WITH_CUDA={int(nvcc is not None)}"]
         if name := instruction_set(source):
             command += INSTRUCTION_SETS[name]
-            if "clang" not in str(info["compiler"]):
-                # GCC takes the undefined registers in its own AVX-512 header for our mistake.
-                command += ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]
         command += ["-I", "csrc/include"]
         if source.startswith("python_bindings/"):
             import pybind11  # only here: an install without the extension does without it
