@@ -74,20 +74,23 @@ def class_scores(
     d: Tensor, labels: Tensor, ref_labels: Tensor, thresholds: Tensor
 ) -> SimpleNamespace:
     """Mean of [threshold_i - d_ij]+ and smallest d_ij for each two different classes."""
-    classes = sorted(set(labels.tolist()))
-    ref_classes = sorted(set(ref_labels.tolist()))
+    classes, ref_classes = torch.unique(labels), torch.unique(ref_labels)
+    rows = [labels == c for c in classes]
+    columns = [ref_labels == c for c in ref_classes]
+    violations = (thresholds[:, None] - d).clamp_min(0)
     mean_violation = torch.zeros(len(classes), len(ref_classes), dtype=d.dtype)
     min_distance = torch.full_like(mean_violation, torch.inf)
-    violations = (thresholds[:, None] - d).clamp_min(0)
-    for row, c in enumerate(classes):
-        for column, other in enumerate(ref_classes):
-            if c != other:
-                block = (labels == c)[:, None] & (ref_labels == other)[None, :]
-                mean_violation[row, column] = violations[block].mean()
-                min_distance[row, column] = d[block].min()
+    if len(classes) and len(ref_classes):
+        means = torch.stack([violations[members].mean(0) for members in rows])
+        mean_violation = torch.stack([means[:, members].mean(1) for members in columns], 1)
+        smallest = torch.stack([d[members].amin(0) for members in rows])
+        min_distance = torch.stack([smallest[:, members].amin(1) for members in columns], 1)
+        same = classes[:, None] == ref_classes
+        mean_violation = mean_violation.masked_fill(same, 0.0)
+        min_distance = min_distance.masked_fill(same, torch.inf)
     return SimpleNamespace(
-        classes=torch.tensor(classes, dtype=torch.int64),
-        ref_classes=torch.tensor(ref_classes, dtype=torch.int64),
+        classes=classes.long(),
+        ref_classes=ref_classes.long(),
         mean_violation=mean_violation,
         min_distance=min_distance,
     )
