@@ -21,6 +21,8 @@ from dmlap_kernels.backends.cpu import native
 from dmlap_kernels.problem import Forward, HardClasses, Nearest, PairProblem, PairSpec
 
 _ONLY = "it offers fused_triplet_loss with mining='hard' and nothing else yet"
+# Rows shorter than this are not brought to unit length; torch.nn.functional.normalize's default.
+_SHORT = 1e-12
 
 
 @functools.cache
@@ -110,7 +112,7 @@ class CudaBackend:
 
     def forward(self, spec: PairSpec, problem: PairProblem, stats: bool, scores: bool) -> Forward:
         x, y = _unit_rows(spec, problem)
-        mined = mine(x, problem.labels, y, problem.ref_labels)
+        mined = mine(*_mining_rows(spec, problem, x, y), *_labels(problem), y is None)
         partners = _partners(x if y is None else y, mined)
         terms, weights = _weighted(spec, mined, _terms(spec, x, *partners))
         loss = terms if spec.reduction == "none" else (terms.double() * weights).sum().float()
@@ -149,12 +151,13 @@ class CudaBackend:
         raise ValueError(f"backend 'cuda' cannot run hard_classes: {_ONLY}")
 
 
-def mine(x: Tensor, labels: Tensor, y: Tensor | None, ref_labels: Tensor | None) -> Tensor:
-    """Batch-hard mining on the GPU.
+def mine(x: Tensor, refs: Tensor, labels: Tensor, ref_labels: Tensor, self_case: bool) -> Tensor:
+    """Batch-hard mining on the GPU, by squared Euclidean distance.
 
     Args:
         x: (B, D) float32 on a CUDA device, with its int64 ``labels`` (B,).
-        y: (N, D), with ``ref_labels`` (N,); None for the self case.
+        refs: (N, D), with ``ref_labels`` (N,).
+        self_case: the pair (i, i) does not exist.
 
     Returns:
         (2, B) int64: each anchor's farthest positive, then each anchor's nearest negative; -1 if
@@ -162,30 +165,56 @@ def mine(x: Tensor, labels: Tensor, y: Tensor | None, ref_labels: Tensor | None)
     """
     extension = native()
     assert not isinstance(extension, str)
-    x, labels = x.contiguous(), labels.contiguous()
-    refs = x if y is None else y.contiguous()
-    their_labels = labels if ref_labels is None else ref_labels.contiguous()
-    anchors, dim = x.shape
-    distances = x.new_empty(2, anchors)
-    mined = torch.empty(2, anchors, dtype=torch.int64, device=x.device)
-    size = extension.cuda_hardest_pairs_workspace(anchors, refs.shape[0])
+    tensors = [t.contiguous() for t in (x, refs, labels, ref_labels)]
+    sizes = x.shape[0], refs.shape[0], x.shape[1]
+    distances = x.new_empty(2, x.shape[0])
+    mined = labels.new_empty(2, x.shape[0])
+    size = extension.cuda_hardest_pairs_workspace(*sizes[:2])
     workspace = torch.empty(size, dtype=torch.uint8, device=x.device)
     extension.cuda_hardest_pairs(
-        *(t.data_ptr() for t in (x, refs, labels, their_labels)),
-        *(anchors, refs.shape[0], dim, y is None),
-        *(t.data_ptr() for t in (distances[0], distances[1], mined[0], mined[1], workspace)),
+        *(t.data_ptr() for t in tensors),
+        *(*sizes, self_case),
+        *(t.data_ptr() for t in (*distances, *mined, workspace)),
         x.device.index,
         torch.cuda.current_stream(x.device).cuda_stream,
     )
     return mined
 
 
+def _labels(problem: PairProblem) -> tuple[Tensor, Tensor]:
+    return problem.labels, problem.ref_side[1]
+
+
+def _mining_rows(
+    spec: PairSpec, problem: PairProblem, x: Tensor, y: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Rows (B, D') and (N, D') whose squared Euclidean distances have the order of ``spec``'s.
+
+    Unit rows need nothing for the cosine: |a - b|^2 = 2 - 2 a.b. A row too short to be normalised
+    lacks s = 1 - |a|^2 of it, which a coordinate sqrt(s) that the other side does not have adds.
+    """
+    refs = x if y is None else y
+    if spec.distance != "cosine":
+        return x, refs
+    lack_x = _lack(problem.x, x)
+    lack_y = lack_x if y is None else _lack(problem.ref_side[0], refs)
+    anchors = torch.cat((x, lack_x, torch.zeros_like(lack_x)), 1)
+    return anchors, torch.cat((refs, torch.zeros_like(lack_y), lack_y), 1)
+
+
+def _lack(raw: Tensor, unit: Tensor) -> Tensor:
+    """(B, 1) square root of 1 - |row|^2 where the raw row was too short, else 0."""
+    short = torch.linalg.vector_norm(raw, dim=1, keepdim=True) < _SHORT
+    missing = 1 - unit.square().sum(1, keepdim=True)
+    return torch.where(short, missing.clamp(min=0).sqrt(), 0)
+
+
 def _unit_rows(spec: PairSpec, problem: PairProblem) -> tuple[Tensor, Tensor | None]:
     """Anchors and references, L2-normalised where the loss asks for it."""
     x, y = problem.x, problem.y
     if spec.unit_rows:
-        x = F.normalize(x, eps=1e-12)
-        y = None if y is None else F.normalize(y, eps=1e-12)
+        x = F.normalize(x, eps=_SHORT)
+        y = None if y is None else F.normalize(y, eps=_SHORT)
     return x, y
 
 

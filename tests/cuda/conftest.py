@@ -27,7 +27,7 @@ def emulated(tmp_path_factory):
     subprocess.run(command, check=True)
     kernel = ctypes.CDLL(str(library)).emulate_hardest_pairs
 
-    def run(x, labels, y=None, ref_labels=None, *, splits=0, descending=False):
+    def run(x, labels, y=None, ref_labels=None, *, self_case=None, splits=0, descending=False):
         refs, their_labels = (x, labels) if y is None else (y, ref_labels)
         n = len(x)
         out = [np.full(n, np.nan, np.float32) for _ in range(2)]
@@ -36,7 +36,7 @@ def emulated(tmp_path_factory):
         status = kernel(
             *(ctypes.c_void_p(a.ctypes.data) for a in arrays),
             *(ctypes.c_int64(v) for v in (n, len(refs), x.shape[1])),
-            ctypes.c_int(y is None),
+            ctypes.c_int(y is None if self_case is None else self_case),
             ctypes.c_int64(splits),
             ctypes.c_int(descending),
             *(ctypes.c_void_p(a.ctypes.data) for a in out),

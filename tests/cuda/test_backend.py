@@ -79,9 +79,9 @@ OPTIONS = list(
 def backend(emulated, monkeypatch):
     """The backend with the emulated kernel in place of the launched one."""
 
-    def mine(x, labels, y, ref_labels):
-        arrays = [None if t is None else t.numpy() for t in (x, labels, y, ref_labels)]
-        out = emulated(*arrays)
+    def mine(x, refs, labels, ref_labels, self_case):
+        arrays = [t.contiguous().numpy() for t in (x, labels, refs, ref_labels)]
+        out = emulated(*arrays, self_case=self_case)
         return torch.stack([torch.from_numpy(out[2]), torch.from_numpy(out[3])])
 
     monkeypatch.setattr(cuda, "mine", mine)
@@ -140,6 +140,21 @@ def test_coinciding_rows_have_no_gradient(backend):
     gx, _ = backend.backward(spec, problem, done.saved, torch.tensor(1.0))
     assert done.loss == torch.tensor(0.2)
     assert not gx.any()
+
+
+@pytest.mark.parametrize("length", [0.0, 5e-13, 3e-10])
+@pytest.mark.parametrize("self_case", [True, False])
+def test_cosine_of_short_rows(backend, length, self_case):
+    """A row too short to be normalised is farther from all others than its coordinates say."""
+    torch.manual_seed(5)
+    x, labels = torch.randn(24, 3), torch.arange(24) % 6
+    x[4] *= length / x[4].norm()
+    problem = PairProblem(x, labels, None, None)
+    if not self_case:
+        problem = PairProblem(torch.randn(30, 3), torch.arange(30) % 6, x, labels)
+    spec = PairSpec("triplet_hard", (0.5, 0.0, 0.0), "cosine", False, "none")
+    ours = backend.forward(spec, problem, False, False).loss
+    torch.testing.assert_close(ours, TorchBackend().forward(spec, problem, False, False).loss)
 
 
 def test_non_finite_embeddings_give_a_non_finite_loss(backend):
