@@ -128,7 +128,10 @@ def cuda_archs(nvcc: str) -> list[str]:
     listed = re.findall(r"compute_(\d+[af]?)", run([nvcc, "--list-gpu-arch"], HINT_CUDA))
     asked = os.environ.get("DMLAP_CUDA_ARCHS", "")
     if not asked:
-        return [arch for arch in DEFAULT_CUDA_ARCHS if arch in listed]
+        known = [arch for arch in DEFAULT_CUDA_ARCHS if arch in listed]
+        if not known:
+            raise fail(f"{nvcc} knows none of {', '.join(DEFAULT_CUDA_ARCHS)}", HINT_CUDA)
+        return known
     archs = [arch for arch in re.split(r"[;,\s]+", asked.replace(".", "")) if arch]
     for arch in archs:
         if not re.fullmatch(r"\d{2,3}[af]?", arch) or int(arch.rstrip("af")) < 80:
@@ -137,7 +140,7 @@ def cuda_archs(nvcc: str) -> list[str]:
                 '"80;90"',
                 HINT_CUDA,
             )
-        if listed and arch.rstrip("af") not in listed:
+        if arch.rstrip("af") not in listed:
             raise fail(f"{nvcc} cannot compile for capability {arch} (DMLAP_CUDA_ARCHS)", HINT_CUDA)
     return sorted(set(archs), key=lambda arch: (int(arch.rstrip("af")), arch))
 

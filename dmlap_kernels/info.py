@@ -72,7 +72,7 @@ def render(info: dict[str, Any]) -> str:
 def _built_lines(info: dict[str, Any]) -> list[str]:
     built = info["built"]
     if built is None:
-        return ["  no extension"]
+        return ["  no usable extension"]
     archs = built["cuda_archs"]
     cuda = f"for {', '.join(archs)}, with nvcc {built['nvcc']}" if archs else "no"
     return [

@@ -34,7 +34,7 @@ def test_without_the_extension(monkeypatch):
     assert collected["built"] is None
     assert collected["extension"] == "the reason"
     assert collected["backends"]["cpu"] == {"usable": False, "reason": "the reason"}
-    assert "no extension" in info.render(collected)
+    assert "no usable extension" in info.render(collected)
 
 
 def test_render_lists_gpus():
