@@ -1,15 +1,15 @@
 #if DMLAP_WITH_CUDA
 
-#  include "cuda_bindings.h"
+#include "cuda_bindings.h"
 
-#  include <pybind11/stl.h>
+#include <pybind11/stl.h>
 
-#  include <cstdint>
-#  include <stdexcept>
-#  include <string>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
 
-#  include "dmlap/cuda/device.h"
-#  include "dmlap/cuda/hardest_pairs.h"
+#include "dmlap/cuda/device.h"
+#include "dmlap/cuda/hardest_pairs.h"
 
 namespace py = pybind11;
 namespace cuda = dmlap::cuda;
