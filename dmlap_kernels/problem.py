@@ -125,7 +125,8 @@ class PairStats:
         """Counts and indices (2 + 2 B,) int64, and the three values; `unpack` reads them back."""
         counts = torch.stack((self.constraints, self.violated))
         values = (self.violation, self.mean_positive_distance, self.mean_negative_distance)
-        return torch.cat((counts, self.hardest_positive, self.hardest_negative)), torch.stack(values)
+        indices = (self.hardest_positive, self.hardest_negative)
+        return torch.cat((counts, *indices)), torch.stack(values)
 
     @staticmethod
     def unpack(

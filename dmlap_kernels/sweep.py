@@ -1,9 +1,9 @@
 """The one bridge between autograd and the backends.
 
 Eager calls go through `_PairLoss`, a plain autograd function, because the dispatch of a custom
-operator costs as much as a small batch itself. Under `torch.compile` the same two backend calls are
-the operators ``dmlap::pair_loss`` and ``dmlap::pair_loss_backward``, so that a loss is one node of a
-full graph.
+operator costs as much as a small batch itself. Under `torch.compile` the same two backend calls
+are the operators ``dmlap::pair_loss`` and ``dmlap::pair_loss_backward``, so that a loss is one node
+of a full graph.
 """
 
 from __future__ import annotations

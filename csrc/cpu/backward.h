@@ -24,6 +24,16 @@ inline void fill(T* out, int64_t n, T value) {
   for (int64_t i = 0; i < n; ++i) out[i] = value;
 }
 
+// out += w * (a - b)
+template <class T>
+inline void add_difference(const T* __restrict a, const T* __restrict b, T w, int64_t dim,
+                           T* __restrict out) {
+  constexpr int L = Simd<T>::kLanes;
+  int64_t k = 0;
+  for (; k + L <= dim; k += L) store(out + k, load(out + k) + w * (load(a + k) - load(b + k)));
+  for (; k < dim; ++k) out[k] += w * (a[k] - b[k]);
+}
+
 template <class T>
 inline bool poison_gradients(const Pairs<T>& pairs, const SavedHeader& header,
                              const BackwardArgs<T>& args) {
@@ -199,57 +209,52 @@ class BackwardWorker {
   // Fills the tile's weights; false if they were few and have been applied pair by pair.
   bool weigh(const DistanceTile<T>& tile, int64_t i0, int64_t j0, T* w) {
     const Prepared<T>& p = *s_.p;
+    uint64_t some[P::kRows];  // columns of a weight other than 0
     int count = 0;
     for (int r = 0; r < P::kRows; ++r) {
       const V ci = splat<T>(s_.x->coefficient[i0 + r]);
+      some[r] = 0;
       for (int c = 0; c < P::kVectors; ++c) {
-        const V d2 = tile.d2[r][c];
-        const V clamped = d2 > 0 ? d2 : V{};
-        const V d = p.euclidean() ? vsqrt(clamped) : clamped * p.linear();
-        const V h = policy_.negative_violation(d);
-        V coefficient = ci;
-        if (p.self) coefficient += load(s_.x->coefficient.get() + j0 + c * P::kLanes);
-        V v = -coefficient * policy_.slope(h);
-        if (p.euclidean()) {
-          v = d > 0 ? v / d : V{};
-        } else {
-          v *= 2 * p.linear();
+        V v{};
+        // Among tiles with an active pair most vectors have none.
+        if (bits(tile.d2[r][c] < splat<T>(reach_))) {
+          V coefficient = ci;
+          if (p.self) coefficient += load(s_.x->coefficient.get() + j0 + c * P::kLanes);
+          v = weight(tile.d2[r][c], coefficient);
+          some[r] |= uint64_t{bits(v != V{})} << c * P::kLanes;
         }
-        v = d2 < kInf<T> ? v : V{};
-        count += __builtin_popcount(bits(v != V{}));
         store(w + r * W + c * P::kLanes, v);
       }
+      count += __builtin_popcountll(some[r]);
     }
-    if (count <= kLone) {
+    const bool lone = count <= kLone;
+    if (lone || tile.has_near) {
       for (int r = 0; r < P::kRows; ++r) {
-        for (int c = 0; c < W; ++c) lone(i0 + r, j0 + c, w[r * W + c]);
-      }
-      return false;
-    }
-    if (tile.has_near) {
-      for (int r = 0; r < P::kRows; ++r) {
-        for (uint64_t near = tile.near[r]; near; near &= near - 1) {
-          const int c = __builtin_ctzll(near);
-          lone(i0 + r, j0 + c, w[r * W + c]);
+        for (uint64_t m = lone ? some[r] : some[r] & tile.near[r]; m; m &= m - 1) {
+          const int c = __builtin_ctzll(m);
+          apply_pair(i0 + r, j0 + c, w[r * W + c]);
           w[r * W + c] = 0;
         }
       }
     }
-    return true;
+    return !lone;
   }
 
-  void lone(int64_t i, int64_t j, T w) {
-    if (w == 0) return;
+  // d loss / d (x_i - x_j) over (x_i - x_j), for negatives.
+  V weight(V d2, V coefficient) const {
+    const Prepared<T>& p = *s_.p;
+    const V clamped = d2 > 0 ? d2 : V{};
+    const V d = p.euclidean() ? vsqrt(clamped) : clamped * p.linear();
+    const V v = -coefficient * policy_.slope(policy_.negative_violation(d));
+    const V scaled = p.euclidean() ? (d > 0 ? v / d : V{}) : v * (2 * p.linear());
+    return d2 < kInf<T> ? scaled : V{};
+  }
+
+  void apply_pair(int64_t i, int64_t j, T w) {
     const Prepared<T>& p = *s_.p;
     const Side<T>& y = p.y();
-    const T *a = p.x.row(i), *b = y.row(j);
-    T* ga = s_.x->out + p.x.order[i] * p.dim;
-    T* gb = s_.y->out ? s_.y->out + y.order[j] * p.dim : nullptr;
-    for (int64_t k = 0; k < p.dim; ++k) {
-      const T t = w * (a[k] - b[k]);
-      ga[k] += t;
-      if (gb) gb[k] -= t;
-    }
+    add_difference(p.x.row(i), y.row(j), w, p.dim, s_.x->out + p.x.order[i] * p.dim);
+    add_difference(y.row(j), p.x.row(i), w, p.dim, s_.y->out + y.order[j] * p.dim);
   }
 
   void apply(int64_t px, int64_t py, int first, int count) {
@@ -323,8 +328,7 @@ inline void positive_gradients(const Prepared<T>& p, const Policy& policy,
         const T d = p.from_squared(p.pair(a, b));
         const T c = x_coefficient[i] + (p.self ? x_coefficient[j] : T(0));
         const T w = c * policy.slope(policy.positive_violation(d)) * p.factor(d);
-        if (w == 0) continue;
-        for (int64_t k = 0; k < p.dim; ++k) out[k] += w * (a[k] - b[k]);
+        add_difference(a, b, w, p.dim, out);
       }
     }
   });
@@ -343,8 +347,7 @@ inline void positive_gradients(const Prepared<T>& p, const Policy& policy,
         const T* a = p.x.row(i);
         const T d = p.from_squared(p.pair(a, b));
         const T w = x_coefficient[i] * policy.slope(policy.positive_violation(d)) * p.factor(d);
-        if (w == 0) continue;
-        for (int64_t k = 0; k < p.dim; ++k) out[k] += w * (b[k] - a[k]);
+        add_difference(b, a, w, p.dim, out);
       }
     }
   });

@@ -247,7 +247,8 @@ inline void prepare(Prepared<T>& p, const Pairs<T>& pairs, bool panels) {
       for (int64_t i = 0; i < side.n; ++i) p.any_short |= side.scale[i] >= T(1 / kNormalizeEps);
     }
   }
-  if (pairs.x.labels != nullptr) {
+  // The address of an empty tensor may be null.
+  if (pairs.x.labels != nullptr || pairs.y.labels != nullptr) {
     p.begin.reset(p.x.n);
     p.end.reset(p.x.n);
     p.ranks = rank_labels(pairs.x.labels, p.x.order.get(), p.x.n, pairs.y.labels,

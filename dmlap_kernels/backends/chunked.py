@@ -175,17 +175,18 @@ class TorchBackend:
         y = x if problem.y is None else _ready(y, spec.unit_rows)
         poison = x.mul(0).sum() + y.mul(0).sum()
         refs = _in_label_order(y, y_labels)
-        collected: list[_Terms] = []
         summary = _StatsSummary(problem, refs, scores, x) if stats or scores else None
+        sums = _GroupSums(x, self.saved_like(spec, problem).shape[1])
         if y.shape[0]:
             for at in _anchor_blocks(x.shape[0], y.shape[0], x.element_size()):
                 block = _block(spec, x[at], problem.labels, at, refs, problem.y is None)
-                collected.append(_POLICIES[spec.loss](spec, block))
+                terms = _POLICIES[spec.loss](spec, block)
+                sums.add(at, terms)
                 if summary is not None:
-                    summary.add(at, block, collected[-1])
-        loss, weights = _reduce(spec.reduction, collected, x)
+                    summary.add(at, block, terms)
+        loss, weights = sums.reduce(spec.reduction)
         loss = loss + poison
-        return Forward(loss, weights, summary.result(collected) if summary else None)
+        return Forward(loss, weights, summary.result(sums) if summary else None)
 
     def backward(
         self, spec: PairSpec, problem: PairProblem, saved: Tensor, grad: Tensor
@@ -267,24 +268,38 @@ class TorchBackend:
         )
 
 
-def _reduce(reduction: str, collected: list[_Terms], x: Tensor) -> tuple[Tensor, Tensor]:
-    """The loss, and the weight (B, groups) of each anchor's sum in it."""
-    if not collected:
-        shape = (x.shape[0],) if reduction == "none" else ()
-        return x.new_zeros(shape), x.new_zeros(x.shape[0], 1)
-    by_group = list(zip(*(terms.groups for terms in collected), strict=True))
-    total = torch.stack([torch.cat([g.total for g in parts]) for parts in by_group], 1)
-    count = torch.stack([torch.cat([g.count for g in parts]) for parts in by_group], 1)
-    nonzero = torch.stack([torch.cat([g.nonzero for g in parts]) for parts in by_group], 1)
-    if reduction == "none":
-        weights = 1 / count.clamp(min=1).to(x.dtype)
-        return (total * weights).sum(1), weights
-    if reduction == "sum":
-        weights = torch.ones_like(total)
-    else:
-        terms = count if reduction == "mean" else nonzero
-        weights = (1 / terms.sum(0).clamp(min=1).to(x.dtype)).expand_as(total).contiguous()
-    return (total.double() * weights.double()).sum().to(x.dtype), weights
+class _GroupSums:
+    """The terms' sums of every anchor. Filled in place: small tensors kept between the large ones
+    of successive blocks would leave the allocator with holes of no use."""
+
+    def __init__(self, x: Tensor, groups: int) -> None:
+        shape = (x.shape[0], groups)
+        self.total = x.new_zeros(shape)
+        self.count = torch.zeros(shape, dtype=torch.int64, device=x.device)
+        self.nonzero = torch.zeros_like(self.count)
+        self.violated = self.count.new_zeros(())
+        self.violation = x.new_zeros((), dtype=torch.float64)
+
+    def add(self, at: slice, terms: _Terms) -> None:
+        for g, group in enumerate(terms.groups):
+            self.total[at, g] = group.total
+            self.count[at, g] = group.count.long()
+            self.nonzero[at, g] = group.nonzero.long()
+        self.violated += terms.violated
+        self.violation += terms.violation
+
+    def reduce(self, reduction: str) -> tuple[Tensor, Tensor]:
+        """The loss, and the weight (B, groups) of each anchor's sum in it."""
+        real = self.total.dtype
+        if reduction == "none":
+            weights = 1 / self.count.clamp(min=1).to(real)
+            return (self.total * weights).sum(1), weights
+        if reduction == "sum":
+            weights = torch.ones_like(self.total)
+        else:
+            terms = self.count if reduction == "mean" else self.nonzero
+            weights = (1 / terms.sum(0).clamp(min=1).to(real)).expand_as(self.total).contiguous()
+        return (self.total.double() * weights.double()).sum().to(real), weights
 
 
 def _through_rows(rows: Tensor, grad: Tensor, unit: bool) -> Tensor:
@@ -338,17 +353,16 @@ class _StatsSummary:
         rows = self.anchor_class[at, None].expand_as(low)
         scores.min_distance.scatter_reduce_(0, rows, low, "amin")
 
-    def result(self, collected: list[_Terms]) -> PairStats:
-        zero = torch.zeros((), dtype=torch.int64, device=self.like.device)
+    def result(self, sums: _GroupSums) -> PairStats:
         means = (self.sums / self.counts).to(self.like.dtype)
         scores = self.scores
         if scores is not None:
             pairs = torch.outer(torch.bincount(self.anchor_class), torch.bincount(self.ref_class))
             scores.mean_violation.div_(pairs)
         return PairStats(
-            constraints=sum((g.count.sum() for t in collected for g in t.groups), zero),
-            violated=sum((t.violated for t in collected), zero),
-            violation=sum((t.violation for t in collected), self.like.new_zeros(())),
+            constraints=sums.count.sum(),
+            violated=sums.violated,
+            violation=sums.violation.to(self.like.dtype),
             mean_positive_distance=means[0],
             mean_negative_distance=means[1],
             hardest_positive=self.hardest[0],

@@ -142,7 +142,7 @@ class CpuBackend:
     def hard_classes(
         self, rows: Tensor, labels: Tensor, k: int, margin: float, distance: str, normalize: bool
     ) -> HardClasses:
-        classes, sizes = torch.unique(labels, return_counts=True)
+        classes = torch.unique(labels)
         if classes.numel() == labels.numel():
             # One row a class: the hardest classes are the nearest rows in label order.
             order = torch.argsort(labels)
