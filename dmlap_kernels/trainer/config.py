@@ -43,7 +43,7 @@ class TrainConfig:
             watched on the test classes. Nothing is chosen by it in either case.
         augment: distort samples at random (representatives never).
         loss: a name in `dmlap_kernels.losses.LOSSES`.
-        loss_options: keywords of that loss.
+        loss_options: keywords of that loss, as in `AlternatingObjective`.
         method: ``"dmlap"``, or ``"plain"`` for C x M batches with the in-batch loss alone.
         steps: optimizer steps.
         seed: decides initial weights, batches, representatives and augmentation.
@@ -118,11 +118,10 @@ class TrainConfig:
             if value > 1 or value == below:
                 end = "1, which is excluded" if below else "1"
                 raise ValueError(f"{name} must be from 0 to {end}, got {value}")
-        if "return_stats" in self.loss_options or "reduction" in self.loss_options:
-            raise ValueError(
-                "loss_options must leave reduction and return_stats to the trainer, got "
-                f"{', '.join(self.loss_options)}"
-            )
+        if "return_stats" in self.loss_options:
+            raise ValueError("loss_options must leave return_stats to the trainer")
+        if self.loss_options.get("reduction") == "none":
+            raise ValueError("loss_options must give one loss a batch, got reduction='none'")
 
     @property
     def is_dmlap(self) -> bool:

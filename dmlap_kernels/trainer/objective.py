@@ -15,7 +15,8 @@ class AlternatingObjective(nn.Module):
 
     Args:
         loss: a name in `dmlap_kernels.losses.LOSSES`.
-        options: keywords of that loss.
+        options: keywords of that loss; ``reduction`` is ``"mean_nonzero"`` unless they say other, so
+            that the constraints that are still violated keep their pull when they are few.
         in_batch_weight: weight of the loss over all pairs of the batch.
         side: side of the representatives, ``"references"`` (the samples are the anchors) or
             ``"anchors"``.
@@ -30,6 +31,7 @@ class AlternatingObjective(nn.Module):
         side: str = "references",
     ) -> None:
         super().__init__()
+        options = {"reduction": "mean_nonzero", **options}
         self.relaxed = LOSSES[loss](**options, return_stats=True)
         self.in_batch = LOSSES[loss](**options)
         self.in_batch_weight = in_batch_weight

@@ -1,0 +1,250 @@
+"""The command line as a subprocess."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("safetensors")
+pytest.importorskip("sklearn")
+
+from dmlap_kernels.cli import main
+from dmlap_kernels.trainer.checkpoint import load_checkpoint
+
+PLAIN = (
+    "--data=digits",
+    "--classes-per-batch=4",
+    "--samples-per-class=3",
+    "--embedding-dim=8",
+)
+QUICK = (
+    *PLAIN,
+    "--projection-steps=5",
+    "--hard-pool=3",
+    "--hard-refresh=7",
+)
+STEPS = ("--steps=80", "--eval-every=40")
+
+
+def _command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "dmlap_kernels", *map(str, arguments)]
+
+
+def _environment() -> dict[str, str]:
+    # Two threads under pytest-xdist would wait for each other.
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def _run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        _command(*arguments), capture_output=True, text=True, env=_environment(), timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def _started(*arguments: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        _command(*arguments),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=_environment(),
+    )
+
+
+def _wait_for_step(process: subprocess.Popen[str], folder: Path, step: int) -> None:
+    """Until a checkpoint of at least ``step`` is there."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if (folder / "checkpoint.safetensors").exists():
+            if load_checkpoint(folder)[1]["step"] >= step:
+                return
+        time.sleep(0.02)
+    process.kill()
+    pytest.fail(f"no checkpoint of step {step}: {process.communicate()}")
+
+
+def _final(folder: Path) -> tuple[dict[str, torch.Tensor], dict]:
+    tensors, state = load_checkpoint(folder)
+    for entry in state["history"]["train"]:
+        del entry["seconds"]
+    return tensors, {k: v for k, v in state.items() if k != "seconds"}
+
+
+def _assert_equal_runs(first: Path, second: Path) -> None:
+    (tensors, state), (others, other_state) = _final(first), _final(second)
+    assert tensors.keys() == others.keys()
+    assert all(torch.equal(tensors[name], others[name]) for name in tensors)
+    assert state == other_state
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    done = _run("train", *QUICK, *STEPS, "--tensorboard", "--out", folder)
+    assert "recall@1" in done.stdout and "raw pixels" in done.stdout
+    assert "never seen in training" in done.stdout
+    assert "step 40/80" in done.stderr and "time left" in done.stderr
+    return folder
+
+
+def test_a_run_leaves_its_files(whole: Path) -> None:
+    names = {path.name for path in whole.iterdir()}
+    assert names == {"checkpoint.safetensors", "metrics.json", "curves.png", "tensorboard"}
+    metrics = json.loads((whole / "metrics.json").read_text())
+    assert metrics["config"]["data"] == "digits"
+    assert metrics["config"]["steps"] == 80
+    assert 0 < metrics["map@r"] < metrics["recall@1"] <= 1
+    assert (whole / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_event_files_hold_the_history(whole: Path) -> None:
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    found = events.EventAccumulator(str(whole / "tensorboard"))
+    found.Reload()
+    metrics = json.loads((whole / "metrics.json").read_text())
+    losses = [(e.step, e.value) for e in found.Scalars("train/loss")]
+    assert losses == [
+        (e["step"], pytest.approx(e["loss"], rel=1e-5)) for e in metrics["history"]["train"]
+    ]
+    recall = [(e.step, e.value) for e in found.Scalars("evaluation/recall@1")]
+    assert recall[-1] == (80, pytest.approx(metrics["recall@1"], rel=1e-5))
+
+
+def test_eval_prints_the_numbers_of_the_training(whole: Path) -> None:
+    metrics = json.loads((whole / "metrics.json").read_text())
+    assert json.loads(_run("eval", whole, "--json").stdout) == metrics["test"]
+    table = _main("eval", whole, "--ks", "1,5").output
+    assert [line.split()[0] for line in table.splitlines()[1:]] == [
+        "recall@1",
+        "recall@5",
+        "r_precision",
+        "map@r",
+    ]
+    for name in ("recall@1", "map@r"):
+        assert f"{name:<12}  {metrics[name]:8.4f}" in table
+
+
+def test_interrupted_and_resumed_equals_uninterrupted(whole: Path, tmp_path: Path) -> None:
+    """Stopped three times: by ``kill``, by Ctrl-C, and by ``kill -9``, which leaves no time."""
+    folder = tmp_path / "run"
+    often = "--checkpoint-every=1"
+    process = _started("train", *QUICK, *STEPS, often, "--out", folder)
+    for number, step in ((signal.SIGTERM, 12), (signal.SIGINT, 30), (signal.SIGKILL, 45)):
+        _wait_for_step(process, folder, step)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=120)
+        assert not (folder / "metrics.json").exists()
+        reached = load_checkpoint(folder)[1]["step"]
+        assert step <= reached < 80
+        if number is signal.SIGKILL:
+            assert process.returncode == -signal.SIGKILL
+        else:
+            assert process.returncode == 128 + number
+            assert "Traceback" not in errors
+            assert errors.strip().splitlines()[-1] == (
+                f"dmlap train: interrupted after step {reached} of 80; "
+                f"continue with: dmlap train --resume {folder}"
+            )
+        process = _started("train", "--resume", folder, "--seed=0", often)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert "never seen in training" in output
+    _assert_equal_runs(folder, whole)
+    assert _main("train", "--resume", folder).output.strip() == (
+        f"{folder} is finished: nothing to resume"
+    )
+
+
+def test_refusals_are_one_sentence(whole: Path, tmp_path: Path) -> None:
+    """Checked in this process: a subprocess each would take a minute."""
+    for arguments, named in (
+        (["train", "--out", whole], "already holds a run; continue it with --resume"),
+        (["train", "--resume", tmp_path], "holds no checkpoint.safetensors"),
+        (["train", "--resume", whole, "--out", tmp_path], "--out cannot be given with --resume"),
+        (["train", "--resume", whole, "--steps", 9], "--steps 9 differs from the run"),
+        (["train", "--resume", whole, "--no-augment"], "--no-augment False differs"),
+        (["train", "--method=plain", "--projection-steps=9"], "only be given with --method dmlap"),
+        (["train", "--classes=uniform", "--hard-pool=9"], "only be given with --classes hard"),
+        (["train", "--data=folder:/none", "--out", tmp_path / "x"], "/none does not exist"),
+        (["train", *QUICK, "--classes-per-batch=9", "--out", tmp_path / "y"], "must be in 2..5"),
+        (["train", "--loss-option=margni=1", "--out", tmp_path / "z"], "margni"),
+        (["train", *QUICK, "--device=tpu9", "--out", tmp_path / "v"], "device must be auto"),
+        (["eval", tmp_path / "none"], "holds no checkpoint.safetensors"),
+        (["eval", whole, "--ks=0"], "ks must be one or more positive integers"),
+    ):
+        done = _main(*arguments)
+        assert done.status == 2, arguments
+        assert named in done.errors, arguments
+        assert done.errors.startswith(f"dmlap {arguments[0]}: "), arguments
+        assert done.errors.count("\n") == 1, done.errors
+
+
+def test_a_diverging_run_stops(tmp_path: Path) -> None:
+    done = _main("train", *QUICK, *STEPS, "--learning-rate=1e30", "--out", tmp_path / "run")
+    assert done.status == 1
+    assert "dmlap train: stopped: the loss is nan at step" in done.errors
+    assert "(class '" in done.errors
+
+
+def test_the_default_folder_names_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = _main("train", *PLAIN, "--steps=2", "--seed=3", "--method=plain")
+    assert done.status == 0, done.errors
+    assert (tmp_path / "runs" / "digits-plain-seed3" / "metrics.json").exists()
+
+
+def test_info() -> None:
+    assert "backends" in _main("info").output
+    facts = json.loads(_main("info", "--json").output)
+    assert {"torch", "cpu"} <= set(facts["backends"])
+
+
+def test_help_names_defaults() -> None:
+    text = _main("train", "--help").output
+    assert "--projection-steps L" in text and "(default: contrastive)" in text
+
+
+def test_the_interpreter_starts_without_extras() -> None:
+    """``dmlap info`` on an installation without any extra."""
+    blocked = "matplotlib PIL sklearn safetensors tqdm tensorboard scipy".split()
+    code = (
+        "import sys\n"
+        f"sys.modules.update(dict.fromkeys({blocked!r}))\n"
+        "from dmlap_kernels.cli import main\n"
+        "assert main(['info']) == 0\n"
+        "sys.exit(main(['train', '--data=digits']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert "scikit-learn, which is not installed" in done.stderr
+    assert "pip install 'dmlap-kernels[train]'" in done.stderr
+
+
+class _Done:
+    def __init__(self, status: int, output: str, errors: str) -> None:
+        self.status, self.output, self.errors = status, output, errors
+
+
+def _main(*arguments: object) -> _Done:
+    """The command in this process."""
+    given = [str(a) for a in arguments]
+    output, errors = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+        try:
+            status = main(given)
+        except SystemExit as exit:
+            status = int(exit.code or 0)
+    return _Done(status, output.getvalue(), errors.getvalue())

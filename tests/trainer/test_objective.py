@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dmlap_kernels.losses import LOSSES
+from dmlap_kernels.trainer import AlternatingObjective
+
+
+def _batch() -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    embeddings = F.normalize(torch.randn(16, 8, dtype=torch.float64))
+    labels = torch.cat((torch.arange(4), torch.arange(4).repeat_interleave(3)))
+    return embeddings.requires_grad_(), labels
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("side", ["references", "anchors"])
+def test_representative_pairs_plus_weighted_in_batch_loss(loss: str, side: str) -> None:
+    x, labels = _batch()
+    function = LOSSES[loss](reduction="mean_nonzero")
+    leading, samples = (x[:4], labels[:4]), (x[4:], labels[4:])
+    pairs = (*samples, *leading) if side == "references" else (*leading, *samples)
+    expected = function(*pairs) + 0.25 * function(x, labels)
+    value, stats = AlternatingObjective(loss, {}, in_batch_weight=0.25, side=side)(x, labels, 4)
+    torch.testing.assert_close(value, expected)
+    got, want = (torch.autograd.grad(v, x, retain_graph=True)[0] for v in (value, expected))
+    torch.testing.assert_close(got, want)
+    # Representatives keep their gradient.
+    assert (got[:4].norm(dim=1) > 0).any()
+    # Contrastive: 4 representatives x 12 samples; triplet: one constraint an anchor.
+    assert int(stats.constraints) == (48 if loss == "contrastive" else len(pairs[0]))
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_without_representatives_it_is_the_in_batch_loss(loss: str) -> None:
+    x, labels = _batch()
+    for reduction in ("mean_nonzero", "mean"):
+        options = {} if reduction == "mean_nonzero" else {"reduction": reduction}
+        value, _ = AlternatingObjective(loss, options, in_batch_weight=0.1)(x, labels, 0)
+        torch.testing.assert_close(value, LOSSES[loss](reduction=reduction)(x, labels))
+
+
+def test_options_reach_the_loss() -> None:
+    x, labels = _batch()
+    options = {"neg_margin": 0.4, "reduction": "sum"}
+    objective = AlternatingObjective("contrastive", options, in_batch_weight=0.0)
+    expected = LOSSES["contrastive"](**options)(x[4:], labels[4:], x[:4], labels[:4])
+    torch.testing.assert_close(objective(x, labels, 4)[0], expected)
