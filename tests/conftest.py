@@ -6,8 +6,13 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 BACKENDS = ("torch", "cpu")
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers share the cores; tests that are about threads set their number themselves.
+    torch.set_num_threads(1)
 
 
 def why_unavailable(name: str) -> str | None:

@@ -23,16 +23,14 @@ class HardTriplets(NamedTuple):
 def first_extreme(d: Tensor, mask: Tensor, ref_labels: Tensor, *, largest: bool) -> Tensor:
     """Per row the masked column of extreme distance, -1 if there is none.
 
-    Ties go to the lower label, then to the lower index.
+    Ties go to the lower label, then to the lower index: the first in the order of the columns.
     """
-    picked = []
-    for row, allowed in zip(d.detach(), mask, strict=True):
-        columns = [int(j) for j in torch.nonzero(allowed)[:, 0]]
-        sign = -1 if largest else 1
-        values = row.tolist()
-        names = ref_labels.tolist()
-        picked.append(min(columns, key=lambda j: (sign * values[j], names[j], j), default=-1))
-    return torch.tensor(picked, dtype=torch.int64)
+    if d.shape[1] == 0:
+        return torch.full((len(d),), -1)
+    order = torch.argsort(ref_labels, stable=True)
+    values = torch.where(mask, -d.detach() if largest else d.detach(), torch.inf)[:, order]
+    first = (values == values.amin(dim=1, keepdim=True)).int().argmax(dim=1)
+    return torch.where(mask.any(dim=1), order[first], -1)
 
 
 def mine_hard(
