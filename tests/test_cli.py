@@ -70,7 +70,7 @@ def _wait_for_step(process: subprocess.Popen[str], folder: Path, step: int) -> N
         if (folder / "checkpoint.safetensors").exists():
             if load_checkpoint(folder)[1]["step"] >= step:
                 return
-        time.sleep(0.02)
+        time.sleep(0.1)
     process.kill()
     pytest.fail(f"no checkpoint of step {step}: {process.communicate()}")
 
@@ -217,7 +217,7 @@ def test_help_names_defaults() -> None:
     assert "--projection-steps L" in text and "(default: contrastive)" in text
 
 
-def test_the_interpreter_starts_without_extras() -> None:
+def test_the_command_starts_without_extras(tmp_path: Path) -> None:
     """``dmlap info`` on an installation without any extra."""
     blocked = "matplotlib PIL sklearn safetensors tqdm tensorboard scipy".split()
     code = (
@@ -227,10 +227,13 @@ def test_the_interpreter_starts_without_extras() -> None:
         "assert main(['info']) == 0\n"
         "sys.exit(main(['train', '--data=digits']))\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path
+    )
     assert done.returncode == 2, done.stderr
     assert "scikit-learn, which is not installed" in done.stderr
     assert "pip install 'dmlap-kernels[train]'" in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 class _Done:

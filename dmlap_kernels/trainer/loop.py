@@ -74,7 +74,7 @@ class Trainer:
         checkpoint_every: int = 200,
         observers: Sequence[Observer] = (),
     ) -> None:
-        self.out = _empty_folder(out)
+        self.out = _unused_folder(out)
         self._build(config, data, encoder, checkpoint_every, observers)
 
     @classmethod
@@ -329,6 +329,7 @@ class Trainer:
             "data": self.data.train.fingerprint(),
             "image_shape": list(self.data.train.images.shape[1:]),
         }
+        self.out.mkdir(parents=True, exist_ok=True)
         files.save_checkpoint(self.out, tensors, state)
 
     def _restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
@@ -361,8 +362,8 @@ def _check_class_sizes(data: Dataset) -> None:
         )
 
 
-def _empty_folder(out: str | Path | None) -> Path | None:
-    """``out`` as a folder made if need be; refuse one that holds anything."""
+def _unused_folder(out: str | Path | None) -> Path | None:
+    """``out``, if there is nothing in it or no such folder yet."""
     if out is None:
         return None
     folder = Path(out)
@@ -371,9 +372,8 @@ def _empty_folder(out: str | Path | None) -> Path | None:
             f"{folder} already holds a run; continue it with --resume {folder}, or choose another "
             "folder with --out"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    if any(folder.iterdir()):
-        raise FileExistsError(f"{folder} is not empty; choose another folder with --out")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} is not an empty folder; choose another with --out")
     return folder
 
 

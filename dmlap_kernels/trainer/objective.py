@@ -15,8 +15,8 @@ class AlternatingObjective(nn.Module):
 
     Args:
         loss: a name in `dmlap_kernels.losses.LOSSES`.
-        options: keywords of that loss; ``reduction`` is ``"mean_nonzero"`` unless they say other, so
-            that the constraints that are still violated keep their pull when they are few.
+        options: keywords of that loss; ``reduction`` is ``"mean_nonzero"`` unless they say other,
+            so that the constraints that are still violated keep their pull when they are few.
         in_batch_weight: weight of the loss over all pairs of the batch.
         side: side of the representatives, ``"references"`` (the samples are the anchors) or
             ``"anchors"``.

@@ -237,8 +237,14 @@ def test_an_occupied_folder_is_refused(tmp_path: Path) -> None:
         Trainer(quick_config(), tiny_data(), out=tmp_path / "run")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("precious")
-    with pytest.raises(FileExistsError, match="not empty"):
+    with pytest.raises(FileExistsError, match="not an empty folder"):
         Trainer(quick_config(), tiny_data(), out=tmp_path / "other")
+
+
+def test_a_refused_run_leaves_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="classes_per_batch"):
+        Trainer(quick_config(classes_per_batch=99), tiny_data(), out=tmp_path / "run")
+    assert not list(tmp_path.iterdir())
 
 
 def test_other_data_is_refused_on_resume(tmp_path: Path) -> None:
