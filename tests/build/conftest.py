@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import os
 import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -65,12 +67,33 @@ def copy_of(source, target):
 
 
 @pytest.fixture(scope="session")
-def sources(tmp_path_factory):
+def once(tmp_path_factory):
+    """(name, make) -> a folder that ``make(folder)`` filled, once for all pytest-xdist workers."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+
+    def folder_of(name, make):
+        folder = base / f"build-{name}"
+        with open(base / f"build-{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not folder.exists():
+                # A failure leaves no folder of the final name: the next one to ask fails likewise.
+                unfinished = Path(tempfile.mkdtemp(dir=base))
+                make(unfinished)
+                unfinished.rename(folder)
+        return folder
+
+    return folder_of
+
+
+@pytest.fixture(scope="session")
+def sources(once):
     """A copy of the sources, as a checkout or an unpacked sdist holds them."""
     for module in ("setuptools", "pybind11", "pip"):
         if importlib.util.find_spec(module) is None:
             pytest.skip(f"building needs {module} (the extra `test` brings it)")
-    return copy_of(ROOT, tmp_path_factory.mktemp("sources") / "dmlap_kernels")
+    return once("sources", lambda folder: copy_of(ROOT, folder / "tree")) / "tree"
 
 
 @pytest.fixture(scope="session")
@@ -82,32 +105,45 @@ def compiler():
 
 
 @pytest.fixture(scope="session")
-def sdist(sources, tmp_path_factory):
+def sdist(sources, once):
     """The folder that the sdist unpacks to."""
-    folder = tmp_path_factory.mktemp("sdist")
-    with tarfile.open(build("build_sdist", sources)) as archive:
-        archive.extractall(folder)
-    (unpacked,) = folder.iterdir()
+
+    def make(folder):
+        copy_of(sources, folder / "tree")
+        with tarfile.open(build("build_sdist", folder / "tree")) as archive:
+            archive.extractall(folder / "unpacked")
+
+    (unpacked,) = (once("sdist", make) / "unpacked").iterdir()
     return unpacked
 
 
 @pytest.fixture(scope="session")
-def wheel(sdist, compiler):
+def wheel(sdist, compiler, once):
     """A wheel with the extension, from the sdist; unoptimised, because that is quick."""
-    return build("build_wheel", sdist, CXXFLAGS="-O0", DMLAP_CUDA="0")
+
+    def make(folder):
+        copy_of(sdist, folder / "tree")
+        build("build_wheel", folder / "tree", CXXFLAGS="-O0", DMLAP_CUDA="0")
+
+    return next((once("wheel", make) / "tree" / "dist").iterdir())
 
 
 @pytest.fixture(scope="session")
-def installed(wheel, tmp_path_factory):
-    return install(wheel, tmp_path_factory.mktemp("installed") / "site")
+def installed(wheel, once):
+    return once("installed", lambda folder: install(wheel, folder / "site")) / "site"
 
 
 @pytest.fixture(scope="session")
-def pure_wheel(sources):
+def pure_wheel(sources, once):
     """A wheel built where no compiler works."""
-    return build("build_wheel", sources, DMLAP_NATIVE="0", CXX="/bin/false")
+
+    def make(folder):
+        copy_of(sources, folder / "tree")
+        build("build_wheel", folder / "tree", DMLAP_NATIVE="0", CXX="/bin/false")
+
+    return next((once("pure_wheel", make) / "tree" / "dist").iterdir())
 
 
 @pytest.fixture(scope="session")
-def installed_pure(pure_wheel, tmp_path_factory):
-    return install(pure_wheel, tmp_path_factory.mktemp("pure") / "site")
+def installed_pure(pure_wheel, once):
+    return once("installed_pure", lambda folder: install(pure_wheel, folder / "site")) / "site"
