@@ -201,9 +201,15 @@ def test_a_diverging_run_stops(tmp_path: Path) -> None:
 
 def test_the_default_folder_names_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    done = _main("train", *PLAIN, "--steps=2", "--seed=3", "--method=plain")
+    done = _main(
+        "train", *PLAIN, "--steps=2", "--seed=3", "--method=plain", "--loss-option=neg_margin=0.8"
+    )
     assert done.status == 0, done.errors
-    assert (tmp_path / "runs" / "digits-plain-seed3" / "metrics.json").exists()
+    metrics = json.loads((tmp_path / "runs" / "digits-plain-seed3" / "metrics.json").read_text())
+    assert metrics["config"]["loss_options"] == {"neg_margin": 0.8}
+    assert metrics["config"]["seed"] == 3
+    # What only alternating projections look at is not in the configuration of a plain run.
+    assert "projection_steps" not in metrics["config"]
 
 
 def test_info() -> None:

@@ -84,10 +84,10 @@ class TrainConfig:
     eval_every: int | None = None
     projection_steps: int = 100
     proximal_weight: float = 2e-4
-    in_batch_weight: float = 0.1
+    in_batch_weight: float = 1.0
     representatives: str = "references"
     classes: str = "hard"
-    hard_share: float = 0.75
+    hard_share: float = 0.5
     hard_pool: int = 16
     hard_refresh: int = 100
 

@@ -126,6 +126,7 @@ class Trainer:
             data = data.hold_out(config.validation, config.data_seed)
         self.data = data
         _check_class_sizes(self.data)
+        self._fingerprint = data.train.fingerprint()
         self.device = resolve_device(config.device)
         torch.manual_seed(config.seed)
         if encoder is None:
@@ -157,7 +158,7 @@ class Trainer:
     @property
     def watched(self) -> Split:
         """The split that progress is watched on."""
-        return self.data.validation or self.data.test
+        return self.data.test if self.data.validation is None else self.data.validation
 
     def run(self, stop: Stop | None = None) -> dict[str, Any]:
         """Train to the last step, evaluate, write the results.
@@ -326,14 +327,14 @@ class Trainer:
             "history": self.history,
             "window": self._window,
             "seconds": self.seconds,
-            "data": self.data.train.fingerprint(),
+            "data": self._fingerprint,
             "image_shape": list(self.data.train.images.shape[1:]),
         }
         self.out.mkdir(parents=True, exist_ok=True)
         files.save_checkpoint(self.out, tensors, state)
 
     def _restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        if state["data"] != self.data.train.fingerprint():
+        if state["data"] != self._fingerprint:
             raise files.CheckpointError(
                 f"the run in {self.out} was trained on other images than {self.config.data!r} "
                 "now gives; its data set, or the library that renders it, has changed"
