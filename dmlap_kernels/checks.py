@@ -43,14 +43,13 @@ def choice(argument: str, value: Any, accepted: Sequence[str]) -> str:
 
 def number(argument: str, value: Any, *, minimum: float = -math.inf) -> float:
     """``value`` as a finite float of at least ``minimum``; else TypeError or ValueError."""
+    given = value
+    if not isinstance(value, (int, float)) and getattr(value, "ndim", None) == 0:
+        value = value.item()  # a tensor or array of one number
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        try:
-            value = value.item() if value.ndim == 0 else None
-        except (AttributeError, ValueError):
-            value = None
-        if not isinstance(value, (int, float)):
-            raise TypeError(f"{argument} must be a number, got {describe(value)}")
-    if not math.isfinite(value) or value < minimum:
+        raise TypeError(f"{argument} must be a number, got {describe(given)}")
+    # Comparisons rather than math.isfinite, which torch.compile cannot trace for dynamic numbers.
+    if not (-math.inf < value < math.inf and value >= minimum):
         bound = "finite" if minimum == -math.inf else f"finite and at least {minimum:g}"
         raise ValueError(f"{argument} must be {bound}, got {value!r}")
     return float(value)

@@ -5,6 +5,7 @@ Imports nothing of the package, so that every other module may import it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -34,16 +35,16 @@ class PairSpec:
     precision: str | None = None
 
     def encode(self) -> str:
-        """One line that `decode` reads back; custom operators take it as their argument."""
-        numbers = ",".join(value.hex() for value in self.params)
-        parts = (self.loss, numbers, self.distance, str(int(self.normalize)))
-        return ";".join((*parts, self.reduction, self.precision or ""))
+        """All but the params, as one line; custom operators take it, and the params beside it."""
+        flags = (self.loss, self.distance, str(int(self.normalize)), self.reduction)
+        return ";".join((*flags, self.precision or ""))
 
     @staticmethod
-    def decode(text: str) -> PairSpec:
-        loss, numbers, distance, normalize, reduction, precision = text.split(";")
-        params = tuple(float.fromhex(n) for n in numbers.split(",") if n)
-        return PairSpec(loss, params, distance, normalize == "1", reduction, precision or None)
+    def decode(text: str, params: Sequence[float]) -> PairSpec:
+        loss, distance, normalize, reduction, precision = text.split(";")
+        return PairSpec(
+            loss, tuple(params), distance, normalize == "1", reduction, precision or None
+        )
 
     @property
     def unit_rows(self) -> bool:

@@ -8,6 +8,7 @@ of a full graph.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -73,6 +74,17 @@ class _Once(torch.autograd.Function):
         )
 
 
+def _autograd_inside_operators() -> Any:
+    """The body of a custom operator runs below autograd, where nothing is recorded; the `torch`
+    backend takes its gradient by autograd over a block, and needs it switched on again."""
+    key = torch._C.DispatchKey
+    excluded = torch._C._dispatch_tls_local_exclude_set()
+    for above in ("AutogradFunctionality", "AutogradOther", "AutogradNestedTensor"):
+        excluded = excluded.remove(getattr(key, above))
+    included = torch._C._dispatch_tls_local_include_set()
+    return torch._C._ForceDispatchKeyGuard(included, excluded)
+
+
 @torch.library.custom_op("dmlap::pair_loss", mutates_args=())
 def _pair_loss_op(
     x: Tensor,
@@ -80,11 +92,12 @@ def _pair_loss_op(
     y: Tensor | None,
     ref_labels: Tensor | None,
     spec: str,
+    params: Sequence[float],
     backend: str,
     stats: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Loss, what backward needs, and the packed statistics (empty unless asked for)."""
-    decoded = PairSpec.decode(spec)
+    decoded = PairSpec.decode(spec, params)
     runner = registry.choose(backend, decoded, x.device.type, x.dtype)
     result = runner.forward(decoded, PairProblem(x, labels, y, ref_labels), stats, False)
     if result.stats is not None:
@@ -93,8 +106,8 @@ def _pair_loss_op(
 
 
 @_pair_loss_op.register_fake
-def _(x, labels, y, ref_labels, spec, backend, stats):
-    decoded = PairSpec.decode(spec)
+def _(x, labels, y, ref_labels, spec, params, backend, stats):
+    decoded = PairSpec.decode(spec, params)
     runner = registry.choose(backend, decoded, x.device.type, x.dtype)
     real = compute_dtype(x.dtype)
     rows = x.shape[0]
@@ -112,32 +125,34 @@ def _pair_loss_backward_op(
     y: Tensor | None,
     ref_labels: Tensor | None,
     spec: str,
+    params: Sequence[float],
     backend: str,
     saved: Tensor,
     grad: Tensor,
 ) -> list[Tensor]:
-    decoded = PairSpec.decode(spec)
+    decoded = PairSpec.decode(spec, params)
     runner = registry.choose(backend, decoded, x.device.type, x.dtype)
-    gx, gy = runner.backward(decoded, PairProblem(x, labels, y, ref_labels), saved, grad)
+    with _autograd_inside_operators():
+        gx, gy = runner.backward(decoded, PairProblem(x, labels, y, ref_labels), saved, grad)
     return [gx] if gy is None else [gx, gy]
 
 
 @_pair_loss_backward_op.register_fake
-def _(x, labels, y, ref_labels, spec, backend, saved, grad):
+def _(x, labels, y, ref_labels, spec, params, backend, saved, grad):
     return [torch.empty_like(x)] if y is None else [torch.empty_like(x), torch.empty_like(y)]
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
-    x, labels, y, ref_labels, ctx.spec, ctx.backend, _ = inputs
+    x, labels, y, ref_labels, ctx.spec, ctx.params, ctx.backend, _ = inputs
     ctx.save_for_backward(x, labels, y, ref_labels, output[1])
 
 
 def _op_backward(ctx: Any, grad: Tensor, *_: Any):
     x, labels, y, ref_labels, saved = ctx.saved_tensors
     gradients = torch.ops.dmlap.pair_loss_backward(
-        x, labels, y, ref_labels, ctx.spec, ctx.backend, saved, grad
+        x, labels, y, ref_labels, ctx.spec, ctx.params, ctx.backend, saved, grad
     )
-    return gradients[0], None, gradients[1] if y is not None else None, None, None, None, None
+    return gradients[0], None, gradients[1] if y is not None else None, *[None] * 5
 
 
 _pair_loss_op.register_autograd(_op_backward, setup_context=_setup_context)
@@ -151,5 +166,7 @@ def _compiled(
             'return_stats="class_scores" cannot be compiled: the number of classes depends on the '
             "data; call the loss outside torch.compile"
         )
-    loss, _, counts, values = torch.ops.dmlap.pair_loss(*problem, spec.encode(), backend, stats)
+    loss, _, counts, values = torch.ops.dmlap.pair_loss(
+        *problem, spec.encode(), spec.params, backend, stats
+    )
     return loss, PairStats.unpack(counts, values.detach()) if stats else None

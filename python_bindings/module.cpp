@@ -82,28 +82,28 @@ size_t saved_bytes(int loss, int64_t nx, int64_t ny, int64_t dim, bool self, boo
                    : kernels<float>().saved_bytes(a.as<float>(), options);
 }
 
-#define DMLAP_PAIR_PARAMETERS                                                                   \
-  bool is_double, uintptr_t x, int64_t nx, int64_t x_stride, uintptr_t y, int64_t ny,           \
+#define DMLAP_PAIR_PARAMETERS                                                         \
+  bool is_double, uintptr_t x, int64_t nx, int64_t x_stride, uintptr_t y, int64_t ny, \
       int64_t y_stride, int64_t dim, bool self, int distance, bool normalize, int threads
 #define DMLAP_PAIR_ARGUMENTS \
   is_double, x, nx, x_stride, y, ny, y_stride, dim, self, distance, normalize, threads
 
-void forward(DMLAP_PAIR_PARAMETERS, uintptr_t x_labels, uintptr_t y_labels, int loss,
-             int reduction, const py::tuple& params, uintptr_t loss_out, uintptr_t saved,
-             uintptr_t counts, uintptr_t values, uintptr_t thresholds) {
+void forward(DMLAP_PAIR_PARAMETERS, uintptr_t x_labels, uintptr_t y_labels, int loss, int reduction,
+             const py::tuple& params, uintptr_t loss_out, uintptr_t saved, uintptr_t counts,
+             uintptr_t values, uintptr_t thresholds) {
   const PairArguments a{DMLAP_PAIR_ARGUMENTS, x_labels, y_labels};
   const LossOptions options = loss_options(loss, reduction, params);
   dispatch(is_double, [&](auto zero) {
     using T = decltype(zero);
-    const ForwardOut<T> out{address<T>(loss_out), address<uint8_t>(saved),
-                            address<int64_t>(counts), address<T>(values), address<T>(thresholds)};
+    const ForwardOut<T> out{address<T>(loss_out), address<uint8_t>(saved), address<int64_t>(counts),
+                            address<T>(values), address<T>(thresholds)};
     kernels<T>().forward(a.as<T>(), options, out);
   });
 }
 
 void backward(DMLAP_PAIR_PARAMETERS, uintptr_t x_labels, uintptr_t y_labels, int loss,
-              int reduction, const py::tuple& params, uintptr_t saved, uintptr_t grad,
-              uintptr_t gx, uintptr_t gy) {
+              int reduction, const py::tuple& params, uintptr_t saved, uintptr_t grad, uintptr_t gx,
+              uintptr_t gy) {
   const PairArguments a{DMLAP_PAIR_ARGUMENTS, x_labels, y_labels};
   const LossOptions options = loss_options(loss, reduction, params);
   dispatch(is_double, [&](auto zero) {

@@ -100,9 +100,9 @@ inline void backward_triplet_hard(const Pairs<T>& pairs, const LossOptions& opti
 // Where gradients gather while the sweep runs.
 template <class T>
 struct GradientSide {
-  T* out = nullptr;     // [n][dim], original order: positives, near and lone pairs
-  Buffer<T> weighted;   // [panels][packed_dim][kWidth]: sum_j w_ij x_j of the dense tiles
-  Buffer<T> weight;     // [panels * kWidth]: sum_j w_ij of the dense tiles
+  T* out = nullptr;       // [n][dim], original order: positives, near and lone pairs
+  Buffer<T> weighted;     // [panels][packed_dim][kWidth]: sum_j w_ij x_j of the dense tiles
+  Buffer<T> weight;       // [panels * kWidth]: sum_j w_ij of the dense tiles
   Buffer<T> coefficient;  // [panels * kWidth]: upstream of each anchor's negatives, 0 elsewhere
 
   void reset(int64_t panels, int64_t packed_dim) {
@@ -168,7 +168,10 @@ class BackwardWorker {
 
  public:
   BackwardWorker(const BackwardShared<T>& shared, const Policy& policy)
-      : s_(shared), policy_(policy), weights_(W * W), transposed_(W * W),
+      : s_(shared),
+        policy_(policy),
+        weights_(W * W),
+        transposed_(W * W),
         reach_(shared.p->to_squared(policy.reach())) {}
 
   void operator()(int64_t block_x, int64_t block_y) {
@@ -192,8 +195,8 @@ class BackwardWorker {
       if (active >> t & 1) {
         const int64_t i0 = px * W + t * P::kRows;
         DistanceTile<T> tile;
-        tile.compute(p, px, t * P::kRows, py, DistanceTile<T>::mixed(p, i0, py),
-                     p.self && px == py);
+        const bool mixed = DistanceTile<T>::classes(p, i0, py) == DistanceTile<T>::Classes::mixed;
+        tile.compute(p, px, t * P::kRows, py, mixed, p.self && px == py);
         dense = weigh(tile, i0, py * W, w);
       }
       if (!dense) {
@@ -313,8 +316,8 @@ inline void finish_gradient(const Prepared<T>& p, const Side<T>& side, GradientS
 // out += sum over positives of w (x_i - x_p), each anchor on its own. In the self case the pair
 // belongs to both anchors, so both coefficients stand in its weight.
 template <class T, class Policy>
-inline void positive_gradients(const Prepared<T>& p, const Policy& policy,
-                               const T* x_coefficient, GradientSide<T>& gx, GradientSide<T>* gy) {
+inline void positive_gradients(const Prepared<T>& p, const Policy& policy, const T* x_coefficient,
+                               GradientSide<T>& gx, GradientSide<T>* gy) {
   const Side<T>& y = p.y();
   parallel_for(p.threads, (p.x.n + 31) / 32, [&](int64_t block) {
     const int64_t last = block * 32 + 32 < p.x.n ? block * 32 + 32 : p.x.n;
@@ -376,8 +379,8 @@ inline void backward_pairwise(const Pairs<T>& pairs, const LossOptions& options,
   }
   positive_gradients(p, policy, positive.get(), gx, p.self ? nullptr : &gy);
 
-  const BackwardShared<T> shared{&p,  saved.active,       &gx, p.self ? &gx : &gy,
-                                 Blocks(p.x.panels), Blocks(p.y().panels)};
+  const BackwardShared<T> shared{
+      &p, saved.active, &gx, p.self ? &gx : &gy, Blocks(p.x.panels), Blocks(p.y().panels)};
   Schedule schedule(shared.rows.count, shared.columns.count, p.self);
   schedule.run(p.threads, [&](int) { return BackwardWorker<T, Policy>(shared, policy); });
 

@@ -15,7 +15,7 @@ struct AnchorState {
   double violation[2] = {};
   double term[2] = {};
   int64_t nonzero[2] = {};
-  T hardest_positive = -1;   // squared distance
+  T hardest_positive = -1;  // squared distance
   T hardest_negative = kInf<T>;
   int64_t positive_at = -1;
   int64_t negative_at = -1;
@@ -70,9 +70,9 @@ struct NoPolicy {};
 template <class T>
 struct ForwardShared {
   const Prepared<T>* p;
-  AnchorState<T>* anchors;   // [x.n]
-  double* negative_sum;      // [blocks of x] of distances, for the statistics
-  uint8_t* active;           // [panel pairs] a bit for each tile with an active pair; or null
+  AnchorState<T>* anchors;  // [x.n]
+  double* negative_sum;     // [blocks of x] of distances, for the statistics
+  uint8_t* active;          // [panel pairs] a bit for each tile with an active pair; or null
   Blocks rows, columns;
 };
 
@@ -84,11 +84,13 @@ class ForwardWorker {
   using V = typename P::V;
   using I = typename P::I;
   using Best = typename HardTracker<T>::Best;
+  using Classes = typename DistanceTile<T>::Classes;
   static constexpr bool kPairwise = !std::is_same_v<Policy, NoPolicy>;
 
  public:
   ForwardWorker(const ForwardShared<T>& shared, const Policy& policy)
-      : s_(shared), policy_(policy),
+      : s_(shared),
+        policy_(policy),
         best_(kHard ? shared.rows.per_block * P::kWidth : 0),
         sums_(kPairwise ? shared.rows.per_block * P::kWidth : 0) {
     if constexpr (kPairwise) reach_ = s_.p->to_squared(policy_.reach());
@@ -126,8 +128,10 @@ class ForwardWorker {
     for (int t = 0; t < P::kPerPanel; ++t) {
       const int64_t i0 = px * P::kWidth + t * P::kRows;
       if (i0 >= p.x.n) break;
+      const Classes classes = DistanceTile<T>::classes(p, i0, py);
+      if (classes == Classes::one) continue;
       DistanceTile<T> tile;
-      tile.compute(p, px, t * P::kRows, py, DistanceTile<T>::mixed(p, i0, py), diagonal);
+      tile.compute(p, px, t * P::kRows, py, classes == Classes::mixed, diagonal);
       if constexpr (kHard) offer(tile, i0, py * P::kWidth);
       if constexpr (kPairwise) {
         if (bits(tile.least < splat<T>(reach_))) {
@@ -232,9 +236,8 @@ class ForwardWorker {
 template <class T, class Policy, bool kHard, bool kStats>
 inline void sweep_negatives(const ForwardShared<T>& shared, const Policy& policy) {
   Schedule schedule(shared.rows.count, shared.columns.count, shared.p->self);
-  schedule.run(shared.p->threads, [&](int) {
-    return ForwardWorker<T, Policy, kHard, kStats>(shared, policy);
-  });
+  schedule.run(shared.p->threads,
+               [&](int) { return ForwardWorker<T, Policy, kHard, kStats>(shared, policy); });
 }
 
 // Calls visit(state, d2, position) for every positive pair, anchors in parallel.

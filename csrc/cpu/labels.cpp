@@ -18,8 +18,7 @@ int64_t rank_labels(const int64_t* x_labels, const int64_t* x_order, int64_t nx,
   int32_t rank = 0;
   int64_t i = 0, j = 0;
   while (i < nx || (!self && j < ny)) {
-    const bool from_x = i < nx && (self || j >= ny ||
-                                   x_labels[x_order[i]] <= y_labels[y_order[j]]);
+    const bool from_x = i < nx && (self || j >= ny || x_labels[x_order[i]] <= y_labels[y_order[j]]);
     const int64_t label = from_x ? x_labels[x_order[i]] : y_labels[y_order[j]];
     const int64_t i0 = i, j0 = j;
     while (i < nx && x_labels[x_order[i]] == label) x_rank[i++] = rank;

@@ -167,8 +167,7 @@ inline void forward_pairwise(const Pairs<T>& pairs, const LossOptions& options,
     a.nonzero[0] += h > 0;
     if (stats) note_hardest_positive(p, a, d2, at);
   });
-  const ForwardShared<T> shared{&p,           anchors.get(), negative_sum.get(),
-                                saved.active, rows,          columns};
+  const ForwardShared<T> shared{&p, anchors.get(), negative_sum.get(), saved.active, rows, columns};
   if (stats) {
     sweep_negatives<T, Policy, true, true>(shared, policy);
   } else {

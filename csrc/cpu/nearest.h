@@ -66,7 +66,11 @@ class NearestWorker {
 
  public:
   NearestWorker(const Prepared<T>& p, int64_t k, T* distances, int64_t* indices)
-      : p_(p), k_(k), capacity_(2 * k + P::kWidth), distances_(distances), indices_(indices),
+      : p_(p),
+        k_(k),
+        capacity_(2 * k + P::kWidth),
+        distances_(distances),
+        indices_(indices),
         candidates_(P::kWidth * capacity_) {}
 
   void operator()(int64_t px) {

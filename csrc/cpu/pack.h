@@ -28,14 +28,14 @@ struct Side {
   int64_t stride = 0;
   int64_t n = 0;
   int64_t panels = 0;
-  Buffer<int64_t> order;     // [n] position -> row
-  Buffer<int32_t> rank;      // [panels * kWidth] class of each position
-  Buffer<T> packed;          // [panels][packed_dim][kWidth]
-  Buffer<T> norm;            // [panels * kWidth] squared norms, +inf beyond n
-  Buffer<T> panel_norm;      // [panels] largest finite norm
-  Buffer<T> unit;            // [n][dim], where rows are normalised
-  Buffer<T> scale;           // [n] 1 / max(norm, eps), where rows are normalised
-  Buffer<uint8_t> trouble;   // [panels] a row that is not finite, or whose square overflows
+  Buffer<int64_t> order;    // [n] position -> row
+  Buffer<int32_t> rank;     // [panels * kWidth] class of each position
+  Buffer<T> packed;         // [panels][packed_dim][kWidth]
+  Buffer<T> norm;           // [panels * kWidth] squared norms, +inf beyond n
+  Buffer<T> panel_norm;     // [panels] largest finite norm
+  Buffer<T> unit;           // [n][dim], where rows are normalised
+  Buffer<T> scale;          // [n] 1 / max(norm, eps), where rows are normalised
+  Buffer<uint8_t> trouble;  // [panels] a row that is not finite, or whose square overflows
 
   const T* row(int64_t position) const { return rows + order[position] * stride; }
 };
@@ -49,9 +49,9 @@ struct Prepared {
   Distance distance;
   int64_t dim, packed_dim;
   int threads;
-  bool unit;             // rows are L2-normalised
-  bool poisoned = false;  // some row is not finite, or its square overflows
-  bool any_short = false;  // cosine: some row is too short to be normalised
+  bool unit;                   // rows are L2-normalised
+  bool poisoned = false;       // some row is not finite, or its square overflows
+  bool any_short = false;      // cosine: some row is too short to be normalised
   Buffer<int64_t> begin, end;  // [x.n] positions of y with the label of x's position
   int64_t ranks = 0;
 
@@ -251,8 +251,8 @@ inline void prepare(Prepared<T>& p, const Pairs<T>& pairs, bool panels) {
   if (pairs.x.labels != nullptr || pairs.y.labels != nullptr) {
     p.begin.reset(p.x.n);
     p.end.reset(p.x.n);
-    p.ranks = rank_labels(pairs.x.labels, p.x.order.get(), p.x.n, pairs.y.labels,
-                          p.y().order.get(), p.y().n, p.self, p.x.rank.get(),
+    p.ranks = rank_labels(pairs.x.labels, p.x.order.get(), p.x.n, pairs.y.labels, p.y().order.get(),
+                          p.y().n, p.self, p.x.rank.get(),
                           p.self ? nullptr : p.y_storage.rank.get(), p.begin.get(), p.end.get());
   }
   if (!panels) return;

@@ -71,10 +71,15 @@ inline void relax(int& spins) {
 class Schedule {
  public:
   Schedule(int64_t rows, int64_t columns, bool self)
-      : rows_(rows), columns_(columns), self_(self), n_(rows > columns ? rows : columns),
-        row_done_(rows), column_done_(self ? 1 : columns) {
+      : rows_(rows),
+        columns_(columns),
+        self_(self),
+        n_(rows > columns ? rows : columns),
+        row_done_(rows),
+        column_done_(self ? 1 : columns) {
     for (int64_t i = 0; i < rows; ++i) new (&row_done_[i]) std::atomic<int64_t>(0);
-    for (int64_t j = 0; j < (self ? 1 : columns); ++j) new (&column_done_[j]) std::atomic<int64_t>(0);
+    for (int64_t j = 0; j < (self ? 1 : columns); ++j)
+      new (&column_done_[j]) std::atomic<int64_t>(0);
   }
 
   // make(thread) gives each thread its own worker; worker(i, j) is one task.

@@ -14,8 +14,12 @@ class ScoreWorker {
  public:
   ScoreWorker(const Prepared<T>& p, const T* thresholds, int64_t classes,
               const int32_t* column_class, const int64_t* class_size)
-      : p_(p), thresholds_(thresholds), classes_(classes), column_class_(column_class),
-        class_size_(class_size), sums_(classes) {}
+      : p_(p),
+        thresholds_(thresholds),
+        classes_(classes),
+        column_class_(column_class),
+        class_size_(class_size),
+        sums_(classes) {}
 
   // Anchors at positions begin .. end - 1, one class, of rank `rank`.
   void operator()(int64_t begin, int64_t end, T* mean, T* least) {
@@ -26,8 +30,9 @@ class ScoreWorker {
     for (int64_t tile_row = begin / P::kRows * P::kRows; tile_row < end; tile_row += P::kRows) {
       for (int64_t py = 0; py < p_.y().panels; ++py) {
         DistanceTile<T> tile;
-        tile.compute(p_, tile_row / P::kWidth, tile_row % P::kWidth, py,
-                     DistanceTile<T>::mixed(p_, tile_row, py), false);
+        const bool disjoint =
+            DistanceTile<T>::classes(p_, tile_row, py) == DistanceTile<T>::Classes::disjoint;
+        tile.compute(p_, tile_row / P::kWidth, tile_row % P::kWidth, py, !disjoint, false);
         for (int r = 0; r < P::kRows; ++r) {
           const int64_t i = tile_row + r;
           if (i >= begin && i < end) add(tile, r, i, py, least);

@@ -32,25 +32,31 @@ template <class T>
 struct DistanceTile {
   using P = Tile<T>;
   using V = typename P::V;
+  using I = typename P::I;
 
   V d2[P::kRows][P::kVectors];  // +inf where there is no negative pair
   V least;                      // over the whole tile, lane by lane
   bool has_near = false;        // some pair was taken from differences; `near` says which
   uint64_t near[P::kRows];      // one bit a column
 
-  // Whether the tile's classes overlap, so that some pair may be positive.
-  static bool mixed(const Prepared<T>& p, int64_t i0, int64_t panel_y) {
+  enum class Classes { disjoint, mixed, one };
+
+  // Whether the tile's classes overlap, so that some pair may be positive, or are one and the same.
+  static Classes classes(const Prepared<T>& p, int64_t i0, int64_t panel_y) {
     const Side<T>& y = p.y();
     const int64_t last_x = i0 + P::kRows < p.x.n ? i0 + P::kRows : p.x.n;
     const int64_t j0 = panel_y * P::kWidth;
     const int64_t last_y = j0 + P::kWidth < y.n ? j0 + P::kWidth : y.n;
-    return p.x.rank[last_x - 1] >= y.rank[j0] && p.x.rank[i0] <= y.rank[last_y - 1];
+    const int32_t x_low = p.x.rank[i0], x_high = p.x.rank[last_x - 1];
+    const int32_t y_low = y.rank[j0], y_high = y.rank[last_y - 1];
+    if (x_high < y_low || x_low > y_high) return Classes::disjoint;
+    return x_low == y_high && x_high == y_low ? Classes::one : Classes::mixed;
   }
 
   // drop_equal: pairs of one class do not count. upper: only columns behind the row do, because
   // both panels are the same one.
-  void compute(const Prepared<T>& p, int64_t panel_x, int64_t row, int64_t panel_y,
-               bool drop_equal, bool upper) {
+  void compute(const Prepared<T>& p, int64_t panel_x, int64_t row, int64_t panel_y, bool drop_equal,
+               bool upper) {
     const Side<T>& y = p.y();
     const int64_t size = p.packed_dim * P::kWidth;
     const int64_t i0 = panel_x * P::kWidth + row, j0 = panel_y * P::kWidth;
@@ -78,15 +84,20 @@ struct DistanceTile {
   }
 
  private:
-  __attribute__((noinline)) void mask(const Prepared<T>& p, int64_t i0, int64_t j0,
-                                      bool drop_equal, bool upper) {
+  __attribute__((noinline)) void mask(const Prepared<T>& p, int64_t i0, int64_t j0, bool drop_equal,
+                                      bool upper) {
     const Side<T>& y = p.y();
-    T* d = reinterpret_cast<T*>(d2);
+    using Int = typename P::S::Int;
+    Int rank[P::kWidth];
+    for (int c = 0; c < P::kWidth; ++c) rank[c] = y.rank[j0 + c];
     for (int r = 0; r < P::kRows; ++r) {
-      for (int c = 0; c < P::kWidth; ++c) {
-        const bool gone = (drop_equal && p.x.rank[i0 + r] == y.rank[j0 + c]) ||
-                          (upper && j0 + c <= i0 + r);
-        d[r * P::kWidth + c] = gone ? kInf<T> : d[r * P::kWidth + c];
+      const I own = splat_int<T>(p.x.rank[i0 + r]), at = splat_int<T>(i0 + r);
+      for (int c = 0; c < P::kVectors; ++c) {
+        const I column = iota<T>() + splat_int<T>(j0 + c * P::kLanes);
+        I gone{};
+        if (drop_equal) gone = load_int(rank + c * P::kLanes) == own;
+        if (upper) gone |= column <= at;
+        d2[r][c] = gone ? splat<T>(kInf<T>) : d2[r][c];
       }
     }
     least = d2[0][0];

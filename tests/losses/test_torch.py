@@ -24,6 +24,12 @@ PUBLIC = {
 }
 
 
+@pytest.fixture(autouse=True)
+def forget_compiled_code() -> None:
+    """The functions of one test differ in what they close over; dynamo counts them as one."""
+    torch.compiler.reset()
+
+
 def why_no_inductor() -> str | None:
     """Why torch.compile cannot make code on this machine; None if it can."""
     try:
@@ -31,6 +37,12 @@ def why_no_inductor() -> str | None:
     except Exception as error:
         return f"torch.compile does not work here: {error}"
     return None
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> None:
+    """Compilations of other tests do not count against the recompilation limit of this one."""
+    torch._dynamo.reset()
 
 
 @both

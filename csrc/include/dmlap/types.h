@@ -6,7 +6,8 @@
 #ifdef __CUDACC__
 #define DMLAP_HD __host__ __device__ __forceinline__
 #else
-#define DMLAP_HD inline
+// Always inline: a copy compiled for one instruction set must never serve another.
+#define DMLAP_HD inline __attribute__((always_inline))
 #endif
 
 namespace dmlap {
@@ -20,7 +21,7 @@ constexpr int kMaxParams = 8;
 // Row-major embeddings with int64 labels; rows are `stride` elements apart.
 template <class T>
 struct Rows {
-  const T* data = nullptr;       // [n][stride], the first `dim` of each row
+  const T* data = nullptr;          // [n][stride], the first `dim` of each row
   const int64_t* labels = nullptr;  // [n]; null where labels play no part
   int64_t n = 0;
   int64_t stride = 0;
@@ -46,11 +47,11 @@ struct LossOptions {
 // Outputs of a forward sweep. `saved` is opaque: the backward sweep reads it.
 template <class T>
 struct ForwardOut {
-  T* loss = nullptr;             // [1], or [x.n] for Reduction::none
-  uint8_t* saved = nullptr;      // [saved_bytes]
-  int64_t* stat_counts = nullptr;   // null, or [2 + 2 x.n]: constraints, violated, hardest p, n
-  T* stat_values = nullptr;      // null, or [3]: violation, mean positive, mean negative distance
-  T* thresholds = nullptr;       // null, or [x.n]: bound of each anchor's negatives
+  T* loss = nullptr;               // [1], or [x.n] for Reduction::none
+  uint8_t* saved = nullptr;        // [saved_bytes]
+  int64_t* stat_counts = nullptr;  // null, or [2 + 2 x.n]: constraints, violated, hardest p, n
+  T* stat_values = nullptr;        // null, or [3]: violation, mean positive, mean negative distance
+  T* thresholds = nullptr;         // null, or [x.n]: bound of each anchor's negatives
 };
 
 template <class T>

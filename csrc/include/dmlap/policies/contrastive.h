@@ -14,7 +14,7 @@ struct Contrastive {
   T neg_margin;
   bool squared;
 
-  explicit Contrastive(const double* params)
+  DMLAP_HD explicit Contrastive(const double* params)
       : pos_margin(static_cast<T>(params[0])),
         neg_margin(static_cast<T>(params[1])),
         squared(params[2] != 0) {}

@@ -15,7 +15,7 @@ struct TripletHard {
   bool smooth;  // softplus in place of the hinge
   bool swap;    // negative distance = min(d_an, d_pn)
 
-  explicit TripletHard(const double* params)
+  DMLAP_HD explicit TripletHard(const double* params)
       : margin(static_cast<T>(params[0])), smooth(params[1] != 0), swap(params[2] != 0) {}
 
   DMLAP_HD T hinge(T d_ap, T d_an) const {
