@@ -134,7 +134,9 @@ class PairStats:
         counts: Tensor, values: Tensor, class_scores: ClassScores | None = None
     ) -> PairStats:
         positive, negative = counts[2:].chunk(2) if counts.numel() > 2 else (counts[2:],) * 2
-        return PairStats(*counts[:2], *values, positive, negative, class_scores)
+        return PairStats(
+            counts[0], counts[1], values[0], values[1], values[2], positive, negative, class_scores
+        )
 
 
 class Nearest(NamedTuple):

@@ -46,10 +46,10 @@ class _Block(NamedTuple):
 
 
 class _Group(NamedTuple):
-    """One group of terms: per anchor its sum, how many there are, how many are positive."""
+    """One group of terms: per anchor its sum, the number of terms, of positive ones."""
 
     total: Tensor
-    count: Tensor
+    terms: Tensor
     nonzero: Tensor
 
 
@@ -101,7 +101,8 @@ def _triplet_hard(spec: PairSpec, block: _Block) -> _Terms:
 
 def _contrastive(spec: PairSpec, block: _Block) -> _Terms:
     pos_margin, neg_margin, squared = spec.params
-    groups, violation, violated = [], block.d.new_zeros(()), 0
+    groups, violation = [], block.d.new_zeros(())
+    violated = torch.zeros((), dtype=torch.int64, device=block.d.device)
     for pairs, hinge in (
         (block.positive, (block.d - pos_margin).relu()),
         (block.negative, (neg_margin - block.d).relu()),
@@ -139,7 +140,9 @@ def _anchor_blocks(anchors: int, refs: int, itemsize: int) -> Iterator[slice]:
         yield slice(start, min(start + step, anchors))
 
 
-def _block(spec: PairSpec, x: Tensor, labels: Tensor, at: slice, refs: _Rows, self_case: bool):
+def _block(
+    spec: PairSpec, x: Tensor, labels: Tensor, at: slice, refs: _Rows, self_case: bool
+) -> _Block:
     positive = labels[at, None] == refs.labels
     negative = ~positive
     if self_case:
@@ -283,7 +286,7 @@ class _GroupSums:
     def add(self, at: slice, terms: _Terms) -> None:
         for g, group in enumerate(terms.groups):
             self.total[at, g] = group.total
-            self.count[at, g] = group.count.long()
+            self.count[at, g] = group.terms.long()
             self.nonzero[at, g] = group.nonzero.long()
         self.violated += terms.violated
         self.violation += terms.violation

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,8 +30,8 @@ _SCORE_ELEMENTS = 1 << 22
 
 
 @functools.cache
-def native() -> ModuleType | str:
-    """The extension, or the reason why there is none."""
+def native() -> Any:
+    """The extension, or as a str the reason why there is none."""
     if importlib.util.find_spec("dmlap_kernels._native") is None:
         return (
             "the extension was not built (DMLAP_NATIVE=0, or the package was not installed); "
