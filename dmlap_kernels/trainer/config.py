@@ -87,7 +87,7 @@ class TrainConfig:
     in_batch_weight: float = 1.0
     representatives: str = "references"
     classes: str = "hard"
-    hard_share: float = 0.5
+    hard_share: float = 0.75
     hard_pool: int = 16
     hard_refresh: int = 100
 
