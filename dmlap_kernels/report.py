@@ -36,6 +36,7 @@ def plot_curves(results: dict[str, Any], path: str | Path) -> None:
         [100 * entry["violated"] for entry in history["train"]],
         "Violated constraints (%)",
     )
+    violated.set_ylim(bottom=0)
     _mark_projections(loss, history["train"])
     _mark_projections(violated, history["train"])
     _plot_retrieval(retrieval, results)
@@ -55,7 +56,6 @@ def plot_curves(results: dict[str, Any], path: str | Path) -> None:
 def _line(axes: Any, steps: list[float], values: list[float], title: str) -> None:
     axes.plot(steps, values, color=_INK, linewidth=1.4)
     axes.set_title(title)
-    axes.set_ylim(bottom=0)
 
 
 def _mark_projections(axes: Any, entries: list[dict[str, float]]) -> None:
@@ -70,11 +70,25 @@ def _plot_retrieval(axes: Any, results: dict[str, Any]) -> None:
     steps = [entry["step"] for entry in entries]
     for name, color in (("recall@1", _INK), ("map@r", _ACCENT)):
         values = [100 * entry[name] for entry in entries]
-        axes.plot(steps, values, color=color, marker="o", markersize=3, label=name)
+        axes.plot(steps, values, color=color, marker="o", markersize=3)
+        _label(axes, steps[-1], values[-1], name, color)
         if "validation" not in results:
             raw = 100 * results["raw_pixels"][name]
-            axes.axhline(raw, color=color, linestyle=":", label=f"{name} of raw pixels")
+            axes.axhline(raw, color=color, linestyle=":")
+            _label(axes, steps[-1], raw, f"{name} of raw pixels", color)
     which = "validation" if "validation" in results else "test"
     axes.set_title(f"Retrieval on {which} classes (%)")
-    axes.set_ylim(0, 100)
-    axes.legend(fontsize=8, frameon=False)
+    axes.set_ylim(0, 105)
+
+
+def _label(axes: Any, step: float, value: float, text: str, color: str) -> None:
+    """Name a curve at its right end, so that no legend covers another."""
+    axes.annotate(
+        f"{text} {value:.1f}",
+        (step, value),
+        xytext=(0, 4),
+        textcoords="offset points",
+        ha="right",
+        color=color,
+        fontsize=8,
+    )
