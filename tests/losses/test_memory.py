@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-# A matrix of distances takes 1 GiB at 16,384 rows; 324 MiB at 9,216 (for the slower backend).
-ROWS = {"cpu": 16_384, "torch": 9_216}
+# A matrix of distances takes 1 GiB at 16,384 rows, 256 MiB at 8,192 (for the slower backend).
+ROWS = {"cpu": 16_384, "torch": 8_192}
 BOUND = 256 * 2**20
 
 SCRIPT = """
@@ -47,4 +47,4 @@ def test_peak_memory(function: str, options: dict[str, float], backend: str) -> 
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     growth = int(done.stdout)
-    assert growth < BOUND < 4 * rows * rows, f"peak grew by {growth / 2**20:.0f} MiB"
+    assert growth < BOUND <= 4 * rows * rows, f"peak grew by {growth / 2**20:.0f} MiB"
