@@ -9,7 +9,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,8 @@ QUICK = (
     "--hard-pool=3",
     "--hard-refresh=7",
 )
+# Not the checkout, whose package `python -m` would prefer to the installed one.
+ELSEWHERE = tempfile.gettempdir()
 STEPS = ("--steps=80", "--eval-every=40")
 
 
@@ -47,7 +51,12 @@ def _environment() -> dict[str, str]:
 
 def _run(*arguments: object) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        _command(*arguments), capture_output=True, text=True, env=_environment(), timeout=300
+        _command(*arguments),
+        capture_output=True,
+        text=True,
+        env=_environment(),
+        cwd=ELSEWHERE,
+        timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done
@@ -60,6 +69,7 @@ def _started(*arguments: object) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         env=_environment(),
+        cwd=ELSEWHERE,
     )
 
 
@@ -87,6 +97,15 @@ def _assert_equal_runs(first: Path, second: Path) -> None:
     assert tensors.keys() == others.keys()
     assert all(torch.equal(tensors[name], others[name]) for name in tensors)
     assert state == other_state
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """As in the subprocesses."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -183,11 +183,18 @@ def test_no_folder_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_training_helps() -> None:
     data = tiny_data(train_classes=20, test_classes=10)
-    config = quick_config(steps=120, classes_per_batch=10, learning_rate=0.01)
+    config = quick_config(
+        steps=120,
+        classes_per_batch=10,
+        learning_rate=0.01,
+        classes="uniform",
+        # "mean_nonzero" would leave easy constraints out, and so hardly fall.
+        loss_options={"reduction": "mean"},
+    )
     history = Trainer(config, data, encoder=TinyEncoder()).run()["history"]
     first, last = history["train"][0], history["train"][-1]
     assert last["loss"] < 0.6 * first["loss"]
-    assert last["violated"] < first["violated"]
+    assert last["violated"] < 0.8 * first["violated"]
 
 
 def test_a_bad_image_is_named() -> None:
