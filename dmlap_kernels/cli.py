@@ -62,7 +62,9 @@ _DATA = (
     ),
 )
 _TRAINING = (
-    _Option("--classes-per-batch", "classes_per_batch", int, "C", "classes in a batch"),
+    _Option(
+        "--classes-per-batch", "classes_per_batch", int, "C", "classes in a batch (default: 24)"
+    ),
     _Option("--samples-per-class", "samples_per_class", int, "M", "samples of each of them"),
     _Option("--embedding-dim", "embedding_dim", int, "D", "length of an embedding"),
     _Option("--learning-rate", "learning_rate", float, "RATE", "peak of the one-cycle schedule"),

@@ -25,7 +25,6 @@ from dmlap_kernels.trainer.checkpoint import load_checkpoint
 
 PLAIN = (
     "--data=digits",
-    "--classes-per-batch=4",
     "--samples-per-class=3",
     "--embedding-dim=8",
 )
@@ -227,6 +226,8 @@ def test_the_default_folder_names_the_run(tmp_path: Path, monkeypatch: pytest.Mo
     metrics = json.loads((tmp_path / "runs" / "digits-plain-seed3" / "metrics.json").read_text())
     assert metrics["config"]["loss_options"] == {"neg_margin": 0.8}
     assert metrics["config"]["seed"] == 3
+    # All there are, for want of 24.
+    assert metrics["config"]["classes_per_batch"] == 5
     # What only alternating projections look at is not in the configuration of a plain run.
     assert "projection_steps" not in metrics["config"]
 

@@ -47,7 +47,7 @@ class TrainConfig:
         method: ``"dmlap"``, or ``"plain"`` for C x M batches with the in-batch loss alone.
         steps: optimizer steps.
         seed: decides initial weights, batches, representatives and augmentation.
-        classes_per_batch: C.
+        classes_per_batch: C; None: 24, or all training classes if they are fewer.
         samples_per_class: M, the representative included.
         embedding_dim: length of an embedding of the built-in encoder.
         learning_rate: peak of the one-cycle schedule of Adam.
@@ -76,7 +76,7 @@ class TrainConfig:
     method: str = "dmlap"
     steps: int = 1500
     seed: int = 0
-    classes_per_batch: int = 24
+    classes_per_batch: int | None = None
     samples_per_class: int = 4
     embedding_dim: int = 128
     learning_rate: float = 1e-3
@@ -101,7 +101,6 @@ class TrainConfig:
             ("steps", 1),
             ("seed", 0),
             ("data_seed", 0),
-            ("classes_per_batch", 2),
             ("samples_per_class", 2),
             ("embedding_dim", 1),
             ("projection_steps", 1),
@@ -109,8 +108,9 @@ class TrainConfig:
             ("hard_refresh", 1),
         ):
             _at_least(name, getattr(self, name), minimum)
-        if self.eval_every is not None:
-            _at_least("eval_every", self.eval_every, 1)
+        for name, minimum in (("eval_every", 1), ("classes_per_batch", 2)):
+            if getattr(self, name) is not None:
+                _at_least(name, getattr(self, name), minimum)
         for name in ("proximal_weight", "in_batch_weight", "learning_rate"):
             checks.number(name, getattr(self, name), minimum=0)
         for name, below in (("validation", 1), ("hard_share", None)):
@@ -129,7 +129,7 @@ class TrainConfig:
 
     @property
     def evaluation_interval(self) -> int:
-        return self.eval_every or max(1, self.steps // 8)
+        return self.eval_every or -(-self.steps // 8)
 
     @property
     def log_interval(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,6 +28,8 @@ from dmlap_kernels.trainer.schedule import one_cycle
 from dmlap_kernels.trainer.seeds import generator
 
 Stop = Callable[[], bool]
+
+_DEFAULT_CLASSES = 24
 
 
 class Observer(Protocol):
@@ -113,7 +116,6 @@ class Trainer:
     ) -> None:
         if checkpoint_every < 1:
             raise ValueError(f"checkpoint_every must be at least 1, got {checkpoint_every}")
-        self.config = config
         self.objective = AlternatingObjective(
             config.loss,
             config.loss_options,
@@ -126,17 +128,19 @@ class Trainer:
             data = data.hold_out(config.validation, config.data_seed)
         self.data = data
         _check_class_sizes(self.data)
+        train = self.data.train
+        classes = config.classes_per_batch or min(_DEFAULT_CLASSES, train.num_classes)
+        self.config = config = replace(config, classes_per_batch=classes)
         self._fingerprint = data.train.fingerprint()
         self.device = resolve_device(config.device)
         torch.manual_seed(config.seed)
         if encoder is None:
             encoder = build_encoder(config, tuple(self.data.train.images.shape[1:]))
         self.encoder = encoder.to(self.device)
-        train = self.data.train
         hard = config.is_dmlap and config.classes == "hard"
         self.sampler = ClassBatchSampler(
             train.labels,
-            config.classes_per_batch,
+            classes,
             config.samples_per_class,
             config.seed,
             hard_share=config.hard_share if hard else 0.0,
