@@ -29,7 +29,7 @@ def test_op(
         return
     times = comparisons.measure(op, rows, features)
     if candidate not in times:
-        pytest.skip(comparisons.absent[f"{op} {candidate}"])
+        pytest.skip(comparisons.why_absent(op, rows, features, candidate))
     mine = times[candidate]
     benchmark.group = f"{op} {rows} x {features}"
     benchmark.extra_info.update(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+
 import pytest
 from torch import Tensor
 
@@ -17,8 +19,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--seconds",
         type=float,
-        default=1.0,
-        help="seconds spent on each candidate of each comparison (default: 1)",
+        default=0.5,
+        help="seconds spent on each candidate of each comparison (default: 0.5)",
     )
     group.addoption(
         "--no-peak", action="store_true", help="do not measure peak memory (saves half a minute)"
@@ -32,7 +34,7 @@ class Comparisons:
         self.seconds = seconds
         self.with_peak = with_peak
         self.times: dict[tuple[str, int, int], dict[str, list[float]]] = {}
-        self.absent: dict[str, str] = {}
+        self.absent: dict[tuple[str, int, int, str], str] = {}
         self._peaks: dict[str, float] | None = None
 
     def measure(self, op: str, rows: int, features: int) -> dict[str, list[float]]:
@@ -46,24 +48,43 @@ class Comparisons:
     def check(self, op: str, rows: int, features: int) -> None:
         check(self._steps(op, rows, features))
 
+    def why_absent(self, op: str, rows: int, features: int, candidate: str) -> str:
+        return self.absent[op, rows, features, candidate]
+
     def peak(self, op: str, candidate: str, rows: int, features: int) -> float | None:
         """MiB; only for the one size at which memory is measured, and never for the yardstick."""
         if not self.with_peak or (rows, features) != (PEAK_ROWS, PEAK_FEATURES):
             return None
         if self._peaks is None:
             pairs = [(op, candidate) for op in OPS for candidate in ("ours", "eager", "library")]
-            runnable = [pair for pair in pairs if " ".join(pair) not in self.absent]
+            runnable = [(op, name) for op, name in pairs if not self._cannot_run(op, name)]
             self._peaks = peak.measure(rows, features, runnable)
         return self._peaks.get(f"{op} {candidate}")
+
+    def _cannot_run(self, op: str, candidate: str) -> bool:
+        try:
+            make(op, candidate, 16, 4)
+        except Absent:
+            return True
+        return False
 
     def _steps(self, op: str, rows: int, features: int) -> dict[str, Step]:
         steps = {}
         for candidate in CANDIDATES:
             try:
+                self._refuse_slow(op, rows, features, candidate)
                 steps[candidate] = make(op, candidate, rows, features)
             except Absent as reason:
-                self.absent[f"{op} {candidate}"] = str(reason)
+                self.absent[op, rows, features, candidate] = str(reason)
         return steps
+
+    def _refuse_slow(self, op: str, rows: int, features: int, candidate: str) -> None:
+        """Libraries are absent where a quarter of the batch foretells a call of eight budgets."""
+        smaller = self.times.get((op, rows // 4, features), {})
+        if candidate == "library" and candidate in smaller:
+            expected = 16 * statistics.median(smaller[candidate])
+            if expected > 8 * self.seconds:
+                raise Absent(f"a call would take about {expected:.0f} s (see --seconds)")
 
 
 def check(steps: dict[str, Step]) -> None:

@@ -23,23 +23,18 @@ def call_time(function: Callable[[], Any]) -> float:
 
 
 def round_robin(steps: dict[str, Callable[[], Any]], seconds: float) -> dict[str, list[float]]:
-    """Durations of each candidate; about ``seconds`` are spent on each, at least one round.
-
-    The first call of each warms up. Where that call alone takes ``seconds``, it is the round.
-    """
-    first = {name: call_time(step) for name, step in steps.items()}
-    again = {name: time for name, time in first.items() if time < seconds}
-    # The first call often pays for allocation or compilation: a second one tells the pace.
-    pace = {name: call_time(steps[name]) for name in again}
-    rounds = {name: max(1, min(MAX_ROUNDS, int(seconds / pace[name]))) for name in again}
-    times: dict[str, list[float]] = {name: [] for name in again}
+    """Durations of each warm candidate; about ``seconds`` are spent on each, at least one round."""
+    times = {name: [call_time(step)] for name, step in steps.items()}
+    rounds = {
+        name: max(1, min(MAX_ROUNDS, int(seconds / first))) for name, (first,) in times.items()
+    }
     longest = max(rounds.values(), default=0)
-    for turn in range(longest):
+    for turn in range(1, longest):
         for name, count in rounds.items():
             # A slow candidate's few rounds are spread over the whole measurement.
             if turn * count // longest != (turn - 1) * count // longest:
                 times[name].append(call_time(steps[name]))
-    return times | {name: [time] for name, time in first.items() if name not in again}
+    return times
 
 
 def ratio(times: list[float], yardstick: list[float]) -> float:
