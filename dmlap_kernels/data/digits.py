@@ -1,4 +1,8 @@
-"""`digits`: the scans of handwritten digits bundled with scikit-learn (1,797 of 8 x 8 pixels)."""
+"""`digits`: the scans of handwritten digits bundled with scikit-learn (1,797 of 8 x 8 pixels).
+
+Real, small and quick, to try things on. Five training classes are too few to learn from: Recall@1
+on the other five starts high and falls, with either method.
+"""
 
 from __future__ import annotations
 

@@ -22,7 +22,8 @@ class Progress:
         self._total = total
         self._start = done
         self._began = time.monotonic()
-        self._loss = self._violated = 0.0
+        self._loss: float | None = None
+        self._violated = 0.0
         self._recall: float | None = None
         self._bar: Any = None
         if sys.stderr.isatty():
@@ -43,9 +44,10 @@ class Progress:
 
     def on_step(self, step: int, loss: float, violated: float) -> None:
         # Smoothed over some ten steps, for single batches jump.
-        keep = 0.9 if step > self._start + 1 else 0.0
-        self._loss = keep * self._loss + (1 - keep) * loss
-        self._violated = keep * self._violated + (1 - keep) * violated
+        if self._loss is None:
+            self._loss, self._violated = loss, violated
+        self._loss += 0.1 * (loss - self._loss)
+        self._violated += 0.1 * (violated - self._violated)
         if self._bar is not None:
             self._bar.update(1)
             if step % 5 == 0:
@@ -60,17 +62,19 @@ class Progress:
         if self._bar is not None:
             self._bar.set_postfix_str(self._summary())
             return
-        text = f"step {step}/{self._total}"
+        text = f"step {step}/{self._total}  {self._summary()}"
         if step > self._start:
             each = (time.monotonic() - self._began) / (step - self._start)
-            text += f"  {self._summary()}  time left {_clock(each * (self._total - step))}"
-        else:
-            text += f"  recall@1 {self._recall:.3f}"
+            text += f"  time left {_clock(each * (self._total - step))}"
         print(text, file=sys.stderr, flush=True)
 
     def _summary(self) -> str:
-        text = f"loss {self._loss:.4f}  violated {100 * self._violated:.1f} %"
-        return text if self._recall is None else f"{text}  recall@1 {self._recall:.3f}"
+        parts = []
+        if self._loss is not None:
+            parts += [f"loss {self._loss:.4f}", f"violated {100 * self._violated:.1f} %"]
+        if self._recall is not None:
+            parts.append(f"recall@1 {self._recall:.3f}")
+        return "  ".join(parts)
 
 
 def _clock(seconds: float) -> str:
