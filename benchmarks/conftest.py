@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from typing import Any
 
 import pytest
 from torch import Tensor
@@ -107,3 +108,13 @@ def assert_agree(name: str, mine: Tensor, theirs: Tensor) -> None:
 def comparisons(request: pytest.FixtureRequest) -> Comparisons:
     config = request.config
     return Comparisons(config.getoption("--seconds"), not config.getoption("--no-peak"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
+    """Keep what a reader compares: no host name, no single rounds."""
+    output_json["machine_info"].pop("node", None)
+    output_json.pop("commit_info", None)
+    for entry in output_json["benchmarks"]:
+        entry["stats"].pop("data", None)
+        entry.pop("options", None)

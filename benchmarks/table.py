@@ -67,6 +67,7 @@ def plot(table: dict[tuple[str, int, int], Row], path: Path) -> None:
 
     features = min(key[2] for key in table)
     ops = list(dict.fromkeys(key[0] for key in table))
+    sizes = sorted({key[1] for key in table})
     figure = plt.figure(figsize=(3 * len(ops), 3.2))
     figure.subplots(1, len(ops), sharey=True)
     for axis, op in zip(figure.axes, ops, strict=True):
@@ -81,6 +82,8 @@ def plot(table: dict[tuple[str, int, int], Row], path: Path) -> None:
                 axis.loglog(*zip(*sorted(points), strict=True), label=candidate, **style)
         axis.set(title=op, xlabel="rows B")
         axis.grid(alpha=0.3)
+        axis.set_xticks(sizes, [f"{rows:,}" for rows in sizes], minor=False)
+        axis.minorticks_off()
     figure.axes[0].set_ylabel(f"ms, D = {features}")
     figure.axes[0].legend(fontsize="small")
     figure.tight_layout()
