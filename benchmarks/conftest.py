@@ -113,7 +113,8 @@ def comparisons(request: pytest.FixtureRequest) -> Comparisons:
 @pytest.hookimpl(optionalhook=True)
 def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
     """Keep what a reader compares: no host name, no single rounds."""
-    output_json["machine_info"].pop("node", None)
+    for private in ("node", "release"):
+        output_json["machine_info"].pop(private, None)
     output_json.pop("commit_info", None)
     for entry in output_json["benchmarks"]:
         entry["stats"].pop("data", None)

@@ -26,6 +26,9 @@ COLUMNS = (
 )
 
 
+COLOURS = {"library": "C0", "eager": "C1", "compile": "C2", "ours": "C3", "G": "0.6"}
+
+
 def load(path: Path) -> dict[tuple[str, int, int], Row]:
     """Candidates by (op, rows, features), in the order of the file."""
     table: dict[tuple[str, int, int], Row] = {}
@@ -71,15 +74,17 @@ def plot(table: dict[tuple[str, int, int], Row], path: Path) -> None:
     figure = plt.figure(figsize=(3 * len(ops), 3.2))
     figure.subplots(1, len(ops), sharey=True)
     for axis, op in zip(figure.axes, ops, strict=True):
-        for candidate in ("library", "eager", "compile", "ours", "G"):
+        for candidate, colour in COLOURS.items():
             points = [
                 (key[1], 1e3 * row[candidate]["median"])
                 for key, row in table.items()
                 if key[0] == op and key[2] == features and candidate in row
             ]
-            style = {"color": "0.6", "linestyle": "--"} if candidate == "G" else {"marker": "o"}
+            style = {"linestyle": "--"} if candidate == "G" else {"marker": "o"}
             if points:
-                axis.loglog(*zip(*sorted(points), strict=True), label=candidate, **style)
+                axis.loglog(
+                    *zip(*sorted(points), strict=True), label=candidate, color=colour, **style
+                )
         axis.set(title=op, xlabel="rows B")
         axis.grid(alpha=0.3)
         axis.set_xticks(sizes, [f"{rows:,}" for rows in sizes], minor=False)
