@@ -18,6 +18,8 @@ from pathlib import Path
 from benchmarks.candidates import make
 
 ROOT = Path(__file__).resolve().parents[1]
+# The checkout comes last on the path: an installed package goes before its sources.
+WORKER = f"import sys; sys.path.append({str(ROOT)!r}); from benchmarks.peak import main"
 
 
 def measure(rows: int, features: int, pairs: list[tuple[str, str]]) -> dict[str, float]:
@@ -26,8 +28,8 @@ def measure(rows: int, features: int, pairs: list[tuple[str, str]]) -> dict[str,
         return {}
     words = [word for pair in pairs for word in pair]
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.peak", str(rows), str(features), *words],
-        cwd=ROOT,
+        [sys.executable, "-c", f"{WORKER}; main(sys.argv[1:])", str(rows), str(features), *words],
+        cwd=ROOT.root,
         capture_output=True,
         text=True,
         check=True,

@@ -224,9 +224,11 @@ inline void prepare(Prepared<T>& p, const Pairs<T>& pairs, bool panels) {
   p.dim = pairs.dim;
   p.packed_dim = (pairs.dim + Tile<T>::kRows - 1) / Tile<T>::kRows * Tile<T>::kRows;
   p.unit = pairs.normalize || pairs.distance == Distance::cosine;
-  // Below a few hundred thousand multiplications a second thread costs more than it brings.
+  // Below this a second thread saves less than it costs, and on a busy machine, where it has to be
+  // waited for, it costs many times more.
+  constexpr double kWorthThreads = 1 << 21;
   const double work = double(pairs.x.n) * double(pairs.y.n) * double(pairs.dim);
-  p.threads = work < (1 << 18) ? 1 : pairs.threads;
+  p.threads = work < kWorthThreads ? 1 : pairs.threads;
   for (int s = 0; s < (p.self ? 1 : 2); ++s) {
     Side<T>& side = s ? p.y_storage : p.x;
     const Rows<T>& rows = s ? pairs.y : pairs.x;

@@ -49,7 +49,7 @@ inline void parallel_for(int threads, int64_t n, F body) {
 }
 
 inline void relax(int& spins) {
-  if (++spins < 4096) {
+  if (++spins < 512) {
 #if defined(__x86_64__)
     __builtin_ia32_pause();
 #endif

@@ -107,11 +107,11 @@ def simd_levels() -> list[str]:
 
 
 @pytest.mark.parametrize("level", simd_levels())
-def test_every_instruction_set(level: str, native: str) -> None:
+def test_every_instruction_set(level: str, native: str, tmp_path: Path) -> None:
     """The tables in a process of their own that DMLAP_SIMD forces to one level."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.losses.simd_worker", level],
-        cwd=ROOT,
+        [sys.executable, "-c", WORKER, str(ROOT), level],
+        cwd=tmp_path,
         env=os.environ | {"DMLAP_SIMD": level, "OMP_NUM_THREADS": "2"},
         capture_output=True,
         text=True,
@@ -120,10 +120,10 @@ def test_every_instruction_set(level: str, native: str) -> None:
     assert f"{level}: " in done.stdout
 
 
-def test_an_unknown_instruction_set_is_refused(native: str) -> None:
+def test_an_unknown_instruction_set_is_refused(native: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", SMALL_CALL],
-        cwd=ROOT,
+        cwd=tmp_path,
         env=os.environ | {"DMLAP_SIMD": "sse9"},
         capture_output=True,
         text=True,
@@ -132,6 +132,13 @@ def test_an_unknown_instruction_set_is_refused(native: str) -> None:
     assert "sse9" in done.stderr and "baseline" in done.stderr
 
 
+# The checkout comes last on the path: an installed package goes before its sources.
+WORKER = """
+import sys
+sys.path.append(sys.argv[1])
+from tests.losses.simd_worker import main
+main(sys.argv[2])
+"""
 SMALL_CALL = """
 import torch
 from dmlap_kernels import fused_triplet_loss
