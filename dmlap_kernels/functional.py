@@ -70,17 +70,8 @@ def fused_triplet_loss(
         The loss, or (loss, `PairStats`). Agrees with pytorch-metric-learning's ``BatchHardMiner``
         followed by ``TripletMarginLoss``.
     """
-    problem, common = _common(
-        embeddings,
-        labels,
-        ref_embeddings,
-        ref_labels,
-        distance,
-        normalize,
-        reduction,
-        backend,
-        precision,
-    )
+    problem = checks.pair_problem(embeddings, labels, ref_embeddings, ref_labels)
+    common = _common(distance, normalize, reduction, backend, precision)
     checks.choice("mining", mining, TRIPLET_MINING)
     params = (
         checks.number("margin", margin),
@@ -125,17 +116,8 @@ def fused_contrastive_loss(
         The loss, or (loss, `PairStats`). Agrees with pytorch-metric-learning's ``ContrastiveLoss``
         with ``MeanReducer`` (``"mean"``) and ``AvgNonZeroReducer`` (``"mean_nonzero"``).
     """
-    problem, common = _common(
-        embeddings,
-        labels,
-        ref_embeddings,
-        ref_labels,
-        distance,
-        normalize,
-        reduction,
-        backend,
-        precision,
-    )
+    problem = checks.pair_problem(embeddings, labels, ref_embeddings, ref_labels)
+    common = _common(distance, normalize, reduction, backend, precision)
     params = (
         checks.number("pos_margin", pos_margin),
         checks.number("neg_margin", neg_margin),
@@ -145,20 +127,11 @@ def fused_contrastive_loss(
 
 
 def _common(
-    embeddings: Any,
-    labels: Any,
-    ref_embeddings: Any,
-    ref_labels: Any,
-    distance: Any,
-    normalize: Any,
-    reduction: Any,
-    backend: Any,
-    precision: Any,
-) -> tuple[PairProblem, dict[str, Any]]:
-    """What every loss shares, checked."""
-    problem = checks.pair_problem(embeddings, labels, ref_embeddings, ref_labels)
+    distance: Any, normalize: Any, reduction: Any, backend: Any, precision: Any
+) -> dict[str, Any]:
+    """The options that every loss shares, checked."""
     checks.choice("backend", backend, BACKENDS)
-    return problem, {
+    return {
         "distance": checks.choice("distance", distance, DISTANCES),
         "normalize": checks.flag("normalize", normalize),
         "reduction": checks.choice("reduction", reduction, REDUCTIONS),

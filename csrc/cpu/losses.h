@@ -5,6 +5,35 @@
 
 namespace dmlap::cpu::DMLAP_ISA {
 
+// The problem of a forward sweep, packed, and what it gathers.
+template <class T>
+struct ForwardState {
+  Prepared<T> p;
+  Buffer<AnchorState<T>> anchors;  // [x.n]
+  Buffer<double> negative_sum;     // [blocks of x]
+
+  explicit ForwardState(const Pairs<T>& pairs) {
+    prepare(p, pairs, true);
+    anchors.reset(p.x.n);
+    anchors.fill(p.x.n, AnchorState<T>{});
+    const int64_t blocks = Blocks(p.x.panels).count;
+    negative_sum.reset(blocks);
+    negative_sum.fill(blocks, 0.0);
+  }
+
+  ForwardShared<T> shared(uint8_t* active) const {
+    return {&p,     anchors.get(),      negative_sum.get(),
+            active, Blocks(p.x.panels), Blocks(p.y().panels)};
+  }
+
+  // Of distances. The sweep of the self case meets every pair once, the statistics count it twice.
+  double negative_total() const {
+    double s = 0;
+    for (int64_t b = 0; b < Blocks(p.x.panels).count; ++b) s += negative_sum[b];
+    return p.self ? 2 * s : s;
+  }
+};
+
 // Sums over anchors of one group of terms, and how the reduction divides them.
 struct GroupTotal {
   double term = 0;
@@ -52,14 +81,6 @@ inline void write_common_stats(const Prepared<T>& p, const AnchorState<T>* ancho
   out.stat_values[2] = poison(p, negatives ? negative_sum / double(negatives) : nan);
 }
 
-// A sum over pairs of the self case meets every pair once, the mean counts it twice.
-template <class T>
-inline double sum_blocks(const Prepared<T>& p, const Buffer<double>& sums, int64_t blocks) {
-  double s = 0;
-  for (int64_t b = 0; b < blocks; ++b) s += sums[b];
-  return p.self ? 2 * s : s;
-}
-
 template <class T>
 inline void note_hardest_positive(const Prepared<T>& p, AnchorState<T>& a, T d2, int64_t at) {
   a.positive_sum += p.from_squared(d2);
@@ -74,19 +95,15 @@ inline void forward_triplet_hard(const Pairs<T>& pairs, const LossOptions& optio
                                  const ForwardOut<T>& out) {
   const TripletHard<T> policy(options.params);
   const bool stats = out.stat_counts != nullptr;
-  Prepared<T> p;
-  prepare(p, pairs, true);
+  const ForwardState<T> state(pairs);
+  const Prepared<T>& p = state.p;
+  const Buffer<AnchorState<T>>& anchors = state.anchors;
   SavedTriplet<T> saved(out.saved, p.x.n);
-  const Blocks rows(p.x.panels), columns(p.y().panels);
-  Buffer<AnchorState<T>> anchors(p.x.n);
-  for (int64_t i = 0; i < p.x.n; ++i) anchors[i] = AnchorState<T>{};
-  Buffer<double> negative_sum(rows.count);
-  negative_sum.fill(rows.count, 0.0);
 
   sweep_positives(p, anchors.get(), [&](AnchorState<T>& a, T d2, int64_t at) {
     note_hardest_positive(p, a, d2, at);
   });
-  const ForwardShared<T> shared{&p, anchors.get(), negative_sum.get(), nullptr, rows, columns};
+  const ForwardShared<T> shared = state.shared(nullptr);
   if (stats) {
     sweep_negatives<T, NoPolicy, true, true>(shared, {});
   } else {
@@ -143,7 +160,7 @@ inline void forward_triplet_hard(const Pairs<T>& pairs, const LossOptions& optio
   out.stat_counts[0] = total.count;
   out.stat_counts[1] = violated;
   out.stat_values[0] = poison(p, violation);
-  write_common_stats(p, anchors.get(), sum_blocks(p, negative_sum, rows.count), out);
+  write_common_stats(p, anchors.get(), state.negative_total(), out);
 }
 
 template <class T, class Policy>
@@ -151,14 +168,10 @@ inline void forward_pairwise(const Pairs<T>& pairs, const LossOptions& options,
                              const ForwardOut<T>& out) {
   const Policy policy(options.params);
   const bool stats = out.stat_counts != nullptr;
-  Prepared<T> p;
-  prepare(p, pairs, true);
+  const ForwardState<T> state(pairs);
+  const Prepared<T>& p = state.p;
+  const Buffer<AnchorState<T>>& anchors = state.anchors;
   SavedPairwise<T> saved(out.saved);
-  const Blocks rows(p.x.panels), columns(p.y().panels);
-  Buffer<AnchorState<T>> anchors(p.x.n);
-  for (int64_t i = 0; i < p.x.n; ++i) anchors[i] = AnchorState<T>{};
-  Buffer<double> negative_sum(rows.count);
-  negative_sum.fill(rows.count, 0.0);
 
   sweep_positives(p, anchors.get(), [&](AnchorState<T>& a, T d2, int64_t at) {
     const T h = policy.positive_violation(p.from_squared(d2));
@@ -167,7 +180,7 @@ inline void forward_pairwise(const Pairs<T>& pairs, const LossOptions& options,
     a.nonzero[0] += h > 0;
     if (stats) note_hardest_positive(p, a, d2, at);
   });
-  const ForwardShared<T> shared{&p, anchors.get(), negative_sum.get(), saved.active, rows, columns};
+  const ForwardShared<T> shared = state.shared(saved.active);
   if (stats) {
     sweep_negatives<T, Policy, true, true>(shared, policy);
   } else {
@@ -201,7 +214,7 @@ inline void forward_pairwise(const Pairs<T>& pairs, const LossOptions& options,
   out.stat_counts[0] = total[0].count + total[1].count;
   out.stat_counts[1] = total[0].nonzero + total[1].nonzero;
   out.stat_values[0] = poison(p, violation);
-  write_common_stats(p, anchors.get(), sum_blocks(p, negative_sum, rows.count), out);
+  write_common_stats(p, anchors.get(), state.negative_total(), out);
 }
 
 }  // namespace dmlap::cpu::DMLAP_ISA
