@@ -54,7 +54,8 @@ def fused_triplet_loss(
         margin: finite number, in units of the distance.
         mining: ``"hard"``: the farthest positive and the nearest negative of each anchor.
         smooth: softplus in place of the hinge.
-        swap: after mining take the smaller of d(anchor, negative) and d(positive, negative).
+        swap: after mining take the smaller of d(anchor, negative) and d(positive, negative); both
+            are rows of the references where there are references.
         distance: ``"euclidean"``, ``"sqeuclidean"`` or ``"cosine"`` (1 - cos).
         normalize: L2-normalise the rows first, gradient included.
         reduction: ``"mean"`` over anchors with a triplet, ``"mean_nonzero"`` over strictly positive
@@ -68,7 +69,8 @@ def fused_triplet_loss(
 
     Returns:
         The loss, or (loss, `PairStats`). Agrees with pytorch-metric-learning's ``BatchHardMiner``
-        followed by ``TripletMarginLoss``.
+        followed by ``TripletMarginLoss``, but for ``swap`` with references, where that library
+        looks the distance up in the matrix of the anchors.
     """
     problem = checks.pair_problem(embeddings, labels, ref_embeddings, ref_labels)
     common = _common(distance, normalize, reduction, backend, precision)

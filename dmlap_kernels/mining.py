@@ -32,7 +32,8 @@ def nearest(
 
     Returns:
         `Nearest`: distances (Q, k) in ascending order (float64 for float64, else float32) and
-        int64 indices (Q, k); ties go to the lower index. No gradient.
+        int64 indices (Q, k); ties go to the lower index, distances that are not numbers to the
+        end. No gradient.
 
     Raises:
         ValueError, TypeError: naming the argument at fault.

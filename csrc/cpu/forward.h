@@ -1,6 +1,8 @@
 // The forward sweep: positives from label runs, then one sweep over the negatives.
 #pragma once
 
+#include <type_traits>
+
 #include "dmlap/policies/contrastive.h"
 #include "dmlap/policies/triplet_hard.h"
 #include "saved.h"
@@ -28,28 +30,25 @@ struct AnchorState {
   }
 };
 
-// The nearest negative of the rows and columns of a task.
+// The nearest negatives of a row or of a vector of columns, lane by lane.
 template <class T>
-struct HardTracker {
-  using P = Tile<T>;
-  using V = typename P::V;
-  using I = typename P::I;
-  struct Best {
-    V d2;
-    I at;
-    void clear() {
-      d2 = splat<T>(kInf<T>);
-      at = I{};
-    }
-    void offer(V v, I index) {
-      const I closer = v < d2;
-      d2 = vmin(v, d2);
-      at = closer ? index : at;
-    }
-    void give(AnchorState<T>& anchor, int lane) const {
-      if (d2[lane] < kInf<T>) anchor.offer_negative(d2[lane], at[lane]);
-    }
-  };
+struct NearestNegatives {
+  using V = typename Tile<T>::V;
+  using I = typename Tile<T>::I;
+  V d2;
+  I at;
+  void clear() {
+    d2 = splat<T>(kInf<T>);
+    at = I{};
+  }
+  void offer(V v, I index) {
+    const I closer = v < d2;
+    d2 = vmin(v, d2);
+    at = closer ? index : at;
+  }
+  void give(AnchorState<T>& anchor, int lane) const {
+    if (d2[lane] < kInf<T>) anchor.offer_negative(d2[lane], at[lane]);
+  }
 };
 
 // Sums of a pairwise policy over the rows and columns of a task.
@@ -83,7 +82,7 @@ class ForwardWorker {
   using P = Tile<T>;
   using V = typename P::V;
   using I = typename P::I;
-  using Best = typename HardTracker<T>::Best;
+  using Best = NearestNegatives<T>;
   using Classes = typename DistanceTile<T>::Classes;
   static constexpr bool kPairwise = !std::is_same_v<Policy, NoPolicy>;
 

@@ -2,8 +2,6 @@
 // includes this.
 #pragma once
 
-#include <type_traits>
-
 #include "backward.h"
 #include "kernels.h"
 #include "nearest.h"
