@@ -39,7 +39,7 @@ struct PairArguments {
   int distance;
   bool normalize;
   int threads;
-  uintptr_t x_labels = 0, y_labels = 0;
+  uintptr_t x_labels = 0, y_labels = 0, anchor_params = 0;
 
   template <class T>
   Pairs<T> as() const {
@@ -51,6 +51,7 @@ struct PairArguments {
     p.distance = static_cast<Distance>(distance);
     p.normalize = normalize;
     p.threads = threads;
+    p.anchor_params = address<const T>(anchor_params);
     return p;
   }
 };
@@ -90,8 +91,8 @@ size_t saved_bytes(int loss, int64_t nx, int64_t ny, int64_t dim, bool self, boo
 
 void forward(DMLAP_PAIR_PARAMETERS, uintptr_t x_labels, uintptr_t y_labels, int loss, int reduction,
              const py::tuple& params, uintptr_t loss_out, uintptr_t saved, uintptr_t counts,
-             uintptr_t values, uintptr_t thresholds) {
-  const PairArguments a{DMLAP_PAIR_ARGUMENTS, x_labels, y_labels};
+             uintptr_t values, uintptr_t thresholds, uintptr_t anchor_params) {
+  const PairArguments a{DMLAP_PAIR_ARGUMENTS, x_labels, y_labels, anchor_params};
   const LossOptions options = loss_options(loss, reduction, params);
   dispatch(is_double, [&](auto zero) {
     using T = decltype(zero);
@@ -103,13 +104,13 @@ void forward(DMLAP_PAIR_PARAMETERS, uintptr_t x_labels, uintptr_t y_labels, int 
 
 void backward(DMLAP_PAIR_PARAMETERS, uintptr_t x_labels, uintptr_t y_labels, int loss,
               int reduction, const py::tuple& params, uintptr_t saved, uintptr_t grad, uintptr_t gx,
-              uintptr_t gy) {
-  const PairArguments a{DMLAP_PAIR_ARGUMENTS, x_labels, y_labels};
+              uintptr_t gy, uintptr_t anchor_params, uintptr_t g_anchor) {
+  const PairArguments a{DMLAP_PAIR_ARGUMENTS, x_labels, y_labels, anchor_params};
   const LossOptions options = loss_options(loss, reduction, params);
   dispatch(is_double, [&](auto zero) {
     using T = decltype(zero);
     const BackwardArgs<T> args{address<const uint8_t>(saved), address<const T>(grad),
-                               address<T>(gx), address<T>(gy)};
+                               address<T>(gx), address<T>(gy), address<T>(g_anchor)};
     kernels<T>().backward(a.as<T>(), options, args);
   });
 }

@@ -246,8 +246,7 @@ class BackwardWorker {
   // d loss / d (x_i - x_j) over (x_i - x_j), for negatives.
   V weight(V d2, V coefficient) const {
     const Prepared<T>& p = *s_.p;
-    const V clamped = d2 > 0 ? d2 : V{};
-    const V d = p.euclidean() ? vsqrt(clamped) : clamped * p.linear();
+    const V d = p.from_squared(d2);
     const V v = -coefficient * policy_.slope(policy_.negative_violation(d));
     const V scaled = p.euclidean() ? (d > 0 ? v / d : V{}) : v * (2 * p.linear());
     return d2 < kInf<T> ? scaled : V{};
@@ -387,5 +386,33 @@ inline void backward_pairwise(const Pairs<T>& pairs, const LossOptions& options,
   finish_gradient(p, p.x, gx);
   if (!p.self) finish_gradient(p, p.y_storage, gy);
 }
+
+template <class T>
+struct TripletHardKernels {
+  static size_t saved_bytes(const Pairs<T>& pairs, const LossOptions&) {
+    return SavedTriplet<T>::bytes(pairs.x.n);
+  }
+  static void forward(const Pairs<T>& pairs, const LossOptions& options, const ForwardOut<T>& out) {
+    forward_triplet_hard(pairs, options, out);
+  }
+  static void backward(const Pairs<T>& pairs, const LossOptions& options,
+                       const BackwardArgs<T>& args) {
+    backward_triplet_hard(pairs, options, args);
+  }
+};
+
+template <class T, class Policy>
+struct PairwiseKernels {
+  static size_t saved_bytes(const Pairs<T>& pairs, const LossOptions&) {
+    return SavedPairwise<T>::bytes(pairs.x.n, pairs.y.n, pairs.self);
+  }
+  static void forward(const Pairs<T>& pairs, const LossOptions& options, const ForwardOut<T>& out) {
+    forward_pairwise<T, Policy>(pairs, options, out);
+  }
+  static void backward(const Pairs<T>& pairs, const LossOptions& options,
+                       const BackwardArgs<T>& args) {
+    backward_pairwise<T, Policy>(pairs, options, args);
+  }
+};
 
 }  // namespace dmlap::cpu::DMLAP_ISA

@@ -165,16 +165,10 @@ class ForwardWorker {
     }
   }
 
-  V distance(V d2) const {
-    const Prepared<T>& p = *s_.p;
-    const V clamped = d2 > 0 ? d2 : V{};
-    return p.euclidean() ? vsqrt(clamped) : clamped * p.linear();
-  }
-
   void add(const DistanceTile<T>& tile, int64_t i0) {
     for (int r = 0; r < P::kRows; ++r) {
       for (int c = 0; c < P::kVectors; ++c) {
-        const V h = policy_.negative_violation(distance(tile.d2[r][c]));
+        const V h = policy_.negative_violation(s_.p->from_squared(tile.d2[r][c]));
         const V t = policy_.term(h);
         sums_[i0 - first_row_ + r].add(h, t);
         column_sums_[c].add(h, t);
@@ -186,7 +180,7 @@ class ForwardWorker {
     V sum{};
     for (int r = 0; r < P::kRows; ++r) {
       for (int c = 0; c < P::kVectors; ++c) {
-        const V d = distance(tile.d2[r][c]);
+        const V d = s_.p->from_squared(tile.d2[r][c]);
         sum += d < kInf<T> ? d : V{};
       }
     }

@@ -9,30 +9,32 @@
 
 namespace dmlap::cpu::DMLAP_ISA {
 
-// One line a loss, in each of the three.
+// Calls f with the kernels of a loss: an empty struct of static saved_bytes, forward and backward.
+// One line a loss.
+template <class T, class F>
+inline void with_kernels(Loss loss, F f) {
+  switch (loss) {
+    case Loss::triplet_hard: return f(TripletHardKernels<T>{});
+    case Loss::contrastive: return f(PairwiseKernels<T, Contrastive<T>>{});
+    default: return;
+  }
+}
+
 template <class T>
 size_t saved_bytes(const Pairs<T>& pairs, const LossOptions& options) {
-  switch (options.loss) {
-    case Loss::triplet_hard: return SavedTriplet<T>::bytes(pairs.x.n);
-    case Loss::contrastive: return SavedPairwise<T>::bytes(pairs.x.n, pairs.y.n, pairs.self);
-  }
-  return 0;
+  size_t bytes = 0;
+  with_kernels<T>(options.loss, [&](auto k) { bytes = k.saved_bytes(pairs, options); });
+  return bytes;
 }
 
 template <class T>
 void forward(const Pairs<T>& pairs, const LossOptions& options, const ForwardOut<T>& out) {
-  switch (options.loss) {
-    case Loss::triplet_hard: return forward_triplet_hard(pairs, options, out);
-    case Loss::contrastive: return forward_pairwise<T, Contrastive<T>>(pairs, options, out);
-  }
+  with_kernels<T>(options.loss, [&](auto k) { k.forward(pairs, options, out); });
 }
 
 template <class T>
 void backward(const Pairs<T>& pairs, const LossOptions& options, const BackwardArgs<T>& args) {
-  switch (options.loss) {
-    case Loss::triplet_hard: return backward_triplet_hard(pairs, options, args);
-    case Loss::contrastive: return backward_pairwise<T, Contrastive<T>>(pairs, options, args);
-  }
+  with_kernels<T>(options.loss, [&](auto k) { k.backward(pairs, options, args); });
 }
 
 template <class T>

@@ -31,8 +31,9 @@ struct Side {
   Buffer<int64_t> order;    // [n] position -> row
   Buffer<int32_t> rank;     // [panels * kWidth] class of each position
   Buffer<T> packed;         // [panels][packed_dim][kWidth]
-  Buffer<T> norm;           // [panels * kWidth] squared norms, +inf beyond n
-  Buffer<T> panel_norm;     // [panels] largest finite norm
+  Buffer<T> norm;           // [panels * kWidth] what the tiles add: squared norms, +inf beyond n
+  Buffer<T> panel_norm;     // [panels] largest finite norm; -inf where no pair is near
+  Buffer<T> panel_size;     // [panels] largest squared norm of a row
   Buffer<T> unit;           // [n][dim], where rows are normalised
   Buffer<T> scale;          // [n] 1 / max(norm, eps), where rows are normalised
   Buffer<uint8_t> trouble;  // [panels] a row that is not finite, or whose square overflows
@@ -57,22 +58,35 @@ struct Prepared {
 
   const Side<T>& y() const { return self ? x : y_storage; }
   bool euclidean() const { return distance == Distance::euclidean; }
+  bool dot() const { return distance == Distance::dot; }
   // Squared distance -> distance, where no square root is taken.
-  T linear() const { return distance == Distance::cosine ? T(0.5) : T(1); }
+  T linear() const {
+    return distance == Distance::cosine || distance == Distance::dot ? T(0.5) : T(1);
+  }
 
-  T from_squared(T d2) const { return euclidean() ? std::sqrt(d2) : d2 * linear(); }
+  T from_squared(T d2) const {
+    if (dot()) return d2 * linear();
+    const T clamped = d2 < 0 ? T(0) : d2;
+    return euclidean() ? std::sqrt(clamped) : clamped * linear();
+  }
+  typename Simd<T>::V from_squared(typename Simd<T>::V d2) const {
+    if (dot()) return d2 * linear();
+    const typename Simd<T>::V clamped = d2 < 0 ? typename Simd<T>::V{} : d2;
+    return euclidean() ? vsqrt(clamped) : clamped * linear();
+  }
   // The squared distance of pairs at distance d.
   T to_squared(T d) const {
+    if (dot()) return d / linear();
     if (!(d > 0)) return 0;
     return euclidean() ? d * d : d / linear();
   }
-  // d distance / d x_i = factor * (x_i - x_j).
+  // d distance / d x_i = factor * (x_i - x_j); for the inner product, factor * -x_j.
   T factor(T d) const {
     if (!euclidean()) return 2 * linear();
     return d > 0 ? 1 / d : T(0);
   }
 
-  // Exact squared distance of two rows, from their differences.
+  // Exact squared distance of two rows, from their differences (-2 x.y for the inner product).
   T pair(const T* a, const T* b) const;
 };
 
@@ -83,10 +97,11 @@ inline T Prepared<T>::pair(const T* a, const T* b) const {
   V s0{}, s1{};
   int64_t k = 0;
   T tail = 0;
-  if (any_short) {  // 1 - cos of rows that are not of unit length
+  if (any_short || dot()) {
     for (; k + L <= dim; k += L) s0 += load(a + k) * load(b + k);
     for (; k < dim; ++k) tail += a[k] * b[k];
-    return 2 - 2 * (sum_lanes<T>(s0) + tail);
+    // Else 1 - cos of rows that are not of unit length.
+    return (dot() ? T(0) : T(2)) - 2 * (sum_lanes<T>(s0) + tail);
   }
   for (; k + 2 * L <= dim; k += 2 * L) {
     const V t0 = load(a + k) - load(b + k), t1 = load(a + k + L) - load(b + k + L);
@@ -196,10 +211,12 @@ inline void pack_panel(const Prepared<T>& p, Side<T>& side, int64_t panel, const
       trouble |= !(norm[r] < limit);
       if (p.distance == Distance::cosine) n = 1;
       largest = n > largest ? n : largest;
+      if (p.dot()) n = 0;
     }
     side.norm[first + r] = n;
   }
-  side.panel_norm[panel] = largest;
+  side.panel_norm[panel] = p.dot() ? -kInf<T> : largest;
+  side.panel_size[panel] = largest;
   side.trouble[panel] = trouble;
 }
 
@@ -210,6 +227,7 @@ inline void pack_side(Prepared<T>& p, Side<T>& side, const T* centre) {
   side.packed.reset(side.panels * W * p.packed_dim);
   side.norm.reset(side.panels * W);
   side.panel_norm.reset(side.panels);
+  side.panel_size.reset(side.panels);
   side.trouble.reset(side.panels);
   parallel_for(p.threads, side.panels, [&](int64_t i) { pack_panel(p, side, i, centre); });
   for (int64_t i = 0; i < side.panels; ++i) p.poisoned |= side.trouble[i] != 0;
@@ -260,7 +278,7 @@ inline void prepare(Prepared<T>& p, const Pairs<T>& pairs, bool panels) {
   if (!panels) return;
   Buffer<T> centre(p.packed_dim);
   centre.fill(p.packed_dim, T(0));
-  if (p.distance != Distance::cosine) exact_centre(p, centre.get());
+  if (p.distance != Distance::cosine && !p.dot()) exact_centre(p, centre.get());
   pack_side(p, p.x, centre.get());
   if (!p.self) pack_side(p, p.y_storage, centre.get());
 }

@@ -41,7 +41,7 @@ class ScoreWorker {
     }
     for (int64_t c = 0; c < classes_; ++c) {
       mean[c] = poison_(sums_[c] / (double(class_size_[c]) * double(end - begin)));
-      least[c] = poison_(p_.from_squared(least[c] < 0 ? T(0) : least[c]));
+      least[c] = poison_(p_.from_squared(least[c]));
     }
   }
 
@@ -58,7 +58,7 @@ class ScoreWorker {
       if (!(d2 < kInf<T>)) continue;
       const int32_t column = column_class_[py * P::kWidth + c];
       least[column] = d2 < least[column] ? d2 : least[column];
-      if (d2 < reach) sums_[column] += threshold - p_.from_squared(d2 > 0 ? d2 : T(0));
+      if (d2 < reach) sums_[column] += threshold - p_.from_squared(d2);
     }
   }
 

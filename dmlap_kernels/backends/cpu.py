@@ -98,6 +98,7 @@ class CpuBackend:
             loss.data_ptr(),
             saved.data_ptr(),
             *(0 if t is None else t.data_ptr() for t in (counts, values, thresholds)),
+            0,
         )
         del kept
         if counts is None or values is None or thresholds is None:
@@ -119,6 +120,8 @@ class CpuBackend:
             grad.data_ptr(),
             gx.data_ptr(),
             0 if gy is None else gy.data_ptr(),
+            0,
+            0,
         )
         del kept
         gx = gx.to(problem.x.dtype)

@@ -12,9 +12,28 @@
 
 namespace dmlap {
 
-enum class Distance : int { euclidean = 0, sqeuclidean = 1, cosine = 2 };
+// dot: minus the inner product. -2 x.y plays the part of its squared distance.
+enum class Distance : int { euclidean = 0, sqeuclidean = 1, cosine = 2, dot = 3 };
 enum class Reduction : int { mean = 0, mean_nonzero = 1, sum = 2, none = 3 };
-enum class Loss : int { triplet_hard = 0, contrastive = 1 };
+enum class Loss : int {
+  triplet_hard = 0,
+  contrastive = 1,
+  triplet_semihard = 2,
+  triplet_all = 3,
+  triplet_distance_weighted = 4,
+  margin = 5,
+  multi_similarity = 6,
+  lifted_structure = 7,
+  lifted_structure_original = 8,
+  nt_xent = 9,
+  n_pairs = 10,
+  sup_con = 11,
+  angular = 12,
+  circle = 13,
+  proxy_nca = 14,
+  proxy_anchor = 15,
+  soft_triple = 16,
+};
 
 constexpr int kMaxParams = 8;
 
@@ -36,6 +55,7 @@ struct Pairs {
   Distance distance = Distance::euclidean;
   bool normalize = false;
   int threads = 1;
+  const T* anchor_params = nullptr;  // null, or [x.n]: one number of the loss for each anchor
 };
 
 struct LossOptions {
@@ -60,6 +80,7 @@ struct BackwardArgs {
   const T* grad = nullptr;  // [1], or [x.n] for Reduction::none
   T* gx = nullptr;          // [x.n][dim]
   T* gy = nullptr;          // [y.n][dim]; null in the self case
+  T* g_anchor = nullptr;    // null, or [x.n]: gradient at Pairs::anchor_params
 };
 
 }  // namespace dmlap
