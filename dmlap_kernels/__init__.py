@@ -4,7 +4,21 @@ from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
 
-from dmlap_kernels.functional import fused_contrastive_loss, fused_triplet_loss
+from dmlap_kernels.functional import (
+    fused_angular_loss,
+    fused_circle_loss,
+    fused_contrastive_loss,
+    fused_lifted_structure_loss,
+    fused_margin_loss,
+    fused_multi_similarity_loss,
+    fused_n_pairs_loss,
+    fused_nt_xent_loss,
+    fused_proxy_anchor_loss,
+    fused_proxy_nca_loss,
+    fused_soft_triple_loss,
+    fused_sup_con_loss,
+    fused_triplet_loss,
+)
 from dmlap_kernels.mining import hard_classes, nearest
 from dmlap_kernels.problem import ClassScores, HardClasses, Nearest, PairStats
 
@@ -18,7 +32,18 @@ __all__ = [
     "HardClasses",
     "Nearest",
     "PairStats",
+    "fused_angular_loss",
+    "fused_circle_loss",
     "fused_contrastive_loss",
+    "fused_lifted_structure_loss",
+    "fused_margin_loss",
+    "fused_multi_similarity_loss",
+    "fused_n_pairs_loss",
+    "fused_nt_xent_loss",
+    "fused_proxy_anchor_loss",
+    "fused_proxy_nca_loss",
+    "fused_soft_triple_loss",
+    "fused_sup_con_loss",
     "fused_triplet_loss",
     "hard_classes",
     "nearest",

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dmlap_kernels.problem import EMBEDDING_DTYPES, PRECISIONS, PairProblem
+from dmlap_kernels.problem import EMBEDDING_DTYPES, PRECISIONS, PairProblem, compute_dtype
 
 _LABEL_DTYPES = frozenset(
     (
@@ -41,17 +41,20 @@ def choice(argument: str, value: Any, accepted: Sequence[str]) -> str:
     return value
 
 
-def number(argument: str, value: Any, *, minimum: float = -math.inf) -> float:
-    """``value`` as a finite float of at least ``minimum``; else TypeError or ValueError."""
+def number(
+    argument: str, value: Any, *, minimum: float = -math.inf, above: float = -math.inf
+) -> float:
+    """``value`` as a finite float of at least ``minimum``, more than ``above``."""
     given = value
     if not isinstance(value, (int, float)) and getattr(value, "ndim", None) == 0:
         value = value.item()  # a tensor or array of one number
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{argument} must be a number, got {describe(given)}")
     # Comparisons rather than math.isfinite, which torch.compile cannot trace for dynamic numbers.
-    if not (-math.inf < value < math.inf and value >= minimum):
-        bound = "finite" if minimum == -math.inf else f"finite and at least {minimum:g}"
-        raise ValueError(f"{argument} must be {bound}, got {value!r}")
+    if not (-math.inf < value < math.inf and value >= minimum and value > above):
+        bound = "" if minimum == -math.inf else f" and at least {minimum:g}"
+        bound += "" if above == -math.inf else f" and greater than {above:g}"
+        raise ValueError(f"{argument} must be finite{bound}, got {value!r}")
     return float(value)
 
 
@@ -151,3 +154,54 @@ def pair_problem(x: Any, x_labels: Any, y: Any, y_labels: Any) -> PairProblem:
         y_labels = labels("ref_labels", y_labels, y, "ref_embeddings")
         same_kind("ref_embeddings", y, x, "embeddings")
     return PairProblem(x, x_labels, y, y_labels)
+
+
+def proxy_problem(x: Any, x_labels: Any, proxies: Any, proxy_labels: Any) -> PairProblem:
+    """The checked tensors of a call with proxies as references.
+
+    Proxies are parameters, which keep their dtype under autocast while embeddings do not: tensors
+    of two dtypes are both brought to the wider one.
+    """
+    embeddings("embeddings", x)
+    x_labels = labels("labels", x_labels, x, "embeddings")
+    embeddings("proxies", proxies)
+    if proxies.dtype != x.dtype:
+        common = torch.promote_types(proxies.dtype, x.dtype)
+        proxies, x = proxies.to(common), x.to(common)
+    same_kind("proxies", proxies, x, "embeddings")
+    if proxy_labels is None:
+        proxy_labels = torch.arange(proxies.shape[0], device=proxies.device)
+    proxy_labels = labels("proxy_labels", proxy_labels, proxies, "proxies")
+    return PairProblem(x, x_labels, proxies, proxy_labels)
+
+
+def per_anchor(argument: str, value: Any, problem: PairProblem) -> Tensor:
+    """``value``, one number or one a class, as the number of each anchor (B,).
+
+    Differentiable; in the compute dtype of the embeddings.
+    """
+    x = problem.x
+    real = compute_dtype(x.dtype)
+    if not isinstance(value, Tensor):
+        return torch.full((x.shape[0],), number(argument, value), dtype=real, device=x.device)
+    if not value.dtype.is_floating_point:
+        raise TypeError(f"{argument} must be a number or a floating tensor, got {describe(value)}")
+    if value.ndim > 1 or value.numel() == 0:
+        raise ValueError(
+            f"{argument} must have shape (), (1,) or (classes,), got {tuple(value.shape)}"
+        )
+    if value.device != x.device:
+        raise ValueError(
+            f"{argument} must be on the device of embeddings ({x.device}), got {value.device}"
+        )
+    if value.numel() == 1:
+        return value.to(real).expand(x.shape[0])
+    if torch.compiler.is_compiling():
+        return value.to(real).index_select(0, problem.labels)
+    try:
+        return value.to(real).index_select(0, problem.labels)
+    except IndexError as error:
+        raise ValueError(
+            f"{argument} must have an entry for every label, which are then in "
+            f"0..{value.numel() - 1}, got shape {tuple(value.shape)} and a label beyond"
+        ) from error

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dmlap_kernels import functional
+from dmlap_kernels import checks, functional
+from dmlap_kernels.backends.registry import NAMES as BACKENDS
 from dmlap_kernels.problem import PairStats
 
 
@@ -34,7 +35,7 @@ class PairLoss(nn.Module):
         # An empty problem on the portable backend runs every check and no kernel.
         empty = torch.empty(0, 1), torch.empty(0, dtype=torch.int64)
         type(self).function(*empty, **options | {"backend": "torch"})
-        functional.checks.choice("backend", options.get("backend", "auto"), functional.BACKENDS)
+        checks.choice("backend", options.get("backend", "auto"), BACKENDS)
 
     def forward(
         self,

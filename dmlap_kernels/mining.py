@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dmlap_kernels import checks
 from dmlap_kernels.backends import registry
-from dmlap_kernels.problem import DISTANCES, HardClasses, Nearest
+from dmlap_kernels.problem import NONNEGATIVE_DISTANCES, HardClasses, Nearest
 
 
 def nearest(
@@ -45,7 +45,7 @@ def nearest(
         checks.same_kind("references", references, queries, "queries")
         candidates, why = references.shape[0], "the number of references"
     checks.count("k", k, minimum=1, maximum=candidates, why=why)
-    checks.choice("distance", distance, DISTANCES)
+    checks.choice("distance", distance, NONNEGATIVE_DISTANCES)
     checks.flag("normalize", normalize)
     checks.choice("backend", backend, registry.NAMES)
     runner = registry.choose(backend, None, queries.device.type, queries.dtype)
@@ -88,7 +88,7 @@ def hard_classes(
     others = torch.unique(labels).numel() - 1
     checks.count("k", k, minimum=1, maximum=others, why="the number of other classes")
     margin = checks.number("margin", margin)
-    checks.choice("distance", distance, DISTANCES)
+    checks.choice("distance", distance, NONNEGATIVE_DISTANCES)
     checks.flag("normalize", normalize)
     checks.choice("backend", backend, registry.NAMES)
     runner = registry.choose(backend, None, representatives.device.type, representatives.dtype)

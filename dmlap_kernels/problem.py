@@ -12,7 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-DISTANCES = ("euclidean", "sqeuclidean", "cosine")
+# "dot" is minus the inner product: the one distance that can be negative, for similarity losses.
+DISTANCES = ("euclidean", "sqeuclidean", "cosine", "dot")
+NONNEGATIVE_DISTANCES = DISTANCES[:3]
 REDUCTIONS = ("mean", "mean_nonzero", "sum", "none")
 PRECISIONS = ("highest", "high", "medium")
 EMBEDDING_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -53,12 +55,17 @@ class PairSpec:
 
 
 class PairProblem(NamedTuple):
-    """The tensors of a call: anchors (B, D), labels (B,) int64, references or None."""
+    """The tensors of a call.
+
+    Anchors (B, D) and their labels (B,) int64; references (N, D) and theirs, or None; a learnable
+    number of each anchor (B,) in the compute dtype, or None where the loss has none.
+    """
 
     x: Tensor
     labels: Tensor
     y: Tensor | None
     ref_labels: Tensor | None
+    anchor_params: Tensor | None = None
 
     @property
     def num_refs(self) -> int:
@@ -85,8 +92,9 @@ class ClassScores:
         classes: (Ca,) int64, the anchors' labels in ascending order.
         ref_classes: (Cr,) int64, the references' labels in ascending order.
         mean_violation: (Ca, Cr), mean over i in c and j in c' of ``[m_i - d_ij]+``; 0 where the
-            labels are equal. ``m_i`` is the threshold of the loss: the negative margin, or the
-            anchor's hardest positive distance plus the margin for triplets.
+            labels are equal. ``m_i`` is the threshold of the loss: the negative margin for
+            contrastive, beta plus the margin for margin; else the anchor's hardest positive
+            distance (plus the margin for triplets), and an anchor without positives adds 0.
         min_distance: (Ca, Cr), smallest distance between the classes; inf where labels are equal.
     """
 
@@ -100,15 +108,19 @@ class ClassScores:
 class PairStats:
     """Statistics of one loss call; detached tensors on the device of the embeddings.
 
+    Anchors are the embeddings, references the references, the proxies, or else the embeddings
+    again; for proxy_anchor the anchors are the proxies and the references the embeddings.
+
     Attributes:
-        constraints: () int64, number of margin constraints: anchors with a positive and a negative
-            for hard triplets, ordered pairs for contrastive.
-        violated: () int64, how many of them are violated.
-        violation: (), sum of their violations (hinges, never squared).
+        constraints: () int64, number of terms of the loss: triplets, (positive) pairs or anchors;
+            for margin the pairs of the anchors that have both a positive and a negative.
+        violated: () int64, how many of them are strictly positive (the hinges of smooth triplets).
+        violation: (), their sum; of the hinges, neither squared nor smoothed, for triplet,
+            contrastive and margin.
         mean_positive_distance: (), over all positive pairs; nan when there are none.
         mean_negative_distance: (), over all negative pairs; nan when there are none.
         hardest_positive: (B,) int64, farthest positive of each anchor as an index into the
-            references (the embeddings in the self case), -1 if there is none.
+            references, -1 if there is none.
         hardest_negative: (B,) int64, nearest negative, likewise.
         class_scores: `ClassScores`, when they were asked for.
     """
@@ -153,6 +165,18 @@ class HardClasses(NamedTuple):
     neighbors: Tensor
     scores: Tensor
     distances: Tensor
+
+
+class Gradients(NamedTuple):
+    """What a backend's backward sweep returns, each of the shape and dtype of its input.
+
+    At the anchors, at the references (None in the self case) and at ``anchor_params`` (None if
+    there are none).
+    """
+
+    x: Tensor
+    y: Tensor | None
+    anchor_params: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -26,37 +26,40 @@ from dmlap_kernels.problem import (
 def pair_loss(
     spec: PairSpec, problem: PairProblem, backend: str, *, stats: bool = False, scores: bool = False
 ) -> tuple[Tensor, PairStats | None]:
-    """The loss of ``spec`` over ``problem``, differentiable in anchors and references."""
+    """The loss of ``spec`` over ``problem``, differentiable in all of its floating tensors."""
     if torch.compiler.is_compiling():
         return _compiled(spec, problem, backend, stats, scores)
-    x, labels, y, ref_labels = problem
+    x = problem.x
     runner = registry.choose(backend, spec, x.device.type, x.dtype)
     gathered: list[PairStats | None] = []
-    loss = _PairLoss.apply(x, y, labels, ref_labels, spec, runner, (stats, scores), gathered)
+    loss = _PairLoss.apply(*problem, spec, runner, (stats, scores), gathered)
     return loss, gathered[0]
 
 
 class _PairLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x, y, labels, ref_labels, spec, runner, wanted, gathered):
-        problem = PairProblem(x, labels, y, ref_labels)
+    def forward(ctx: Any, x, labels, y, ref_labels, anchor_params, spec, runner, wanted, gathered):
+        problem = PairProblem(x, labels, y, ref_labels, anchor_params)
         result = runner.forward(spec, problem, *wanted)
         gathered.append(result.stats)
-        ctx.save_for_backward(x, y, labels, ref_labels, result.saved)
+        ctx.save_for_backward(*problem, result.saved)
         ctx.spec, ctx.runner = spec, runner
         return result.loss
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor):
-        x, y, labels, ref_labels, saved = ctx.saved_tensors
-        problem = PairProblem(x, labels, y, ref_labels)
+        *tensors, saved = ctx.saved_tensors
+        problem = PairProblem(*tensors)
         again = torch.is_grad_enabled()
         with torch.no_grad():
-            gx, gy = ctx.runner.backward(ctx.spec, problem, saved, grads[0].detach())
+            found = ctx.runner.backward(ctx.spec, problem, saved, grads[0].detach())
+        gx, gy, g_anchor = found
         if again:
-            gx = _Once.apply(gx, x, grads[0])
-            gy = None if gy is None else _Once.apply(gy, y, grads[0])
-        return gx, gy, None, None, None, None, None, None
+            gx = _Once.apply(gx, problem.x, grads[0])
+            gy = None if gy is None else _Once.apply(gy, problem.y, grads[0])
+            if g_anchor is not None:
+                g_anchor = _Once.apply(g_anchor, problem.anchor_params, grads[0])
+        return gx, None, gy, None, g_anchor, None, None, None, None
 
 
 class _Once(torch.autograd.Function):
@@ -91,22 +94,24 @@ def _pair_loss_op(
     labels: Tensor,
     y: Tensor | None,
     ref_labels: Tensor | None,
+    anchor_params: Tensor | None,
     spec: str,
     params: Sequence[float],
     backend: str,
     stats: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Loss, what backward needs, and the packed statistics (empty unless asked for)."""
+    problem = PairProblem(x, labels, y, ref_labels, anchor_params)
     decoded = PairSpec.decode(spec, params)
     runner = registry.choose(backend, decoded, x.device.type, x.dtype)
-    result = runner.forward(decoded, PairProblem(x, labels, y, ref_labels), stats, False)
+    result = runner.forward(decoded, problem, stats, False)
     if result.stats is not None:
         return result.loss, result.saved, *result.stats.packed()
     return result.loss, result.saved, labels.new_empty(0), result.loss.new_empty(0)
 
 
 @_pair_loss_op.register_fake
-def _(x, labels, y, ref_labels, spec, params, backend, stats):
+def _(x, labels, y, ref_labels, anchor_params, spec, params, backend, stats):
     decoded = PairSpec.decode(spec, params)
     runner = registry.choose(backend, decoded, x.device.type, x.dtype)
     real = compute_dtype(x.dtype)
@@ -114,8 +119,8 @@ def _(x, labels, y, ref_labels, spec, params, backend, stats):
     loss = x.new_empty((rows,) if decoded.reduction == "none" else (), dtype=real)
     counts = x.new_empty((2 + 2 * rows if stats else 0,), dtype=torch.int64)
     values = x.new_empty((3 if stats else 0,), dtype=real)
-    saved = runner.saved_like(decoded, PairProblem(x, labels, y, ref_labels))
-    return loss, saved, counts, values
+    problem = PairProblem(x, labels, y, ref_labels, anchor_params)
+    return loss, runner.saved_like(decoded, problem), counts, values
 
 
 @torch.library.custom_op("dmlap::pair_loss_backward", mutates_args=())
@@ -124,35 +129,40 @@ def _pair_loss_backward_op(
     labels: Tensor,
     y: Tensor | None,
     ref_labels: Tensor | None,
+    anchor_params: Tensor | None,
     spec: str,
     params: Sequence[float],
     backend: str,
     saved: Tensor,
     grad: Tensor,
 ) -> list[Tensor]:
+    """The gradients that `Gradients` holds, without its Nones."""
+    problem = PairProblem(x, labels, y, ref_labels, anchor_params)
     decoded = PairSpec.decode(spec, params)
     runner = registry.choose(backend, decoded, x.device.type, x.dtype)
     with _autograd_inside_operators():
-        gx, gy = runner.backward(decoded, PairProblem(x, labels, y, ref_labels), saved, grad)
-    return [gx] if gy is None else [gx, gy]
+        gradients = runner.backward(decoded, problem, saved, grad)
+    return [g for g in gradients if g is not None]
 
 
 @_pair_loss_backward_op.register_fake
-def _(x, labels, y, ref_labels, spec, params, backend, saved, grad):
-    return [torch.empty_like(x)] if y is None else [torch.empty_like(x), torch.empty_like(y)]
+def _(x, labels, y, ref_labels, anchor_params, spec, params, backend, saved, grad):
+    return [torch.empty_like(t) for t in (x, y, anchor_params) if t is not None]
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
-    x, labels, y, ref_labels, ctx.spec, ctx.params, ctx.backend, _ = inputs
-    ctx.save_for_backward(x, labels, y, ref_labels, output[1])
+    *tensors, ctx.spec, ctx.params, ctx.backend, _ = inputs
+    ctx.save_for_backward(*tensors, output[1])
 
 
 def _op_backward(ctx: Any, grad: Tensor, *_: Any):
-    x, labels, y, ref_labels, saved = ctx.saved_tensors
-    gradients = torch.ops.dmlap.pair_loss_backward(
-        x, labels, y, ref_labels, ctx.spec, ctx.params, ctx.backend, saved, grad
+    *tensors, saved = ctx.saved_tensors
+    found = iter(
+        torch.ops.dmlap.pair_loss_backward(*tensors, ctx.spec, ctx.params, ctx.backend, saved, grad)
     )
-    return gradients[0], None, gradients[1] if y is not None else None, *[None] * 5
+    x, _, y, _, anchor_params = tensors
+    gx, gy, g_anchor = (None if t is None else next(found) for t in (x, y, anchor_params))
+    return gx, None, gy, None, g_anchor, *[None] * 4
 
 
 _pair_loss_op.register_autograd(_op_backward, setup_context=_setup_context)

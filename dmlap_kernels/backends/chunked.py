@@ -16,6 +16,7 @@ from torch import Tensor
 from dmlap_kernels.problem import (
     ClassScores,
     Forward,
+    Gradients,
     HardClasses,
     Nearest,
     PairProblem,
@@ -165,6 +166,8 @@ class TorchBackend:
         return None
 
     def refuses(self, spec: PairSpec | None, device_type: str, dtype: torch.dtype) -> str | None:
+        if spec is not None and spec.loss not in _POLICIES:
+            return f"it has no policy {spec.loss!r}"
         return None
 
     def saved_like(self, spec: PairSpec, problem: PairProblem) -> Tensor:
@@ -193,7 +196,7 @@ class TorchBackend:
 
     def backward(
         self, spec: PairSpec, problem: PairProblem, saved: Tensor, grad: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> Gradients:
         weights = saved
         x = _ready(problem.x, spec.unit_rows)
         self_case = problem.y is None
@@ -216,9 +219,9 @@ class TorchBackend:
             gy.index_add_(0, refs.order, gyb)
         poison = x.mul(0).sum() + y.mul(0).sum()
         if self_case:
-            return _through_rows(problem.x, gx + gy + poison, spec.unit_rows), None
+            return Gradients(_through_rows(problem.x, gx + gy + poison, spec.unit_rows), None)
         assert problem.y is not None
-        return (
+        return Gradients(
             _through_rows(problem.x, gx + poison, spec.unit_rows),
             _through_rows(problem.y, gy + poison, spec.unit_rows),
         )

@@ -14,6 +14,7 @@ from dmlap_kernels.problem import (
     REDUCTIONS,
     ClassScores,
     Forward,
+    Gradients,
     HardClasses,
     Nearest,
     PairProblem,
@@ -68,6 +69,8 @@ class CpuBackend:
             return f"it serves tensors on the cpu, got tensors on {device_type}"
         if spec is not None and spec.loss not in _LOSSES:
             return f"it has no policy {spec.loss!r}"
+        if spec is not None and spec.distance == "dot":
+            return "it has no distance 'dot'"
         return None
 
     def saved_like(self, spec: PairSpec, problem: PairProblem) -> Tensor:
@@ -108,7 +111,7 @@ class CpuBackend:
 
     def backward(
         self, spec: PairSpec, problem: PairProblem, saved: Tensor, grad: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> Gradients:
         x = _rows(problem.x)
         gx = torch.empty(x.shape, dtype=x.dtype)
         gy = None if problem.y is None else torch.empty(problem.y.shape, dtype=x.dtype)
@@ -125,7 +128,7 @@ class CpuBackend:
         )
         del kept
         gx = gx.to(problem.x.dtype)
-        return gx, None if gy is None else gy.to(problem.x.dtype)
+        return Gradients(gx, None if gy is None else gy.to(problem.x.dtype))
 
     def nearest(
         self, queries: Tensor, refs: Tensor | None, k: int, distance: str, normalize: bool

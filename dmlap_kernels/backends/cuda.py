@@ -18,7 +18,14 @@ from torch import Tensor
 
 from dmlap_kernels.backends.chunked import TorchBackend
 from dmlap_kernels.backends.cpu import native
-from dmlap_kernels.problem import Forward, HardClasses, Nearest, PairProblem, PairSpec
+from dmlap_kernels.problem import (
+    Forward,
+    Gradients,
+    HardClasses,
+    Nearest,
+    PairProblem,
+    PairSpec,
+)
 
 _ONLY = "it offers fused_triplet_loss with mining='hard' and nothing else yet"
 # Rows shorter than this are not brought to unit length; torch.nn.functional.normalize's default.
@@ -121,7 +128,7 @@ class CudaBackend:
 
     def backward(
         self, spec: PairSpec, problem: PairProblem, saved: Tensor, grad: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> Gradients:
         with torch.enable_grad():
             raw = [t.detach().requires_grad_() for t in (problem.x, problem.y) if t is not None]
             x, y = _unit_rows(spec, problem._replace(x=raw[0], y=raw[1] if raw[1:] else None))
@@ -138,7 +145,7 @@ class CudaBackend:
         sides = (x,) if y is None else (x, y)
         outer = torch.autograd.grad(sides, raw, inner) if spec.unit_rows else inner
         gradients = [g + _poison(problem) for g in outer]
-        return gradients[0], gradients[1] if gradients[1:] else None
+        return Gradients(gradients[0], gradients[1] if gradients[1:] else None)
 
     def nearest(
         self, queries: Tensor, refs: Tensor | None, k: int, distance: str, normalize: bool

@@ -8,7 +8,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dmlap_kernels.problem import Forward, HardClasses, Nearest, PairProblem, PairSpec
+from dmlap_kernels.problem import (
+    Forward,
+    Gradients,
+    HardClasses,
+    Nearest,
+    PairProblem,
+    PairSpec,
+)
 
 
 class Backend(Protocol):
@@ -20,7 +27,10 @@ class Backend(Protocol):
         """Why it cannot run on this machine; None if it can."""
 
     def refuses(self, spec: PairSpec | None, device_type: str, dtype: torch.dtype) -> str | None:
-        """Why it cannot run this call although it is available; None if it can."""
+        """Why it cannot run this call although it is available; None if it can.
+
+        Of `spec` the answer depends on the loss, the distance and the normalisation alone.
+        """
 
     def saved_like(self, spec: PairSpec, problem: PairProblem) -> Tensor:
         """An empty tensor of the shape and dtype of `Forward.saved`."""
@@ -30,8 +40,8 @@ class Backend(Protocol):
 
     def backward(
         self, spec: PairSpec, problem: PairProblem, saved: Tensor, grad: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
-        """Gradients at the anchors and at the references (None in the self case)."""
+    ) -> Gradients:
+        """Gradients of the loss, given the gradient at its value."""
 
     def nearest(
         self, queries: Tensor, refs: Tensor | None, k: int, distance: str, normalize: bool
@@ -64,9 +74,20 @@ def why_not(
     return backend.unavailable() or backend.refuses(spec, device_type, dtype)
 
 
-@functools.lru_cache(maxsize=1024)
 def choose(name: str, spec: PairSpec | None, device_type: str, dtype: torch.dtype) -> Backend:
-    """The backend that runs a call; ValueError or RuntimeError if ``name`` cannot."""
+    """The backend that runs a call; ValueError or RuntimeError if ``name`` cannot.
+
+    Remembered without the params, which differ from call to call where they hold a seed.
+    """
+    kind = None if spec is None else (spec.loss, spec.distance, spec.normalize)
+    key = (name, kind, device_type, dtype)
+    return _chosen.get(key) or _chosen.setdefault(key, _choose(name, spec, device_type, dtype))
+
+
+_chosen: dict[tuple, Backend] = {}
+
+
+def _choose(name: str, spec: PairSpec | None, device_type: str, dtype: torch.dtype) -> Backend:
     if name != "auto":
         backend = backends()[name]
         if reason := backend.unavailable():

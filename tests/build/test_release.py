@@ -32,7 +32,7 @@ print(json.dumps([
 def package_files(root):
     """Paths of the package's modules, relative to the root of a source tree."""
     found = {p.relative_to(root).as_posix() for p in Path(root, "dmlap_kernels").rglob("*.py")}
-    assert "dmlap_kernels/functional.py" in found
+    assert "dmlap_kernels/functional/__init__.py" in found
     return found | {"dmlap_kernels/py.typed"}
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-import dmlap_kernels
-from dmlap_kernels import PairStats, fused_contrastive_loss, fused_triplet_loss
+import dmlap_kernels.functional
+from dmlap_kernels import PairStats
 from dmlap_kernels.losses import LOSSES, ContrastiveLoss, TripletLoss
 from tests.losses.compare import FUSED
 from tests.losses.test_properties import draw
@@ -267,19 +267,56 @@ def test_modules_refuse_bad_options_when_made(loss: str, options: dict[str, Any]
         LOSSES[loss](**options)
 
 
-def test_signatures() -> None:
+OWN_KEYWORDS: dict[str, dict[str, Any]] = {
+    "triplet": {
+        **{"margin": 0.2, "mining": "hard", "smooth": False, "swap": False},
+        **{"cutoff": 0.5, "nonzero_loss_cutoff": 1.4, "seed": None, "distance": "euclidean"},
+    },
+    "contrastive": {
+        **{"pos_margin": 0.0, "neg_margin": 1.0, "squared": False, "distance": "euclidean"},
+    },
+    "margin": {"margin": 0.2, "beta": 1.2, "distance": "euclidean"},
+    "multi_similarity": {
+        **{"alpha": 2.0, "beta": 50.0, "base": 0.5, "epsilon": None, "distance": "cosine"},
+    },
+    "lifted_structure": {
+        **{"pos_margin": 0.0, "neg_margin": 1.0, "form": "generalized", "distance": "euclidean"},
+    },
+    "n_pairs": {"distance": "dot"},
+    "nt_xent": {"temperature": 0.07, "distance": "cosine"},
+    "sup_con": {"temperature": 0.1, "distance": "cosine"},
+    "angular": {"alpha": 40.0},
+    "circle": {"m": 0.4, "gamma": 80.0},
+    "proxy_nca": {"softmax_scale": 1.0, "distance": "sqeuclidean", "normalize": True},
+    "proxy_anchor": {"margin": 0.1, "alpha": 32.0, "distance": "cosine"},
+    "soft_triple": {"la": 20.0, "gamma": 0.1, "margin": 0.01, "distance": "cosine"},
+}
+
+
+@pytest.mark.parametrize("loss", OWN_KEYWORDS)
+def test_signatures(loss: str) -> None:
     """The public surface: names, order and defaults."""
-    shared = {"distance": "euclidean", "normalize": False, "reduction": "mean"}
-    shared |= {"backend": "auto", "precision": None, "return_stats": False}
-    expected = {
-        fused_triplet_loss: {"margin": 0.2, "mining": "hard", "smooth": False, "swap": False},
-        fused_contrastive_loss: {"pos_margin": 0.0, "neg_margin": 1.0, "squared": False},
-    }
-    for function, own in expected.items():
-        parameters = inspect.signature(function).parameters.values()
-        positional = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
-        keywords = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-        assert positional == ["embeddings", "labels", "ref_embeddings", "ref_labels"]
-        assert keywords == own | shared
-        assert list(keywords) == [*own, *shared]
-        assert function.__name__ in dmlap_kernels.__all__
+    own = OWN_KEYWORDS[loss]
+    normalize = {} if "distance" not in own else {"normalize": own.get("normalize", False)}
+    shared = {"reduction": "mean", "backend": "auto", "precision": None, "return_stats": False}
+    expected = own | normalize | shared
+    function = getattr(dmlap_kernels, f"fused_{loss}_loss")
+    assert function is getattr(dmlap_kernels.functional, f"fused_{loss}_loss")
+    parameters = inspect.signature(function).parameters.values()
+    keywords = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    assert list(keywords.items()) == list(expected.items())
+    references = ["ref_embeddings", "ref_labels"]
+    if loss in ("proxy_nca", "proxy_anchor", "soft_triple"):
+        references = ["proxies", "proxy_labels"]
+    positional = {p.name: p.default for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD}
+    assert list(positional) == ["embeddings", "labels", *references]
+    empty = inspect.Parameter.empty
+    first = empty if references[0] == "proxies" else None
+    assert list(positional.values()) == [empty, empty, first, None]
+    assert function.__name__ in dmlap_kernels.__all__
+
+
+def test_every_function_is_in_the_table_of_signatures() -> None:
+    public = [name for name in dmlap_kernels.__all__ if name.startswith("fused_")]
+    assert sorted(public) == sorted(f"fused_{loss}_loss" for loss in OWN_KEYWORDS)
+    assert sorted(public) == sorted(dmlap_kernels.functional.__all__)

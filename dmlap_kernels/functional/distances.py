@@ -1,0 +1,275 @@
+"""Losses of distances and margins."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dmlap_kernels import checks
+from dmlap_kernels.functional.options import DISTANCE, Result, run
+
+TRIPLET_MINING = ("hard", "semihard", "all", "distance_weighted")
+LIFTED_FORMS = ("generalized", "original")
+_CUTOFF = 0.5
+_NONZERO_LOSS_CUTOFF = 1.4
+# A seed travels to the backends as a float64, which holds every integer below 2^53.
+_LAST_SEED = 2**53 - 1
+
+
+def fused_triplet_loss(
+    embeddings: Tensor,
+    labels: Tensor,
+    ref_embeddings: Tensor | None = None,
+    ref_labels: Tensor | None = None,
+    *,
+    margin: float = 0.2,
+    mining: str = "hard",
+    smooth: bool = False,
+    swap: bool = False,
+    cutoff: float = _CUTOFF,
+    nonzero_loss_cutoff: float = _NONZERO_LOSS_CUTOFF,
+    seed: int | None = None,
+    distance: str = "euclidean",
+    normalize: bool = False,
+    reduction: str = "mean",
+    backend: str = "auto",
+    precision: str | None = None,
+    return_stats: bool | str = False,
+) -> Result:
+    """Triplet loss on mined triplets (1503.03832, 1703.07737, 1706.07567).
+
+    ``[d(i, p) - d(i, n) + margin]+`` for the triplets (i, p, n) that ``mining`` picks.
+
+    Args:
+        embeddings, labels, ref_embeddings, ref_labels: see the module's documentation.
+        margin: finite number, in units of the distance.
+        mining: ``"hard"``: the farthest positive and the nearest negative of each anchor.
+            ``"semihard"``: each positive pair with the nearest negative that is farther than the
+            positive, or with the farthest negative where none is.
+            ``"all"``: every triplet.
+            ``"distance_weighted"``: each positive pair with a negative drawn with a probability
+            inverse to the density of distances on the unit sphere; rows are L2-normalised.
+            Anchors without a positive or a negative have no triplet.
+        smooth: softplus in place of the hinge.
+        swap: after mining take the smaller of d(anchor, negative) and d(positive, negative); both
+            are rows of the references where there are references.
+        cutoff: for distance-weighted mining, at least 0: Euclidean distances below count as this
+            one, so that the closest negatives do not take all of the draws.
+        nonzero_loss_cutoff: for distance-weighted mining, at least 0: negatives at this Euclidean
+            distance or farther are not drawn.
+        seed: for distance-weighted mining, 0..2^53 - 1: the same seed draws the same triplets on
+            every backend. None takes one from torch's default generator (`torch.manual_seed`).
+        distance: ``"euclidean"``, ``"sqeuclidean"`` or ``"cosine"``.
+        normalize, reduction, backend, precision, return_stats: see the module's documentation.
+
+    Returns:
+        The loss, or (loss, `PairStats`). Agrees with pytorch-metric-learning's
+        ``TripletMarginLoss`` on all triplets and after ``BatchHardMiner`` and
+        ``DistanceWeightedMiner`` (which draws other negatives), and with sentence-transformers'
+        ``BatchSemiHardTripletLoss``; but for ``swap`` with references, where the former looks the
+        distance up in the matrix of the anchors.
+
+    Raises:
+        RuntimeError: distance-weighted mining under `torch.compile` without a seed.
+    """
+    problem = checks.pair_problem(embeddings, labels, ref_embeddings, ref_labels)
+    checks.choice("mining", mining, TRIPLET_MINING)
+    params: tuple[float, ...] = (
+        checks.number("margin", margin),
+        float(checks.flag("smooth", smooth)),
+        float(checks.flag("swap", swap)),
+    )
+    if mining == "distance_weighted":
+        params += (
+            checks.number("cutoff", cutoff, minimum=0),
+            checks.number("nonzero_loss_cutoff", nonzero_loss_cutoff, minimum=0),
+            float(_seed(seed)),
+        )
+        normalize = checks.flag("normalize", normalize) or distance != "cosine"
+    elif (cutoff, nonzero_loss_cutoff, seed) != (_CUTOFF, _NONZERO_LOSS_CUTOFF, None):
+        raise ValueError(
+            "cutoff, nonzero_loss_cutoff and seed must be left at their defaults unless "
+            f"mining='distance_weighted', got mining={mining!r} with cutoff={cutoff!r}, "
+            f"nonzero_loss_cutoff={nonzero_loss_cutoff!r} and seed={seed!r}"
+        )
+    return run(
+        f"triplet_{mining}",
+        params,
+        problem,
+        distance=distance,
+        accepted=DISTANCE,
+        normalize=normalize,
+        reduction=reduction,
+        backend=backend,
+        precision=precision,
+        return_stats=return_stats,
+    )
+
+
+def _seed(seed: int | None) -> int:
+    if seed is not None:
+        return checks.count("seed", seed, minimum=0, maximum=_LAST_SEED, why="2^53 - 1")
+    if torch.compiler.is_compiling():
+        raise RuntimeError(
+            "seed must be given under torch.compile, where it would be drawn once and kept, got "
+            "None; pass a number that changes from step to step"
+        )
+    return int(torch.randint(_LAST_SEED + 1, ()))
+
+
+def fused_contrastive_loss(
+    embeddings: Tensor,
+    labels: Tensor,
+    ref_embeddings: Tensor | None = None,
+    ref_labels: Tensor | None = None,
+    *,
+    pos_margin: float = 0.0,
+    neg_margin: float = 1.0,
+    squared: bool = False,
+    distance: str = "euclidean",
+    normalize: bool = False,
+    reduction: str = "mean",
+    backend: str = "auto",
+    precision: str | None = None,
+    return_stats: bool | str = False,
+) -> Result:
+    """Contrastive loss (Hadsell, Chopra, LeCun 2006).
+
+    ``[d - pos_margin]+`` over positive pairs and ``[neg_margin - d]+`` over negative pairs. Pairs
+    are ordered: (i, j) and (j, i) both count in the self case.
+
+    Args:
+        embeddings, labels, ref_embeddings, ref_labels: see the module's documentation.
+        pos_margin, neg_margin: finite numbers, in units of the distance.
+        squared: square every hinge (the form of the paper).
+        distance: ``"euclidean"``, ``"sqeuclidean"`` or ``"cosine"``.
+        normalize, reduction, backend, precision, return_stats: see the module's documentation;
+            positive and negative pairs are two groups of terms.
+
+    Returns:
+        The loss, or (loss, `PairStats`). Agrees with pytorch-metric-learning's ``ContrastiveLoss``
+        with ``MeanReducer`` (``"mean"``) and ``AvgNonZeroReducer`` (``"mean_nonzero"``).
+    """
+    problem = checks.pair_problem(embeddings, labels, ref_embeddings, ref_labels)
+    params = (
+        checks.number("pos_margin", pos_margin),
+        checks.number("neg_margin", neg_margin),
+        float(checks.flag("squared", squared)),
+    )
+    return run(
+        "contrastive",
+        params,
+        problem,
+        distance=distance,
+        accepted=DISTANCE,
+        normalize=normalize,
+        reduction=reduction,
+        backend=backend,
+        precision=precision,
+        return_stats=return_stats,
+    )
+
+
+def fused_margin_loss(
+    embeddings: Tensor,
+    labels: Tensor,
+    ref_embeddings: Tensor | None = None,
+    ref_labels: Tensor | None = None,
+    *,
+    margin: float = 0.2,
+    beta: float | Tensor = 1.2,
+    distance: str = "euclidean",
+    normalize: bool = False,
+    reduction: str = "mean",
+    backend: str = "auto",
+    precision: str | None = None,
+    return_stats: bool | str = False,
+) -> Result:
+    """Margin loss with a boundary that can be learned (1706.07567, eq. 6).
+
+    Over all triplets (i, p, n), ``[margin + d(i, p) - beta_i]+ + [margin - d(i, n) + beta_i]+``:
+    a positive pair counts once for each negative of its anchor, and the other way round.
+
+    Args:
+        embeddings, labels, ref_embeddings, ref_labels: see the module's documentation.
+        margin: finite number, in units of the distance.
+        beta: the boundary between positive and negative distances: a number, or a floating tensor
+            on the device of the embeddings, to which the gradient flows: () or (1,) for one
+            boundary, (C,) for one a class, in which case labels must be in 0..C - 1.
+        distance: ``"euclidean"``, ``"sqeuclidean"`` or ``"cosine"``.
+        normalize, backend, precision, return_stats: see the module's documentation.
+        reduction: ``"mean"`` over triplets; ``"mean_nonzero"``: the sum over the number of strictly
+            positive hinges of all triplets; ``"sum"``; ``"none"``: (B,), each anchor's mean over
+            its triplets.
+
+    Returns:
+        The loss, or (loss, `PairStats`). Agrees with pytorch-metric-learning's ``MarginLoss`` with
+        ``triplets_per_anchor="all"``, whose reducer is ``"mean_nonzero"``.
+    """
+    problem = checks.pair_problem(embeddings, labels, ref_embeddings, ref_labels)
+    problem = problem._replace(anchor_params=checks.per_anchor("beta", beta, problem))
+    return run(
+        "margin",
+        (checks.number("margin", margin),),
+        problem,
+        distance=distance,
+        accepted=DISTANCE,
+        normalize=normalize,
+        reduction=reduction,
+        backend=backend,
+        precision=precision,
+        return_stats=return_stats,
+    )
+
+
+def fused_lifted_structure_loss(
+    embeddings: Tensor,
+    labels: Tensor,
+    ref_embeddings: Tensor | None = None,
+    ref_labels: Tensor | None = None,
+    *,
+    pos_margin: float = 0.0,
+    neg_margin: float = 1.0,
+    form: str = "generalized",
+    distance: str = "euclidean",
+    normalize: bool = False,
+    reduction: str = "mean",
+    backend: str = "auto",
+    precision: str | None = None,
+    return_stats: bool | str = False,
+) -> Result:
+    """Lifted structure loss (1511.06452; the generalised form 1703.07737, section 2).
+
+    Generalised, per anchor: ``[log sum_P e^(d - pos_margin) + log sum_N e^(neg_margin - d)]+``,
+    where the logarithm of an empty sum counts as 0; every anchor is a term. Original, per positive
+    pair (i, p): ``[log(sum_N(i) e^(neg_margin - d(i, n)) + sum_N(p) e^(neg_margin - d(p, n))) +
+    d(i, p) - pos_margin]+ ^ 2 / 2``; the negatives of a reference p are the anchors of other
+    labels.
+
+    Args:
+        embeddings, labels, ref_embeddings, ref_labels: see the module's documentation.
+        pos_margin, neg_margin: finite numbers, in units of the distance.
+        form: ``"generalized"`` or ``"original"``.
+        distance: ``"euclidean"``, ``"sqeuclidean"`` or ``"cosine"``.
+        normalize, reduction, backend, precision, return_stats: see the module's documentation.
+
+    Returns:
+        The loss, or (loss, `PairStats`). Agrees with pytorch-metric-learning's
+        ``GeneralizedLiftedStructureLoss`` and ``LiftedStructureLoss``; of the latter without
+        references, as it compares indices of anchors with indices of references.
+    """
+    problem = checks.pair_problem(embeddings, labels, ref_embeddings, ref_labels)
+    checks.choice("form", form, LIFTED_FORMS)
+    params = (checks.number("pos_margin", pos_margin), checks.number("neg_margin", neg_margin))
+    return run(
+        "lifted_structure" if form == "generalized" else "lifted_structure_original",
+        params,
+        problem,
+        distance=distance,
+        accepted=DISTANCE,
+        normalize=normalize,
+        reduction=reduction,
+        backend=backend,
+        precision=precision,
+        return_stats=return_stats,
+    )
