@@ -55,6 +55,14 @@ def _rows(rows: Tensor) -> Tensor:
     return rows if rows.stride(1) == 1 and rows.stride(0) >= rows.shape[1] else rows.contiguous()
 
 
+def _contiguous(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.detach().contiguous()
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
 class CpuBackend:
     """Compiled sweeps for CPU tensors."""
 
@@ -95,13 +103,14 @@ class CpuBackend:
             counts = torch.empty(2 + 2 * anchors, dtype=torch.int64)
             values = x.new_empty(3)
             thresholds = x.new_empty(anchors)
+        anchor_params = _contiguous(problem.anchor_params)
         kept, arguments = _arguments(spec, problem, x)
         native().forward(
             *arguments,
             loss.data_ptr(),
             saved.data_ptr(),
-            *(0 if t is None else t.data_ptr() for t in (counts, values, thresholds)),
-            0,
+            *(_address(t) for t in (counts, values, thresholds)),
+            _address(anchor_params),
         )
         del kept
         if counts is None or values is None or thresholds is None:
@@ -116,19 +125,21 @@ class CpuBackend:
         gx = torch.empty(x.shape, dtype=x.dtype)
         gy = None if problem.y is None else torch.empty(problem.y.shape, dtype=x.dtype)
         grad = grad.to(x.dtype).contiguous()
+        anchor_params = _contiguous(problem.anchor_params)
+        g_anchor = None if anchor_params is None else torch.empty_like(anchor_params)
         kept, arguments = _arguments(spec, problem, x)
         native().backward(
             *arguments,
             saved.data_ptr(),
             grad.data_ptr(),
             gx.data_ptr(),
-            0 if gy is None else gy.data_ptr(),
-            0,
-            0,
+            _address(gy),
+            _address(anchor_params),
+            _address(g_anchor),
         )
         del kept
         gx = gx.to(problem.x.dtype)
-        return Gradients(gx, None if gy is None else gy.to(problem.x.dtype))
+        return Gradients(gx, None if gy is None else gy.to(problem.x.dtype), g_anchor)
 
     def nearest(
         self, queries: Tensor, refs: Tensor | None, k: int, distance: str, normalize: bool
