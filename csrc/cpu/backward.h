@@ -6,24 +6,6 @@
 
 namespace dmlap::cpu::DMLAP_ISA {
 
-// grad d loss / d (sum of the terms of group g) of one anchor row.
-template <class T>
-struct Upstream {
-  const T* grad;
-  Reduction reduction;
-  const SavedHeader* header;
-
-  T at(int64_t row, int group, int64_t count) const {
-    if (reduction == Reduction::none) return count > 0 ? grad[row] / T(count) : T(0);
-    return static_cast<T>(double(*grad) / header->denominator[group]);
-  }
-};
-
-template <class T>
-inline void fill(T* out, int64_t n, T value) {
-  for (int64_t i = 0; i < n; ++i) out[i] = value;
-}
-
 // out += w * (a - b)
 template <class T>
 inline void add_difference(const T* __restrict a, const T* __restrict b, T w, int64_t dim,
@@ -34,76 +16,33 @@ inline void add_difference(const T* __restrict a, const T* __restrict b, T w, in
   for (; k < dim; ++k) out[k] += w * (a[k] - b[k]);
 }
 
+// out += w * -b
 template <class T>
-inline bool poison_gradients(const Pairs<T>& pairs, const SavedHeader& header,
-                             const BackwardArgs<T>& args) {
-  if (header.poisoned == 0) return false;
-  const T nan = std::numeric_limits<T>::quiet_NaN();
-  fill(args.gx, pairs.x.n * pairs.dim, nan);
-  if (args.gy != nullptr) fill(args.gy, pairs.y.n * pairs.dim, nan);
-  return true;
+inline void subtract_row(const T* __restrict b, T w, int64_t dim, T* __restrict out) {
+  constexpr int L = Simd<T>::kLanes;
+  int64_t k = 0;
+  for (; k + L <= dim; k += L) store(out + k, load(out + k) - w * load(b + k));
+  for (; k < dim; ++k) out[k] -= w * b[k];
 }
 
-// One triplet an anchor: gather and scatter in O(B * D). Threads own slices of the features, so
-// every element is summed in the order of the anchors.
+// What the pair with row b adds to the gradient at row a; w = d loss / d distance *
+// Prepared::factor.
 template <class T>
-inline void backward_triplet_hard(const Pairs<T>& pairs, const LossOptions& options,
-                                  const BackwardArgs<T>& args) {
-  const int64_t n = pairs.x.n, dim = pairs.dim;
-  const SavedTriplet<T> saved(const_cast<uint8_t*>(args.saved), n);
-  if (poison_gradients(pairs, *saved.header, args)) return;
-  Pairs<T> unlabelled = pairs;
-  unlabelled.x.labels = unlabelled.y.labels = nullptr;
-  Prepared<T> p;
-  prepare(p, unlabelled, false);
-  const Side<T>& y = p.y();
-  T* gy = args.gy == nullptr ? args.gx : args.gy;
-  const Upstream<T> upstream{args.grad, options.reduction, saved.header};
-  constexpr int64_t kSlice = 64;
-  const int threads = double(n) * double(dim) < (1 << 15) ? 1 : pairs.threads;
-  parallel_for(threads, (dim + kSlice - 1) / kSlice, [&](int64_t slice) {
-    const int64_t k0 = slice * kSlice, width = dim - k0 < kSlice ? dim - k0 : kSlice;
-    for (int64_t i = 0; i < n; ++i) fill(args.gx + i * dim + k0, width, T(0));
-    if (args.gy != nullptr) {
-      for (int64_t j = 0; j < pairs.y.n; ++j) fill(args.gy + j * dim + k0, width, T(0));
-    }
-    for (int64_t i = 0; i < n; ++i) {
-      const T c = upstream.at(i, 0, 1);
-      const T pull = c * saved.pull[i], push = c * saved.push[i];
-      if (saved.positive[i] < 0 || (pull == 0 && push == 0)) continue;
-      const int64_t ip = saved.positive[i], in = saved.negative[i];
-      const T* a = p.x.rows + i * p.x.stride + k0;
-      const T* b = y.rows + ip * y.stride + k0;
-      const T* e = y.rows + in * y.stride + k0;
-      T* ga = args.gx + i * dim + k0;
-      T* gb = gy + ip * dim + k0;
-      T* ge = gy + in * dim + k0;
-      const T* s = saved.swapped[i] ? b : a;
-      T* gs = saved.swapped[i] ? gb : ga;
-      for (int64_t k = 0; k < width; ++k) {
-        const T toward = pull * (a[k] - b[k]);
-        ga[k] += toward;
-        gb[k] -= toward;
-      }
-      for (int64_t k = 0; k < width; ++k) {
-        const T away = push * (s[k] - e[k]);
-        gs[k] -= away;
-        ge[k] += away;
-      }
-    }
-  });
-  if (!p.unit) return;
-  through_normalize(p.x, dim, args.gx, p.threads);
-  if (args.gy != nullptr) through_normalize(p.y_storage, dim, args.gy, p.threads);
+inline void add_pair(const Prepared<T>& p, const T* a, const T* b, T w, T* out) {
+  if (p.dot()) {
+    subtract_row(b, w, p.dim, out);
+  } else {
+    add_difference(a, b, w, p.dim, out);
+  }
 }
 
 // Where gradients gather while the sweep runs.
 template <class T>
 struct GradientSide {
-  T* out = nullptr;       // [n][dim], original order: positives, near and lone pairs
-  Buffer<T> weighted;     // [panels][packed_dim][kWidth]: sum_j w_ij x_j of the dense tiles
-  Buffer<T> weight;       // [panels * kWidth]: sum_j w_ij of the dense tiles
-  Buffer<T> coefficient;  // [panels * kWidth]: upstream of each anchor's negatives, 0 elsewhere
+  T* out = nullptr;    // [n][dim], original order: positives, near and lone pairs
+  Buffer<T> weighted;  // [panels][packed_dim][kWidth]: sum_j w_ij x_j of the dense tiles
+  Buffer<T> weight;    // [panels * kWidth]: sum_j w_ij of the dense tiles
+  Buffer<T> own;       // [n][dim], where `out` is not the caller's
 
   void reset(int64_t panels, int64_t packed_dim) {
     constexpr int W = Tile<T>::kWidth;
@@ -111,8 +50,17 @@ struct GradientSide {
     weighted.fill(panels * packed_dim * W, T(0));
     weight.reset(panels * W);
     weight.fill(panels * W, T(0));
-    coefficient.reset(panels * W);
-    coefficient.fill(panels * W, T(0));
+  }
+  void make_own(int64_t n, int64_t dim) {
+    own.reset(n * dim);
+    own.fill(n * dim, T(0));
+    out = own.get();
+  }
+  void add(const GradientSide& o, int64_t n, int64_t dim, int64_t panels, int64_t packed_dim) {
+    constexpr int W = Tile<T>::kWidth;
+    for (int64_t i = 0; i < n * dim; ++i) out[i] += o.out[i];
+    for (int64_t i = 0; i < panels * packed_dim * W; ++i) weighted[i] += o.weighted[i];
+    for (int64_t i = 0; i < panels * W; ++i) weight[i] += o.weight[i];
   }
 };
 
@@ -158,7 +106,11 @@ inline void weighted_sums(const T* rows, const T* w, int64_t first, int64_t coun
   }
 }
 
-template <class T, class Policy>
+// A weigher gives the weights of negative pairs, d loss / d (x_i - x_j) over (x_i - x_j):
+//   row(i)                 position of the anchor of the calls that follow
+//   idle(d2) -> bool       every lane's weight is known to be 0
+//   weight(d2, j) -> V     of the columns j, j + 1, ...; in the self case both anchors' shares
+template <class T, class Weigher>
 class BackwardWorker {
   using P = Tile<T>;
   using V = typename P::V;
@@ -167,12 +119,8 @@ class BackwardWorker {
   static constexpr int kLone = P::kRows * W / 16;
 
  public:
-  BackwardWorker(const BackwardShared<T>& shared, const Policy& policy)
-      : s_(shared),
-        policy_(policy),
-        weights_(W * W),
-        transposed_(W * W),
-        reach_(shared.p->to_squared(policy.reach())) {}
+  BackwardWorker(const BackwardShared<T>& shared, const Weigher& weigher)
+      : s_(shared), weigher_(weigher), weights_(W * W), transposed_(W * W) {}
 
   void operator()(int64_t block_x, int64_t block_y) {
     const Prepared<T>& p = *s_.p;
@@ -211,19 +159,15 @@ class BackwardWorker {
 
   // Fills the tile's weights; false if they were few and have been applied pair by pair.
   bool weigh(const DistanceTile<T>& tile, int64_t i0, int64_t j0, T* w) {
-    const Prepared<T>& p = *s_.p;
     uint64_t some[P::kRows];  // columns of a weight other than 0
     int count = 0;
     for (int r = 0; r < P::kRows; ++r) {
-      const V ci = splat<T>(s_.x->coefficient[i0 + r]);
+      weigher_.row(i0 + r);
       some[r] = 0;
       for (int c = 0; c < P::kVectors; ++c) {
         V v{};
-        // Among tiles with an active pair most vectors have none.
-        if (bits(tile.d2[r][c] < splat<T>(reach_))) {
-          V coefficient = ci;
-          if (p.self) coefficient += load(s_.x->coefficient.get() + j0 + c * P::kLanes);
-          v = weight(tile.d2[r][c], coefficient);
+        if (!weigher_.idle(tile.d2[r][c])) {
+          v = weigher_.weight(tile.d2[r][c], j0 + c * P::kLanes);
           some[r] |= uint64_t{bits(v != V{})} << c * P::kLanes;
         }
         store(w + r * W + c * P::kLanes, v);
@@ -243,20 +187,11 @@ class BackwardWorker {
     return !lone;
   }
 
-  // d loss / d (x_i - x_j) over (x_i - x_j), for negatives.
-  V weight(V d2, V coefficient) const {
-    const Prepared<T>& p = *s_.p;
-    const V d = p.from_squared(d2);
-    const V v = -coefficient * policy_.slope(policy_.negative_violation(d));
-    const V scaled = p.euclidean() ? (d > 0 ? v / d : V{}) : v * (2 * p.linear());
-    return d2 < kInf<T> ? scaled : V{};
-  }
-
   void apply_pair(int64_t i, int64_t j, T w) {
     const Prepared<T>& p = *s_.p;
     const Side<T>& y = p.y();
-    add_difference(p.x.row(i), y.row(j), w, p.dim, s_.x->out + p.x.order[i] * p.dim);
-    add_difference(y.row(j), p.x.row(i), w, p.dim, s_.y->out + y.order[j] * p.dim);
+    add_pair(p, p.x.row(i), y.row(j), w, s_.x->out + p.x.order[i] * p.dim);
+    add_pair(p, y.row(j), p.x.row(i), w, s_.y->out + y.order[j] * p.dim);
   }
 
   void apply(int64_t px, int64_t py, int first, int count) {
@@ -264,6 +199,19 @@ class BackwardWorker {
     const int64_t size = p.packed_dim * W;
     T* w = weights_.get();
     T* wt = transposed_.get();
+    if (!p.dot()) add_weights(px, py, first, count);
+    const T* xp = p.x.packed.get() + px * size;
+    const T* yp = p.y().packed.get() + py * size;
+    weighted_sums(xp, w, first, count, p.packed_dim, s_.y->weighted.get() + py * size);
+    for (int i = 0; i < first; ++i) fill(w + i * W, W, T(0));
+    for (int i = 0; i < W; ++i) {
+      for (int j = 0; j < W; ++j) wt[j * W + i] = w[i * W + j];
+    }
+    weighted_sums(yp, wt, 0, W, p.packed_dim, s_.x->weighted.get() + px * size);
+  }
+
+  void add_weights(int64_t px, int64_t py, int first, int count) {
+    const T* w = weights_.get();
     T* row_weight = s_.x->weight.get() + px * W;
     T* column_weight = s_.y->weight.get() + py * W;
     V columns[P::kVectors] = {};
@@ -280,21 +228,46 @@ class BackwardWorker {
       T* at = column_weight + c * P::kLanes;
       store(at, load(at) + columns[c]);
     }
-    const T* xp = p.x.packed.get() + px * size;
-    const T* yp = p.y().packed.get() + py * size;
-    weighted_sums(xp, w, first, count, p.packed_dim, s_.y->weighted.get() + py * size);
-    for (int i = 0; i < first; ++i) fill(w + i * W, W, T(0));
-    for (int i = 0; i < W; ++i) {
-      for (int j = 0; j < W; ++j) wt[j * W + i] = w[i * W + j];
-    }
-    weighted_sums(yp, wt, 0, W, p.packed_dim, s_.x->weighted.get() + px * size);
   }
 
   BackwardShared<T> s_;
-  Policy policy_;
+  Weigher weigher_;
   Buffer<T> weights_, transposed_;
-  T reach_;
 };
+
+// One side is short: each segment of the other has a copy of the short side's sums, and the copies
+// are added in order. How many there are depends on nothing but the sizes.
+template <class T, class Weigher>
+inline void sweep_backward_segments(const BackwardShared<T>& shared, const Weigher& weigher) {
+  const Prepared<T>& p = *shared.p;
+  const bool few_rows = shared.rows.count < shared.columns.count;
+  const int64_t count = few_rows ? shared.columns.count : shared.rows.count;
+  const int64_t others = few_rows ? shared.rows.count : shared.columns.count;
+  const Side<T>& side = few_rows ? p.x : p.y();
+  const int64_t wanted = 8192 / side.n;
+  const int64_t segments = wanted < 2 ? 2 : (wanted > 16 ? 16 : wanted);
+  Buffer<GradientSide<T>> copies(segments);
+  for (int64_t s = 0; s < segments; ++s) {
+    new (&copies[s]) GradientSide<T>();
+    copies[s].reset(side.panels, p.packed_dim);
+    copies[s].make_own(side.n, p.dim);
+  }
+  parallel_tasks(p.threads, segments, [&](auto next) {
+    for (int64_t s; (s = next()) < segments;) {
+      BackwardShared<T> own = shared;
+      (few_rows ? own.x : own.y) = &copies[s];
+      BackwardWorker<T, Weigher> worker(own, weigher);
+      for (int64_t a = count * s / segments; a < count * (s + 1) / segments; ++a) {
+        for (int64_t b = 0; b < others; ++b) few_rows ? worker(b, a) : worker(a, b);
+      }
+    }
+  });
+  GradientSide<T>& sum = few_rows ? *shared.x : *shared.y;
+  for (int64_t s = 0; s < segments; ++s) {
+    sum.add(copies[s], side.n, p.dim, side.panels, p.packed_dim);
+    copies[s].~GradientSide<T>();
+  }
+}
 
 // out += weight_i x_i - sum_j w_ij x_j, and back through the normalisation.
 template <class T>
@@ -312,11 +285,31 @@ inline void finish_gradient(const Prepared<T>& p, const Side<T>& side, GradientS
   if (p.unit) through_normalize(side, p.dim, g.out, p.threads);
 }
 
-// out += sum over positives of w (x_i - x_p), each anchor on its own. In the self case the pair
-// belongs to both anchors, so both coefficients stand in its weight.
-template <class T, class Policy>
-inline void positive_gradients(const Prepared<T>& p, const Policy& policy, const T* x_coefficient,
-                               GradientSide<T>& gx, GradientSide<T>* gy) {
+// Adds the gradients of the negatives to those of the positives in gx.out and gy.out.
+template <class T, class Weigher>
+inline void sweep_backward(const Prepared<T>& p, const uint8_t* active, const Weigher& weigher,
+                           GradientSide<T>& gx, GradientSide<T>& gy) {
+  gx.reset(p.x.panels, p.packed_dim);
+  if (!p.self) gy.reset(p.y_storage.panels, p.packed_dim);
+  const BackwardShared<T> shared{
+      &p, active, &gx, p.self ? &gx : &gy, Blocks(p.x.panels), Blocks(p.y().panels)};
+  const int64_t rows = shared.rows.count, columns = shared.columns.count;
+  const int64_t shorter = rows < columns ? rows : columns;
+  if (!p.self && shorter < 8 && shorter > 0 && rows + columns - shorter >= 16) {
+    sweep_backward_segments(shared, weigher);
+  } else {
+    Schedule schedule(rows, columns, p.self);
+    schedule.run(p.threads, [&](int) { return BackwardWorker<T, Weigher>(shared, weigher); });
+  }
+  finish_gradient(p, p.x, gx);
+  if (!p.self) finish_gradient(p, p.y_storage, gy);
+}
+
+// out = sum over positives, each row on its own. slope(i, j, d) is d loss / d d of the pair of
+// anchor i and reference j; in the self case the pair belongs to both of its rows.
+template <class T, class Slope>
+inline void positive_gradients(const Prepared<T>& p, const Slope& slope, GradientSide<T>& gx,
+                               GradientSide<T>& gy) {
   const Side<T>& y = p.y();
   parallel_for(p.threads, (p.x.n + 31) / 32, [&](int64_t block) {
     const int64_t last = block * 32 + 32 < p.x.n ? block * 32 + 32 : p.x.n;
@@ -328,13 +321,12 @@ inline void positive_gradients(const Prepared<T>& p, const Policy& policy, const
         if (p.self && i == j) continue;
         const T* b = y.row(j);
         const T d = p.from_squared(p.pair(a, b));
-        const T c = x_coefficient[i] + (p.self ? x_coefficient[j] : T(0));
-        const T w = c * policy.slope(policy.positive_violation(d)) * p.factor(d);
-        add_difference(a, b, w, p.dim, out);
+        const T w = slope(i, j, d) + (p.self ? slope(j, i, d) : T(0));
+        add_pair(p, a, b, w * p.factor(d), out);
       }
     }
   });
-  if (gy == nullptr) return;
+  if (p.self) return;
   // The references' side: the anchors of a class are one run as well.
   Buffer<int64_t> first(p.ranks + 1);
   first.fill(p.ranks + 1, p.x.n);
@@ -342,77 +334,16 @@ inline void positive_gradients(const Prepared<T>& p, const Policy& policy, const
   parallel_for(p.threads, (y.n + 31) / 32, [&](int64_t block) {
     const int64_t last = block * 32 + 32 < y.n ? block * 32 + 32 : y.n;
     for (int64_t j = block * 32; j < last; ++j) {
-      T* out = gy->out + y.order[j] * p.dim;
+      T* out = gy.out + y.order[j] * p.dim;
       fill(out, p.dim, T(0));
       const T* b = y.row(j);
       for (int64_t i = first[y.rank[j]]; i < p.x.n && p.x.rank[i] == y.rank[j]; ++i) {
         const T* a = p.x.row(i);
         const T d = p.from_squared(p.pair(a, b));
-        const T w = x_coefficient[i] * policy.slope(policy.positive_violation(d)) * p.factor(d);
-        add_difference(b, a, w, p.dim, out);
+        add_pair(p, b, a, slope(i, j, d) * p.factor(d), out);
       }
     }
   });
 }
-
-template <class T, class Policy>
-inline void backward_pairwise(const Pairs<T>& pairs, const LossOptions& options,
-                              const BackwardArgs<T>& args) {
-  const Policy policy(options.params);
-  const SavedPairwise<T> saved(const_cast<uint8_t*>(args.saved));
-  if (poison_gradients(pairs, *saved.header, args)) return;
-  Prepared<T> p;
-  prepare(p, pairs, true);
-  GradientSide<T> gx, gy;
-  gx.out = args.gx;
-  gy.out = args.gy;
-  gx.reset(p.x.panels, p.packed_dim);
-  if (!p.self) gy.reset(p.y_storage.panels, p.packed_dim);
-
-  const Upstream<T> upstream{args.grad, options.reduction, saved.header};
-  Buffer<T> positive(p.x.n);
-  for (int64_t i = 0; i < p.x.n; ++i) {
-    const int64_t row = p.x.order[i];
-    positive[i] = upstream.at(row, 0, positives_of(p, i));
-    gx.coefficient[i] = upstream.at(row, 1, negatives_of(p, i));
-  }
-  positive_gradients(p, policy, positive.get(), gx, p.self ? nullptr : &gy);
-
-  const BackwardShared<T> shared{
-      &p, saved.active, &gx, p.self ? &gx : &gy, Blocks(p.x.panels), Blocks(p.y().panels)};
-  Schedule schedule(shared.rows.count, shared.columns.count, p.self);
-  schedule.run(p.threads, [&](int) { return BackwardWorker<T, Policy>(shared, policy); });
-
-  finish_gradient(p, p.x, gx);
-  if (!p.self) finish_gradient(p, p.y_storage, gy);
-}
-
-template <class T>
-struct TripletHardKernels {
-  static size_t saved_bytes(const Pairs<T>& pairs, const LossOptions&) {
-    return SavedTriplet<T>::bytes(pairs.x.n);
-  }
-  static void forward(const Pairs<T>& pairs, const LossOptions& options, const ForwardOut<T>& out) {
-    forward_triplet_hard(pairs, options, out);
-  }
-  static void backward(const Pairs<T>& pairs, const LossOptions& options,
-                       const BackwardArgs<T>& args) {
-    backward_triplet_hard(pairs, options, args);
-  }
-};
-
-template <class T, class Policy>
-struct PairwiseKernels {
-  static size_t saved_bytes(const Pairs<T>& pairs, const LossOptions&) {
-    return SavedPairwise<T>::bytes(pairs.x.n, pairs.y.n, pairs.self);
-  }
-  static void forward(const Pairs<T>& pairs, const LossOptions& options, const ForwardOut<T>& out) {
-    forward_pairwise<T, Policy>(pairs, options, out);
-  }
-  static void backward(const Pairs<T>& pairs, const LossOptions& options,
-                       const BackwardArgs<T>& args) {
-    backward_pairwise<T, Policy>(pairs, options, args);
-  }
-};
 
 }  // namespace dmlap::cpu::DMLAP_ISA

@@ -1,11 +1,7 @@
-// The forward sweep: positives from label runs, then one sweep over the negatives.
+// The forward sweep: positives from label runs, then one sweep over the negatives. What a tile of
+// negatives is gathered into is a sink; a loss picks its sinks.
 #pragma once
 
-#include <type_traits>
-
-#include "dmlap/policies/contrastive.h"
-#include "dmlap/policies/triplet_hard.h"
-#include "saved.h"
 #include "tile.h"
 
 namespace dmlap::cpu::DMLAP_ISA {
@@ -17,10 +13,12 @@ struct AnchorState {
   double violation[2] = {};
   double term[2] = {};
   int64_t nonzero[2] = {};
-  T hardest_positive = -1;  // squared distance
+  T hardest_positive = -kInf<T>;  // squared distance
   T hardest_negative = kInf<T>;
   int64_t positive_at = -1;
   int64_t negative_at = -1;
+  T negative_top = -kInf<T>;  // negatives: sum of e^exponent = negative_sum * e^negative_top
+  double negative_sum = 0;
 
   void offer_negative(T d2, int64_t at) {
     if (d2 < hardest_negative || (d2 == hardest_negative && at < negative_at)) {
@@ -28,7 +26,56 @@ struct AnchorState {
       negative_at = at;
     }
   }
+  void add_exponentials(T top, double sum) {
+    if (sum == 0) return;
+    if (top > negative_top) {
+      negative_sum *= std::exp(double(negative_top) - double(top));
+      negative_top = top;
+    }
+    negative_sum += sum * std::exp(double(top) - double(negative_top));
+  }
+  // The same anchor against other negatives.
+  void merge(const AnchorState& o) {
+    for (int g = 0; g < 2; ++g) {
+      violation[g] += o.violation[g];
+      term[g] += o.term[g];
+      nonzero[g] += o.nonzero[g];
+    }
+    if (o.negative_at >= 0) offer_negative(o.hardest_negative, o.negative_at);
+    add_exponentials(o.negative_top, o.negative_sum);
+  }
+  T log_sum() const {
+    return negative_sum > 0 ? negative_top + T(std::log(negative_sum)) : -kInf<T>;
+  }
 };
+
+// Where a sweep reads and writes.
+template <class T>
+struct ForwardShared {
+  const Prepared<T>* p;
+  AnchorState<T>* anchors;         // [x.n]
+  AnchorState<T>* column_anchors;  // those of the columns: == anchors in the self case, else null,
+                                   // or [y.n] where the references are anchors as well
+  double* negative_sum;            // [blocks of x] of distances, for the statistics
+  uint8_t* active;                 // [panel pairs] a bit for each tile with an active pair; or null
+  Blocks rows, columns;
+
+  bool both() const { return column_anchors != nullptr; }
+};
+
+// A tile among the tiles of a task.
+struct TilePlace {
+  int64_t i0, j0;  // first row and column
+  int64_t row;     // of i0 in the task's block
+};
+
+// A sink has:
+//   Options                       what a loss hands to it
+//   (shared, options)             one a thread
+//   open_rows(n), open_columns()  a block of rows, a panel of columns begins
+//   take(tile, place) -> bool     whether some pair of the tile is active
+//   close_columns(first)          gives what it gathered to the anchors of the columns
+//   close_rows(first, n)          and of the rows
 
 // The nearest negatives of a row or of a vector of columns, lane by lane.
 template <class T>
@@ -51,132 +98,88 @@ struct NearestNegatives {
   }
 };
 
-// Sums of a pairwise policy over the rows and columns of a task.
-template <class T>
-struct PairwiseSums {
-  using V = typename Tile<T>::V;
-  V violation, term, nonzero;
-  void clear() { violation = term = nonzero = V{}; }
-  void add(V h, V t) {
-    violation += h;
-    term += t;
-    nonzero += h > 0 ? splat<T>(1) : V{};
+// Calls f(column, vector, lane) for the columns of a panel that exist.
+template <class T, class F>
+inline void each_column(int64_t first, int64_t n, F f) {
+  for (int c = 0; c < Tile<T>::kVectors; ++c) {
+    for (int l = 0; l < Tile<T>::kLanes; ++l) {
+      const int64_t j = first + c * Tile<T>::kLanes + l;
+      if (j >= n) return;
+      f(j, c, l);
+    }
   }
-};
+}
 
-struct NoPolicy {};
-
+// The nearest negative of every anchor.
 template <class T>
-struct ForwardShared {
-  const Prepared<T>* p;
-  AnchorState<T>* anchors;  // [x.n]
-  double* negative_sum;     // [blocks of x] of distances, for the statistics
-  uint8_t* active;          // [panel pairs] a bit for each tile with an active pair; or null
-  Blocks rows, columns;
-};
-
-// One thread's part of the sweep. kHard: nearest negatives; Policy: a pairwise policy, or NoPolicy;
-// kStats: the sum of negative distances.
-template <class T, class Policy, bool kHard, bool kStats>
-class ForwardWorker {
+class NearestSink {
   using P = Tile<T>;
-  using V = typename P::V;
-  using I = typename P::I;
   using Best = NearestNegatives<T>;
-  using Classes = typename DistanceTile<T>::Classes;
-  static constexpr bool kPairwise = !std::is_same_v<Policy, NoPolicy>;
 
  public:
-  ForwardWorker(const ForwardShared<T>& shared, const Policy& policy)
-      : s_(shared),
-        policy_(policy),
-        best_(kHard ? shared.rows.per_block * P::kWidth : 0),
-        sums_(kPairwise ? shared.rows.per_block * P::kWidth : 0) {
-    if constexpr (kPairwise) reach_ = s_.p->to_squared(policy_.reach());
-  }
+  struct Options {};
 
-  void operator()(int64_t block_x, int64_t block_y) {
-    const Prepared<T>& p = *s_.p;
-    first_row_ = s_.rows.begin(block_x) * P::kWidth;
-    const int64_t held = s_.rows.end(block_x) * P::kWidth - first_row_;
-    for (int64_t i = 0; i < held; ++i) {
-      if constexpr (kHard) best_[i].clear();
-      if constexpr (kPairwise) sums_[i].clear();
+  NearestSink(const ForwardShared<T>& shared, const Options&)
+      : s_(shared), rows_(shared.rows.per_block * P::kWidth) {}
+
+  void open_rows(int64_t n) {
+    for (int64_t i = 0; i < n; ++i) rows_[i].clear();
+  }
+  void open_columns() {
+    for (Best& c : columns_) c.clear();
+  }
+  bool take(const DistanceTile<T>& tile, const TilePlace& at) {
+    typename P::I index[P::kVectors];
+    for (int c = 0; c < P::kVectors; ++c) {
+      index[c] = iota<T>() + splat_int<T>(at.j0 + c * P::kLanes);
     }
-    distance_sum_ = 0;
-    for (int64_t py = s_.columns.begin(block_y); py < s_.columns.end(block_y); ++py) {
-      for (int c = 0; c < P::kVectors; ++c) {
-        if constexpr (kHard) column_best_[c].clear();
-        if constexpr (kPairwise) column_sums_[c].clear();
-      }
-      for (int64_t px = s_.rows.begin(block_x); px < s_.rows.end(block_x); ++px) {
-        if (p.self && px > py) break;
-        panel(px, py);
-      }
-      if (p.self) give_columns(py);
+#pragma GCC unroll 8
+    for (int r = 0; r < P::kRows; ++r) {
+      Best local = rows_[at.row + r];
+#pragma GCC unroll 3
+      for (int c = 0; c < P::kVectors; ++c) local.offer(tile.d2[r][c], index[c]);
+      rows_[at.row + r] = local;
     }
-    for (int64_t i = 0; i < held && first_row_ + i < p.x.n; ++i) give_row(i);
-    if constexpr (kStats) s_.negative_sum[block_x] += distance_sum_;
+    if (!s_.both()) return true;
+#pragma GCC unroll 3
+    for (int c = 0; c < P::kVectors; ++c) {
+      Best local = columns_[c];
+#pragma GCC unroll 8
+      for (int r = 0; r < P::kRows; ++r) local.offer(tile.d2[r][c], splat_int<T>(at.i0 + r));
+      columns_[c] = local;
+    }
+    return true;
+  }
+  void close_columns(int64_t first) {
+    each_column<T>(first, s_.p->y().n,
+                   [&](int64_t j, int c, int l) { columns_[c].give(s_.column_anchors[j], l); });
+  }
+  void close_rows(int64_t first, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) {
+      for (int l = 0; l < P::kLanes; ++l) rows_[i].give(s_.anchors[first + i], l);
+    }
   }
 
  private:
-  void panel(int64_t px, int64_t py) {
-    const Prepared<T>& p = *s_.p;
-    const bool diagonal = p.self && px == py;
-    uint8_t active = 0;
-    for (int t = 0; t < P::kPerPanel; ++t) {
-      const int64_t i0 = px * P::kWidth + t * P::kRows;
-      if (i0 >= p.x.n) break;
-      const Classes classes = DistanceTile<T>::classes(p, i0, py);
-      if (classes == Classes::one) continue;
-      DistanceTile<T> tile;
-      tile.compute(p, px, t * P::kRows, py, classes == Classes::mixed, diagonal);
-      if constexpr (kHard) offer(tile, i0, py * P::kWidth);
-      if constexpr (kPairwise) {
-        if (bits(tile.least < splat<T>(reach_))) {
-          active |= 1 << t;
-          add(tile, i0);
-        }
-      }
-      if constexpr (kStats) add_distances(tile);
-    }
-    if (kPairwise) s_.active[panel_pair(px, py, s_.columns.panels, p.self)] = active;
-  }
+  ForwardShared<T> s_;
+  Buffer<Best> rows_;
+  Best columns_[P::kVectors];
+};
 
-  void offer(const DistanceTile<T>& tile, int64_t i0, int64_t j0) {
-    const bool both = s_.p->self;
-    I columns[P::kVectors];
-    for (int c = 0; c < P::kVectors; ++c) columns[c] = iota<T>() + splat_int<T>(j0 + c * P::kLanes);
-#pragma GCC unroll 8
-    for (int r = 0; r < P::kRows; ++r) {
-      Best& row = best_[i0 - first_row_ + r];
-      Best local = row;
-#pragma GCC unroll 3
-      for (int c = 0; c < P::kVectors; ++c) local.offer(tile.d2[r][c], columns[c]);
-      row = local;
-    }
-    if (!both) return;
-#pragma GCC unroll 3
-    for (int c = 0; c < P::kVectors; ++c) {
-      Best local = column_best_[c];
-#pragma GCC unroll 8
-      for (int r = 0; r < P::kRows; ++r) local.offer(tile.d2[r][c], splat_int<T>(i0 + r));
-      column_best_[c] = local;
-    }
-  }
+// The sum of the negatives' distances, each pair once.
+template <class T>
+class DistanceSumSink {
+  using P = Tile<T>;
+  using V = typename P::V;
 
-  void add(const DistanceTile<T>& tile, int64_t i0) {
-    for (int r = 0; r < P::kRows; ++r) {
-      for (int c = 0; c < P::kVectors; ++c) {
-        const V h = policy_.negative_violation(s_.p->from_squared(tile.d2[r][c]));
-        const V t = policy_.term(h);
-        sums_[i0 - first_row_ + r].add(h, t);
-        column_sums_[c].add(h, t);
-      }
-    }
-  }
+ public:
+  struct Options {};
 
-  void add_distances(const DistanceTile<T>& tile) {
+  DistanceSumSink(const ForwardShared<T>& shared, const Options&) : s_(shared) {}
+
+  void open_rows(int64_t) { sum_ = 0; }
+  void open_columns() {}
+  bool take(const DistanceTile<T>& tile, const TilePlace&) {
     V sum{};
     for (int r = 0; r < P::kRows; ++r) {
       for (int c = 0; c < P::kVectors; ++c) {
@@ -184,53 +187,161 @@ class ForwardWorker {
         sum += d < kInf<T> ? d : V{};
       }
     }
-    distance_sum_ += wide_sum<T>(sum);
+    sum_ += wide_sum<T>(sum);
+    return true;
+  }
+  void close_columns(int64_t) {}
+  void close_rows(int64_t first, int64_t) {
+    s_.negative_sum[first / (s_.rows.per_block * P::kWidth)] += sum_;
   }
 
-  void give_columns(int64_t py) {
-    for (int c = 0; c < P::kVectors; ++c) {
-      for (int l = 0; l < P::kLanes; ++l) {
-        const int64_t j = py * P::kWidth + c * P::kLanes + l;
-        if (j >= s_.p->x.n) return;
-        AnchorState<T>& anchor = s_.anchors[j];
-        if constexpr (kHard) column_best_[c].give(anchor, l);
-        if constexpr (kPairwise) {
-          anchor.violation[1] += column_sums_[c].violation[l];
-          anchor.term[1] += column_sums_[c].term[l];
-          anchor.nonzero[1] += static_cast<int64_t>(column_sums_[c].nonzero[l]);
-        }
+ private:
+  ForwardShared<T> s_;
+  double sum_ = 0;
+};
+
+// Two sinks fed by one sweep; the first decides which tiles are active.
+template <class A, class B>
+class Both {
+ public:
+  struct Options {
+    typename A::Options a;
+    typename B::Options b;
+  };
+
+  template <class Shared>
+  Both(const Shared& shared, const Options& options)
+      : a_(shared, options.a), b_(shared, options.b) {}
+
+  void open_rows(int64_t n) { a_.open_rows(n), b_.open_rows(n); }
+  void open_columns() { a_.open_columns(), b_.open_columns(); }
+  template <class Tile>
+  bool take(const Tile& tile, const TilePlace& at) {
+    b_.take(tile, at);
+    return a_.take(tile, at);
+  }
+  void close_columns(int64_t first) { a_.close_columns(first), b_.close_columns(first); }
+  void close_rows(int64_t first, int64_t n) { a_.close_rows(first, n), b_.close_rows(first, n); }
+
+ private:
+  A a_;
+  B b_;
+};
+
+// What the statistics need of the negatives.
+template <class T>
+using StatsSink = Both<NearestSink<T>, DistanceSumSink<T>>;
+
+// One thread's part of the sweep.
+template <class T, class Sink>
+class ForwardWorker {
+  using P = Tile<T>;
+  using Classes = typename DistanceTile<T>::Classes;
+
+ public:
+  ForwardWorker(const ForwardShared<T>& shared, const typename Sink::Options& options)
+      : s_(shared), sink_(shared, options) {}
+
+  void operator()(int64_t block_x, int64_t block_y) {
+    open(block_x);
+    columns(block_x, block_y);
+    close();
+  }
+  void open(int64_t block_x) {
+    first_row_ = s_.rows.begin(block_x) * P::kWidth;
+    const int64_t stop = s_.rows.end(block_x) * P::kWidth;
+    rows_ = (stop < s_.p->x.n ? stop : s_.p->x.n) - first_row_;
+    sink_.open_rows(stop - first_row_);
+  }
+  void columns(int64_t block_x, int64_t block_y) {
+    for (int64_t py = s_.columns.begin(block_y); py < s_.columns.end(block_y); ++py) {
+      sink_.open_columns();
+      for (int64_t px = s_.rows.begin(block_x); px < s_.rows.end(block_x); ++px) {
+        if (s_.p->self && px > py) break;
+        panel(px, py);
       }
+      if (s_.both()) sink_.close_columns(py * P::kWidth);
     }
   }
+  void close() { sink_.close_rows(first_row_, rows_); }
 
-  void give_row(int64_t i) {
-    AnchorState<T>& anchor = s_.anchors[first_row_ + i];
-    if constexpr (kHard) {
-      for (int l = 0; l < P::kLanes; ++l) best_[i].give(anchor, l);
+ private:
+  void panel(int64_t px, int64_t py) {
+    const Prepared<T>& p = *s_.p;
+    uint8_t active = 0;
+    for (int t = 0; t < P::kPerPanel; ++t) {
+      const int64_t i0 = px * P::kWidth + t * P::kRows;
+      if (i0 >= p.x.n) break;
+      const Classes classes = DistanceTile<T>::classes(p, i0, py);
+      if (classes == Classes::one) continue;
+      DistanceTile<T> tile;
+      tile.compute(p, px, t * P::kRows, py, classes == Classes::mixed, p.self && px == py);
+      active |= uint8_t(sink_.take(tile, {i0, py * P::kWidth, i0 - first_row_})) << t;
     }
-    if constexpr (kPairwise) {
-      anchor.violation[1] += wide_sum<T>(sums_[i].violation);
-      anchor.term[1] += wide_sum<T>(sums_[i].term);
-      anchor.nonzero[1] += static_cast<int64_t>(wide_sum<T>(sums_[i].nonzero));
-    }
+    if (s_.active) s_.active[panel_pair(px, py, s_.columns.panels, p.self)] = active;
   }
 
   ForwardShared<T> s_;
-  Policy policy_;
-  T reach_ = 0;
-  int64_t first_row_ = 0;
-  double distance_sum_ = 0;
-  Buffer<Best> best_;
-  Buffer<PairwiseSums<T>> sums_;
-  Best column_best_[P::kVectors];
-  PairwiseSums<T> column_sums_[P::kVectors];
+  Sink sink_;
+  int64_t first_row_ = 0, rows_ = 0;
 };
 
-template <class T, class Policy, bool kHard, bool kStats>
-inline void sweep_negatives(const ForwardShared<T>& shared, const Policy& policy) {
-  Schedule schedule(shared.rows.count, shared.columns.count, shared.p->self);
-  schedule.run(shared.p->threads,
-               [&](int) { return ForwardWorker<T, Policy, kHard, kStats>(shared, policy); });
+// Few anchors against many references: each segment of the references has anchors of its own,
+// which are merged in order. How many there are depends on nothing but the sizes.
+template <class T, class Sink>
+inline void sweep_segments(const ForwardShared<T>& shared, const typename Sink::Options& options) {
+  const Prepared<T>& p = *shared.p;
+  constexpr int64_t kSegments = 16;
+  Buffer<AnchorState<T>> anchors(kSegments * p.x.n);
+  Buffer<double> sums(kSegments * shared.rows.count);
+  anchors.fill(kSegments * p.x.n, AnchorState<T>{});
+  sums.fill(kSegments * shared.rows.count, 0.0);
+  parallel_tasks(p.threads, kSegments, [&](auto next) {
+    for (int64_t s; (s = next()) < kSegments;) {
+      ForwardShared<T> own = shared;
+      own.anchors = anchors.get() + s * p.x.n;
+      own.negative_sum = sums.get() + s * shared.rows.count;
+      ForwardWorker<T, Sink> worker(own, options);
+      for (int64_t bx = 0; bx < own.rows.count; ++bx) {
+        worker.open(bx);
+        const int64_t stop = own.columns.count * (s + 1) / kSegments;
+        for (int64_t by = own.columns.count * s / kSegments; by < stop; ++by) {
+          worker.columns(bx, by);
+        }
+        worker.close();
+      }
+    }
+  });
+  for (int64_t s = 0; s < kSegments; ++s) {
+    for (int64_t i = 0; i < p.x.n; ++i) shared.anchors[i].merge(anchors[s * p.x.n + i]);
+    for (int64_t b = 0; b < shared.rows.count; ++b) {
+      shared.negative_sum[b] += sums[s * shared.rows.count + b];
+    }
+  }
+}
+
+// Feeds every negative pair to the sinks.
+template <class T, class Sink>
+inline void sweep_negatives(const ForwardShared<T>& shared,
+                            const typename Sink::Options& options = {}) {
+  using Worker = ForwardWorker<T, Sink>;
+  const int threads = shared.p->threads;
+  const int64_t rows = shared.rows.count, columns = shared.columns.count;
+  if (shared.both()) {
+    Schedule schedule(rows, columns, shared.p->self);
+    schedule.run(threads, [&](int) { return Worker(shared, options); });
+  } else if (rows < 8 && columns >= 16) {
+    sweep_segments<T, Sink>(shared, options);
+  } else {
+    parallel_tasks(threads, rows, [&](auto next) {
+      Worker worker(shared, options);
+      for (int64_t bx; (bx = next()) < rows;) {
+        worker.open(bx);
+        for (int64_t by = 0; by < columns; ++by) worker.columns(bx, by);
+        worker.close();
+      }
+    });
+  }
 }
 
 // Calls visit(state, d2, position) for every positive pair, anchors in parallel.

@@ -2,10 +2,11 @@
 // includes this.
 #pragma once
 
-#include "backward.h"
+#include "hinge.h"
 #include "kernels.h"
 #include "nearest.h"
 #include "scores.h"
+#include "triplet_hard.h"
 
 namespace dmlap::cpu::DMLAP_ISA {
 
@@ -15,7 +16,8 @@ template <class T, class F>
 inline void with_kernels(Loss loss, F f) {
   switch (loss) {
     case Loss::triplet_hard: return f(TripletHardKernels<T>{});
-    case Loss::contrastive: return f(PairwiseKernels<T, Contrastive<T>>{});
+    case Loss::contrastive: return f(HingeKernels<T, Contrastive<T>>{});
+    case Loss::margin: return f(HingeKernels<T, Margin<T>>{});
     default: return;
   }
 }

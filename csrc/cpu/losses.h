@@ -1,7 +1,8 @@
-// Forward of each loss: sweeps, then the terms, the reduction, the statistics.
+// What the losses share around their sweeps: the problem, reductions, statistics.
 #pragma once
 
 #include "forward.h"
+#include "saved.h"
 
 namespace dmlap::cpu::DMLAP_ISA {
 
@@ -9,8 +10,9 @@ namespace dmlap::cpu::DMLAP_ISA {
 template <class T>
 struct ForwardState {
   Prepared<T> p;
-  Buffer<AnchorState<T>> anchors;  // [x.n]
-  Buffer<double> negative_sum;     // [blocks of x]
+  Buffer<AnchorState<T>> anchors;     // [x.n]
+  Buffer<AnchorState<T>> references;  // [y.n], where they are anchors as well
+  Buffer<double> negative_sum;        // [blocks of x]
 
   explicit ForwardState(const Pairs<T>& pairs) {
     prepare(p, pairs, true);
@@ -21,8 +23,16 @@ struct ForwardState {
     negative_sum.fill(blocks, 0.0);
   }
 
+  void count_references() {
+    if (p.self) return;
+    references.reset(p.y().n);
+    references.fill(p.y().n, AnchorState<T>{});
+  }
+  // The states of the columns; null where they have none.
+  AnchorState<T>* columns() const { return p.self ? anchors.get() : references.get(); }
+
   ForwardShared<T> shared(uint8_t* active) const {
-    return {&p,     anchors.get(),      negative_sum.get(),
+    return {&p,     anchors.get(),      columns(),           negative_sum.get(),
             active, Blocks(p.x.panels), Blocks(p.y().panels)};
   }
 
@@ -90,131 +100,33 @@ inline void note_hardest_positive(const Prepared<T>& p, AnchorState<T>& a, T d2,
   }
 }
 
+// grad d loss / d (sum of the terms of group g) of one anchor row.
 template <class T>
-inline void forward_triplet_hard(const Pairs<T>& pairs, const LossOptions& options,
-                                 const ForwardOut<T>& out) {
-  const TripletHard<T> policy(options.params);
-  const bool stats = out.stat_counts != nullptr;
-  const ForwardState<T> state(pairs);
-  const Prepared<T>& p = state.p;
-  const Buffer<AnchorState<T>>& anchors = state.anchors;
-  SavedTriplet<T> saved(out.saved, p.x.n);
+struct Upstream {
+  const T* grad;
+  Reduction reduction;
+  const SavedHeader* header;
 
-  sweep_positives(p, anchors.get(), [&](AnchorState<T>& a, T d2, int64_t at) {
-    note_hardest_positive(p, a, d2, at);
-  });
-  const ForwardShared<T> shared = state.shared(nullptr);
-  if (stats) {
-    sweep_negatives<T, NoPolicy, true, true>(shared, {});
-  } else {
-    sweep_negatives<T, NoPolicy, true, false>(shared, {});
+  T at(int64_t row, int group, int64_t count) const {
+    if (reduction == Reduction::none) return count > 0 ? grad[row] / T(count) : T(0);
+    return static_cast<T>(double(*grad) / header->denominator[group]);
   }
+};
 
-  // The chosen pairs again, from differences.
-  Buffer<T> term(p.x.n), hinge(p.x.n);
-  parallel_for(p.threads, p.x.n, [&](int64_t i) {
-    AnchorState<T>& a = anchors[i];
-    const int64_t row = p.x.order[i];
-    term[i] = hinge[i] = 0;
-    saved.positive[row] = saved.negative[row] = -1;
-    saved.pull[row] = saved.push[row] = 0;
-    saved.swapped[row] = 0;
-    const T d_ap = a.positive_at < 0 ? T(0) : p.from_squared(a.hardest_positive);
-    if (out.thresholds) out.thresholds[row] = a.positive_at < 0 ? -kInf<T> : d_ap + policy.margin;
-    if (a.positive_at < 0 || a.negative_at < 0) return;
-    const T* positive = p.y().row(a.positive_at);
-    const T* negative = p.y().row(a.negative_at);
-    T d_an = p.from_squared(p.pair(p.x.row(i), negative));
-    if (policy.swap) {
-      const T d_pn = p.from_squared(p.pair(positive, negative));
-      saved.swapped[row] = d_pn < d_an;
-      d_an = d_pn < d_an ? d_pn : d_an;
-    }
-    term[i] = policy.term(d_ap, d_an);
-    hinge[i] = policy.hinge(d_ap, d_an);
-    const T slope = policy.slope(d_ap, d_an);
-    saved.positive[row] = p.y().order[a.positive_at];
-    saved.negative[row] = p.y().order[a.negative_at];
-    saved.pull[row] = slope * p.factor(d_ap);
-    saved.push[row] = slope * p.factor(d_an);
-  });
-
-  GroupTotal total;
-  double violation = 0;
-  int64_t violated = 0;
-  for (int64_t i = 0; i < p.x.n; ++i) {
-    const bool valid = anchors[i].positive_at >= 0 && anchors[i].negative_at >= 0;
-    total.term += term[i];
-    total.count += valid;
-    total.nonzero += term[i] > 0;
-    violation += hinge[i];
-    violated += hinge[i] > 0;
-    if (options.reduction == Reduction::none) out.loss[p.x.order[i]] = poison(p, term[i]);
-  }
-  saved.header->denominator[0] = total.denominator(options.reduction);
-  saved.header->poisoned = p.poisoned;
-  if (options.reduction != Reduction::none) {
-    *out.loss = poison(p, total.term / saved.header->denominator[0]);
-  }
-  if (!stats) return;
-  out.stat_counts[0] = total.count;
-  out.stat_counts[1] = violated;
-  out.stat_values[0] = poison(p, violation);
-  write_common_stats(p, anchors.get(), state.negative_total(), out);
+template <class T>
+inline void fill(T* out, int64_t n, T value) {
+  for (int64_t i = 0; i < n; ++i) out[i] = value;
 }
 
-template <class T, class Policy>
-inline void forward_pairwise(const Pairs<T>& pairs, const LossOptions& options,
-                             const ForwardOut<T>& out) {
-  const Policy policy(options.params);
-  const bool stats = out.stat_counts != nullptr;
-  const ForwardState<T> state(pairs);
-  const Prepared<T>& p = state.p;
-  const Buffer<AnchorState<T>>& anchors = state.anchors;
-  SavedPairwise<T> saved(out.saved);
-
-  sweep_positives(p, anchors.get(), [&](AnchorState<T>& a, T d2, int64_t at) {
-    const T h = policy.positive_violation(p.from_squared(d2));
-    a.violation[0] += h;
-    a.term[0] += policy.term(h);
-    a.nonzero[0] += h > 0;
-    if (stats) note_hardest_positive(p, a, d2, at);
-  });
-  const ForwardShared<T> shared = state.shared(saved.active);
-  if (stats) {
-    sweep_negatives<T, Policy, true, true>(shared, policy);
-  } else {
-    sweep_negatives<T, Policy, false, false>(shared, policy);
-  }
-
-  GroupTotal total[2];
-  double violation = 0;
-  for (int64_t i = 0; i < p.x.n; ++i) {
-    const AnchorState<T>& a = anchors[i];
-    const int64_t count[2] = {positives_of(p, i), negatives_of(p, i)};
-    double own = 0;
-    for (int g = 0; g < 2; ++g) {
-      total[g].term += a.term[g];
-      total[g].count += count[g];
-      total[g].nonzero += a.nonzero[g];
-      violation += a.violation[g];
-      if (count[g] > 0) own += a.term[g] / double(count[g]);
-    }
-    if (options.reduction == Reduction::none) out.loss[p.x.order[i]] = poison(p, own);
-    if (out.thresholds) out.thresholds[i] = policy.reach();
-  }
-  double loss = 0;
-  for (int g = 0; g < 2; ++g) {
-    saved.header->denominator[g] = total[g].denominator(options.reduction);
-    loss += total[g].term / saved.header->denominator[g];
-  }
-  saved.header->poisoned = p.poisoned;
-  if (options.reduction != Reduction::none) *out.loss = poison(p, loss);
-  if (!stats) return;
-  out.stat_counts[0] = total[0].count + total[1].count;
-  out.stat_counts[1] = total[0].nonzero + total[1].nonzero;
-  out.stat_values[0] = poison(p, violation);
-  write_common_stats(p, anchors.get(), state.negative_total(), out);
+template <class T>
+inline bool poison_gradients(const Pairs<T>& pairs, const SavedHeader& header,
+                             const BackwardArgs<T>& args) {
+  if (header.poisoned == 0) return false;
+  const T nan = std::numeric_limits<T>::quiet_NaN();
+  fill(args.gx, pairs.x.n * pairs.dim, nan);
+  if (args.gy != nullptr) fill(args.gy, pairs.y.n * pairs.dim, nan);
+  if (args.g_anchor != nullptr) fill(args.g_anchor, pairs.x.n, nan);
+  return true;
 }
 
 }  // namespace dmlap::cpu::DMLAP_ISA

@@ -48,6 +48,19 @@ inline void parallel_for(int threads, int64_t n, F body) {
   for (int64_t i = 0; i < n; ++i) body(i);
 }
 
+// body(next) runs on every thread; next() hands out 0, 1, ... and beyond n.
+template <class F>
+inline void parallel_tasks(int threads, int64_t n, F body) {
+  std::atomic<int64_t> counter(0);
+  const auto next = [&counter] { return counter.fetch_add(1, std::memory_order_relaxed); };
+  if (threads <= 1 || n <= 1) {
+    body(next);
+    return;
+  }
+#pragma omp parallel num_threads(threads)
+  body(next);
+}
+
 inline void relax(int& spins) {
   if (++spins < 512) {
 #if defined(__x86_64__)

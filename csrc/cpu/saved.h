@@ -37,20 +37,11 @@ struct SavedTriplet {
   }
 };
 
-// Pairwise policies: which tiles hold an active pair.
+// The bits of the tiles that hold an active pair, a byte for each pair of panels.
 template <class T>
-struct SavedPairwise {
-  SavedHeader* header;
-  uint8_t* active;  // [panel pairs]
-
-  static size_t bytes(int64_t nx, int64_t ny, bool self) {
-    constexpr int64_t W = Tile<T>::kWidth;
-    return sizeof(SavedHeader) + panel_pairs((nx + W - 1) / W, (ny + W - 1) / W, self);
-  }
-  explicit SavedPairwise(uint8_t* base) {
-    header = reinterpret_cast<SavedHeader*>(base);
-    active = base + sizeof(SavedHeader);
-  }
-};
+inline size_t active_bytes(const Pairs<T>& pairs) {
+  constexpr int64_t W = Tile<T>::kWidth;
+  return panel_pairs((pairs.x.n + W - 1) / W, (pairs.y.n + W - 1) / W, pairs.self);
+}
 
 }  // namespace dmlap::cpu::DMLAP_ISA

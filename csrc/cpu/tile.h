@@ -5,26 +5,40 @@
 
 namespace dmlap::cpu::DMLAP_ISA {
 
-// acc[r][c] += sum_k a[k][r] * b[k][c lanes]; a and b point into panels.
-template <class T>
-inline __attribute__((always_inline)) void product_tile(
+// acc[r][c] += sum_k a[k][r] * b[k][c lanes] for the kCount vectors from kFirst on; a and b point
+// into panels.
+template <class T, int kFirst, int kCount>
+inline __attribute__((always_inline)) void product_vectors(
     const T* __restrict a, const T* __restrict b, int64_t dim,
     typename Simd<T>::V (&acc)[Tile<T>::kRows][Tile<T>::kVectors]) {
   using P = Tile<T>;
   using V = typename P::V;
   for (int64_t k = 0; k < dim; ++k) {
     const T* ak = a + k * P::kWidth;
-    const T* bk = b + k * P::kWidth;
-    V bv[P::kVectors];
+    const T* bk = b + k * P::kWidth + kFirst * P::kLanes;
+    V bv[kCount];
 #pragma GCC unroll 3
-    for (int c = 0; c < P::kVectors; ++c) bv[c] = load(bk + c * P::kLanes);
+    for (int c = 0; c < kCount; ++c) bv[c] = load(bk + c * P::kLanes);
 #pragma GCC unroll 8
     for (int r = 0; r < P::kRows; ++r) {
       const V av = splat<T>(ak[r]);
 #pragma GCC unroll 3
-      for (int c = 0; c < P::kVectors; ++c) acc[r][c] += av * bv[c];
+      for (int c = 0; c < kCount; ++c) acc[r][kFirst + c] += av * bv[c];
     }
   }
+}
+
+// The vectors first .. last - 1 of a tile; the others are left alone.
+template <class T>
+inline __attribute__((always_inline)) void product_tile(
+    const T* __restrict a, const T* __restrict b, int64_t dim, int first, int last,
+    typename Simd<T>::V (&acc)[Tile<T>::kRows][Tile<T>::kVectors]) {
+  if (__builtin_expect(first == 0 && last == 3, 1)) return product_vectors<T, 0, 3>(a, b, dim, acc);
+  if (first == 0 && last == 2) return product_vectors<T, 0, 2>(a, b, dim, acc);
+  if (first == 0 && last == 1) return product_vectors<T, 0, 1>(a, b, dim, acc);
+  if (first == 1 && last == 3) return product_vectors<T, 1, 2>(a, b, dim, acc);
+  if (first == 1 && last == 2) return product_vectors<T, 1, 1>(a, b, dim, acc);
+  if (first == 2 && last == 3) return product_vectors<T, 2, 1>(a, b, dim, acc);
 }
 
 // The squared distances of a tile: rows first_row .. of panel_x against panel_y.
@@ -55,14 +69,18 @@ struct DistanceTile {
 
   // drop_equal: pairs of one class do not count. upper: only columns behind the row do, because
   // both panels are the same one.
-  void compute(const Prepared<T>& p, int64_t panel_x, int64_t row, int64_t panel_y, bool drop_equal,
+  void compute(const Prepared<T>& p, int64_t panel_x, int row, int64_t panel_y, bool drop_equal,
                bool upper) {
     const Side<T>& y = p.y();
     const int64_t size = p.packed_dim * P::kWidth;
     const int64_t i0 = panel_x * P::kWidth + row, j0 = panel_y * P::kWidth;
     V acc[P::kRows][P::kVectors] = {};
+    // Vectors that hold a column behind the row, and a column that exists.
+    const int first = upper ? (row + 1) / P::kLanes : 0;
+    const int64_t columns = y.n - j0;
+    const int last = columns >= P::kWidth ? P::kVectors : (columns + P::kLanes - 1) / P::kLanes;
     product_tile<T>(p.x.packed.get() + panel_x * size + row, y.packed.get() + panel_y * size,
-                    p.packed_dim, acc);
+                    p.packed_dim, first, last, acc);
     V nj[P::kVectors];
 #pragma GCC unroll 3
     for (int c = 0; c < P::kVectors; ++c) nj[c] = load(y.norm.get() + j0 + c * P::kLanes);

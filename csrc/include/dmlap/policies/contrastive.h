@@ -5,10 +5,13 @@
 
 namespace dmlap {
 
-// A pairwise policy: the term of a pair depends on its distance alone. V is a scalar or a vector.
+// A hinge policy: [d - positive bound]+ and [negative bound - d]+, with bounds that an anchor's
+// number may shift, and the share that an anchor's terms have in the loss.
 template <class T>
 struct Contrastive {
-  static constexpr int kGroups = 2;
+  static constexpr bool kAnchorParams = false;
+  // Whether both groups of terms are divided by one common count.
+  static constexpr bool kJoint = false;
 
   T pos_margin;
   T neg_margin;
@@ -19,32 +22,11 @@ struct Contrastive {
         neg_margin(static_cast<T>(params[1])),
         squared(params[2] != 0) {}
 
-  // A negative at this distance or beyond adds nothing.
-  DMLAP_HD T reach() const { return neg_margin; }
+  DMLAP_HD T positive_bound(T) const { return pos_margin; }
+  DMLAP_HD T negative_bound(T) const { return neg_margin; }
 
-  template <class V>
-  DMLAP_HD V positive_violation(V d) const {
-    const V h = d - pos_margin;
-    return h < 0 ? V{} : h;
-  }
-
-  template <class V>
-  DMLAP_HD V negative_violation(V d) const {
-    const V h = neg_margin - d;
-    return h < 0 ? V{} : h;
-  }
-
-  // Term and its derivative as functions of the violation.
-  template <class V>
-  DMLAP_HD V term(V violation) const {
-    return squared ? violation * violation : violation;
-  }
-
-  template <class V>
-  DMLAP_HD V slope(V violation) const {
-    const V one = V{} + T(1);
-    return squared ? violation + violation : (violation > 0 ? one : V{});
-  }
+  // Weight of an anchor's positive (0) and negative (1) terms.
+  DMLAP_HD double share(int, int64_t, int64_t) const { return 1; }
 };
 
 }  // namespace dmlap

@@ -1,0 +1,291 @@
+// Losses that are hinges on single pairs: contrastive and margin.
+#pragma once
+
+#include "backward.h"
+#include "dmlap/policies/contrastive.h"
+#include "dmlap/policies/margin.h"
+
+namespace dmlap::cpu::DMLAP_ISA {
+
+// The bounds of every anchor, by position.
+template <class T>
+struct HingeBounds {
+  Buffer<T> positive;  // [x.n]: a positive beyond it is a violation
+  Buffer<T> negative;  // [x.panels * kWidth]: a negative before it is one; -inf beyond x.n
+  T reach = -kInf<T>;  // the largest bound of a negative, squared
+  bool uniform = true;
+
+  template <class Policy>
+  HingeBounds(const Policy& policy, const Prepared<T>& p, const T* anchor_params)
+      : positive(p.x.n), negative(p.x.panels * Tile<T>::kWidth) {
+    negative.fill(p.x.panels * Tile<T>::kWidth, -kInf<T>);
+    uniform = anchor_params == nullptr;
+    for (int64_t i = 0; i < p.x.n; ++i) {
+      const T param = uniform ? T(0) : anchor_params[p.x.order[i]];
+      positive[i] = policy.positive_bound(param);
+      negative[i] = policy.negative_bound(param);
+      const T square = p.to_squared(negative[i]);
+      reach = square > reach ? square : reach;
+    }
+  }
+};
+
+template <class T>
+inline T hinge(T v) {
+  return v < 0 ? T(0) : v;  // a NaN passes
+}
+
+// Sums of violations over the negatives.
+template <class T>
+class HingeSink {
+  using P = Tile<T>;
+  using V = typename P::V;
+
+  struct Sums {
+    V violation, term, nonzero;
+    void clear() { violation = term = nonzero = V{}; }
+    void add(V h, bool squared) {
+      violation += h;
+      if (squared) term += h * h;
+      nonzero += h > 0 ? splat<T>(1) : V{};
+    }
+  };
+
+ public:
+  struct Options {
+    const HingeBounds<T>* bounds;
+    bool squared;
+  };
+
+  HingeSink(const ForwardShared<T>& shared, const Options& options)
+      : s_(shared), o_(options), rows_(shared.rows.per_block * P::kWidth) {}
+
+  void open_rows(int64_t n) {
+    for (int64_t i = 0; i < n; ++i) rows_[i].clear();
+  }
+  void open_columns() {
+    for (Sums& c : columns_) c.clear();
+  }
+  bool take(const DistanceTile<T>& tile, const TilePlace& at) {
+    if (!bits(tile.least < splat<T>(o_.bounds->reach))) return false;
+    const bool two = s_.both() && !o_.bounds->uniform;
+    for (int r = 0; r < P::kRows; ++r) {
+      const T bound = o_.bounds->negative[at.i0 + r];
+      for (int c = 0; c < P::kVectors; ++c) {
+        const V d = s_.p->from_squared(tile.d2[r][c]);
+        const V h = violation(bound - d);
+        rows_[at.row + r].add(h, o_.squared);
+        if (!s_.both()) continue;
+        const T* bounds = o_.bounds->negative.get() + at.j0 + c * P::kLanes;
+        columns_[c].add(two ? violation(load(bounds) - d) : h, o_.squared);
+      }
+    }
+    return true;
+  }
+  void close_columns(int64_t first) {
+    each_column<T>(first, s_.p->y().n, [&](int64_t j, int c, int l) {
+      const Sums& sums = columns_[c];
+      add(s_.column_anchors[j], sums.violation[l], sums.term[l], int64_t(sums.nonzero[l]));
+    });
+  }
+  void close_rows(int64_t first, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) {
+      const Sums& sums = rows_[i];
+      add(s_.anchors[first + i], wide_sum<T>(sums.violation), wide_sum<T>(sums.term),
+          int64_t(wide_sum<T>(sums.nonzero)));
+    }
+  }
+
+ private:
+  static V violation(V h) { return h < 0 ? V{} : h; }
+
+  void add(AnchorState<T>& anchor, double violation, double term, int64_t nonzero) const {
+    anchor.violation[1] += violation;
+    anchor.term[1] += o_.squared ? term : violation;
+    anchor.nonzero[1] += nonzero;
+  }
+
+  ForwardShared<T> s_;
+  Options o_;
+  Buffer<Sums> rows_;
+  Sums columns_[P::kVectors];
+};
+
+// What forward leaves for backward.
+template <class T>
+struct SavedHinge {
+  SavedHeader* header;
+  int64_t* nonzero;  // [2][n] active terms of each anchor, where anchors bring numbers along
+  uint8_t* active;   // [panel pairs]
+
+  static int64_t counts(int64_t n, bool anchor_params) { return anchor_params ? 2 * n : 0; }
+  static size_t bytes(const Pairs<T>& pairs, bool anchor_params) {
+    return sizeof(SavedHeader) + counts(pairs.x.n, anchor_params) * sizeof(int64_t) +
+           active_bytes(pairs);
+  }
+  SavedHinge(uint8_t* base, int64_t n, bool anchor_params) {
+    header = reinterpret_cast<SavedHeader*>(base);
+    nonzero = reinterpret_cast<int64_t*>(base + sizeof(SavedHeader));
+    active = reinterpret_cast<uint8_t*>(nonzero + counts(n, anchor_params));
+  }
+};
+
+// The sums of all anchors, and how the reduction divides them.
+template <class T, class Policy>
+inline double reduce_hinges(const Policy& policy, const ForwardState<T>& state, Reduction reduction,
+                            SavedHeader& header, T* each) {
+  const Prepared<T>& p = state.p;
+  double total[2] = {}, count[2] = {}, nonzero[2] = {};
+  for (int64_t i = 0; i < p.x.n; ++i) {
+    const AnchorState<T>& a = state.anchors[i];
+    const int64_t pairs[2] = {positives_of(p, i), negatives_of(p, i)};
+    double own = 0;
+    for (int g = 0; g < 2; ++g) {
+      const double share = policy.share(g, pairs[0], pairs[1]);
+      total[g] += share * a.term[g];
+      count[g] += share * double(pairs[g]);
+      nonzero[g] += share * double(a.nonzero[g]);
+      if (pairs[g] > 0 && share > 0) own += a.term[g] / double(pairs[g]);
+    }
+    if (reduction == Reduction::none) each[p.x.order[i]] = poison(p, own);
+  }
+  double loss = 0;
+  for (int g = 0; g < 2; ++g) {
+    double d = reduction == Reduction::mean ? count[g] : nonzero[g];
+    if (Policy::kJoint && reduction == Reduction::mean_nonzero) d = nonzero[0] + nonzero[1];
+    header.denominator[g] = reduction == Reduction::sum || !(d > 0) ? 1 : d;
+    loss += total[g] / header.denominator[g];
+  }
+  return loss;
+}
+
+template <class T, class Policy>
+struct HingeKernels {
+  static constexpr bool kParams = Policy::kAnchorParams;
+
+  static size_t saved_bytes(const Pairs<T>& pairs, const LossOptions&) {
+    return SavedHinge<T>::bytes(pairs, kParams);
+  }
+
+  static void forward(const Pairs<T>& pairs, const LossOptions& options, const ForwardOut<T>& out) {
+    const Policy policy(options.params);
+    const bool stats = out.stat_counts != nullptr;
+    const ForwardState<T> state(pairs);
+    const Prepared<T>& p = state.p;
+    SavedHinge<T> saved(out.saved, p.x.n, kParams);
+    const HingeBounds<T> bounds(policy, p, pairs.anchor_params);
+
+    AnchorState<T>* anchors = state.anchors.get();
+    sweep_positives(p, anchors, [&](AnchorState<T>& a, T d2, int64_t at) {
+      const T h = hinge(p.from_squared(d2) - bounds.positive[&a - anchors]);
+      a.violation[0] += h;
+      a.term[0] += policy.squared ? h * h : h;
+      a.nonzero[0] += h > 0;
+      if (stats) note_hardest_positive(p, a, d2, at);
+    });
+    const ForwardShared<T> shared = state.shared(saved.active);
+    if (stats) {
+      sweep_negatives<T, Both<HingeSink<T>, StatsSink<T>>>(shared, {{&bounds, policy.squared}, {}});
+    } else {
+      sweep_negatives<T, HingeSink<T>>(shared, {&bounds, policy.squared});
+    }
+
+    const double loss = reduce_hinges(policy, state, options.reduction, *saved.header, out.loss);
+    saved.header->poisoned = p.poisoned;
+    if (options.reduction != Reduction::none) *out.loss = poison(p, loss);
+    for (int64_t i = 0; kParams && i < p.x.n; ++i) {
+      for (int g = 0; g < 2; ++g) saved.nonzero[2 * i + g] = state.anchors[i].nonzero[g];
+    }
+    if (stats) write_stats(policy, state, bounds, out);
+  }
+
+  static void backward(const Pairs<T>& pairs, const LossOptions& options,
+                       const BackwardArgs<T>& args) {
+    const Policy policy(options.params);
+    const SavedHinge<T> saved(const_cast<uint8_t*>(args.saved), pairs.x.n, kParams);
+    if (poison_gradients(pairs, *saved.header, args)) return;
+    Prepared<T> p;
+    prepare(p, pairs, true);
+    const HingeBounds<T> bounds(policy, p, pairs.anchor_params);
+    const Upstream<T> upstream{args.grad, options.reduction, saved.header};
+    Buffer<T> pull(p.x.n), push(p.x.panels * Tile<T>::kWidth);
+    push.fill(p.x.panels * Tile<T>::kWidth, T(0));
+    for (int64_t i = 0; i < p.x.n; ++i) {
+      const int64_t count[2] = {positives_of(p, i), negatives_of(p, i)};
+      T c[2];
+      for (int g = 0; g < 2; ++g) {
+        const T share = static_cast<T>(policy.share(g, count[0], count[1]));
+        const T whole = options.reduction == Reduction::none ? T(share > 0) : share;
+        c[g] = whole * upstream.at(p.x.order[i], g, count[g]);
+      }
+      pull[i] = c[0];
+      push[i] = c[1];
+      if (args.g_anchor != nullptr) {
+        const int64_t* active = saved.nonzero + 2 * i;
+        args.g_anchor[p.x.order[i]] = c[1] * T(active[1]) - c[0] * T(active[0]);
+      }
+    }
+
+    GradientSide<T> gx, gy;
+    gx.out = args.gx;
+    gy.out = args.gy;
+    const auto slope = [&](int64_t i, int64_t, T d) {
+      const T h = d - bounds.positive[i];
+      return h > 0 ? pull[i] * (policy.squared ? 2 * h : T(1)) : T(0);
+    };
+    positive_gradients(p, slope, gx, gy);
+    sweep_backward(p, saved.active, Weigher{&p, &bounds, push.get(), policy.squared}, gx, gy);
+  }
+
+ private:
+  struct Weigher {
+    using V = typename Tile<T>::V;
+    const Prepared<T>* p;
+    const HingeBounds<T>* bounds;
+    const T* push;  // [x.panels * kWidth]
+    bool squared;
+    T own = 0, own_bound = 0;
+
+    void row(int64_t i) {
+      own = push[i];
+      own_bound = bounds->negative[i];
+    }
+    // Among tiles with an active pair most vectors have none.
+    bool idle(V d2) const { return !bits(d2 < splat<T>(bounds->reach)); }
+
+    V slope(V h, V coefficient) const {
+      return h > 0 ? (squared ? coefficient * (h + h) : coefficient) : V{};
+    }
+    V weight(V d2, int64_t j) const {
+      const V d = p->from_squared(d2);
+      V v = slope(own_bound - d, splat<T>(own));
+      if (p->self) v += slope(load(bounds->negative.get() + j) - d, load(push + j));
+      const V scaled = p->euclidean() ? (d > 0 ? v / d : V{}) : v * (2 * p->linear());
+      return d2 < kInf<T> ? -scaled : V{};
+    }
+  };
+
+  static void write_stats(const Policy& policy, const ForwardState<T>& state,
+                          const HingeBounds<T>& bounds, const ForwardOut<T>& out) {
+    const Prepared<T>& p = state.p;
+    int64_t count = 0, violated = 0;
+    double violation = 0;
+    for (int64_t i = 0; i < p.x.n; ++i) {
+      const AnchorState<T>& a = state.anchors[i];
+      const int64_t pairs[2] = {positives_of(p, i), negatives_of(p, i)};
+      for (int g = 0; g < 2; ++g) {
+        if (!(policy.share(g, pairs[0], pairs[1]) > 0)) continue;
+        count += pairs[g];
+        violated += a.nonzero[g];
+        violation += a.violation[g];
+      }
+      if (out.thresholds) out.thresholds[p.x.order[i]] = bounds.negative[i];
+    }
+    out.stat_counts[0] = count;
+    out.stat_counts[1] = violated;
+    out.stat_values[0] = poison(p, violation);
+    write_common_stats(p, state.anchors.get(), state.negative_total(), out);
+  }
+};
+
+}  // namespace dmlap::cpu::DMLAP_ISA

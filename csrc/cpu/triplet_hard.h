@@ -1,0 +1,149 @@
+// Batch-hard triplets: the nearest negatives by one sweep; backward gathers and scatters.
+#pragma once
+
+#include "dmlap/policies/triplet_hard.h"
+#include "losses.h"
+
+namespace dmlap::cpu::DMLAP_ISA {
+
+template <class T>
+inline void forward_triplet_hard(const Pairs<T>& pairs, const LossOptions& options,
+                                 const ForwardOut<T>& out) {
+  const TripletHard<T> policy(options.params);
+  const bool stats = out.stat_counts != nullptr;
+  const ForwardState<T> state(pairs);
+  const Prepared<T>& p = state.p;
+  const Buffer<AnchorState<T>>& anchors = state.anchors;
+  SavedTriplet<T> saved(out.saved, p.x.n);
+
+  sweep_positives(p, anchors.get(), [&](AnchorState<T>& a, T d2, int64_t at) {
+    note_hardest_positive(p, a, d2, at);
+  });
+  const ForwardShared<T> shared = state.shared(nullptr);
+  if (stats) {
+    sweep_negatives<T, StatsSink<T>>(shared);
+  } else {
+    sweep_negatives<T, NearestSink<T>>(shared);
+  }
+
+  // The chosen pairs again, from differences.
+  Buffer<T> term(p.x.n), hinge(p.x.n);
+  parallel_for(p.threads, p.x.n, [&](int64_t i) {
+    AnchorState<T>& a = anchors[i];
+    const int64_t row = p.x.order[i];
+    term[i] = hinge[i] = 0;
+    saved.positive[row] = saved.negative[row] = -1;
+    saved.pull[row] = saved.push[row] = 0;
+    saved.swapped[row] = 0;
+    const T d_ap = a.positive_at < 0 ? T(0) : p.from_squared(a.hardest_positive);
+    if (out.thresholds) out.thresholds[row] = a.positive_at < 0 ? -kInf<T> : d_ap + policy.margin;
+    if (a.positive_at < 0 || a.negative_at < 0) return;
+    const T* positive = p.y().row(a.positive_at);
+    const T* negative = p.y().row(a.negative_at);
+    T d_an = p.from_squared(p.pair(p.x.row(i), negative));
+    if (policy.swap) {
+      const T d_pn = p.from_squared(p.pair(positive, negative));
+      saved.swapped[row] = d_pn < d_an;
+      d_an = d_pn < d_an ? d_pn : d_an;
+    }
+    term[i] = policy.term(d_ap, d_an);
+    hinge[i] = policy.hinge(d_ap, d_an);
+    const T slope = policy.slope(d_ap, d_an);
+    saved.positive[row] = p.y().order[a.positive_at];
+    saved.negative[row] = p.y().order[a.negative_at];
+    saved.pull[row] = slope * p.factor(d_ap);
+    saved.push[row] = slope * p.factor(d_an);
+  });
+
+  GroupTotal total;
+  double violation = 0;
+  int64_t violated = 0;
+  for (int64_t i = 0; i < p.x.n; ++i) {
+    const bool valid = anchors[i].positive_at >= 0 && anchors[i].negative_at >= 0;
+    total.term += term[i];
+    total.count += valid;
+    total.nonzero += term[i] > 0;
+    violation += hinge[i];
+    violated += hinge[i] > 0;
+    if (options.reduction == Reduction::none) out.loss[p.x.order[i]] = poison(p, term[i]);
+  }
+  saved.header->denominator[0] = total.denominator(options.reduction);
+  saved.header->poisoned = p.poisoned;
+  if (options.reduction != Reduction::none) {
+    *out.loss = poison(p, total.term / saved.header->denominator[0]);
+  }
+  if (!stats) return;
+  out.stat_counts[0] = total.count;
+  out.stat_counts[1] = violated;
+  out.stat_values[0] = poison(p, violation);
+  write_common_stats(p, anchors.get(), state.negative_total(), out);
+}
+
+// One triplet an anchor: gather and scatter in O(B * D). Threads own slices of the features, so
+// every element is summed in the order of the anchors.
+template <class T>
+inline void backward_triplet_hard(const Pairs<T>& pairs, const LossOptions& options,
+                                  const BackwardArgs<T>& args) {
+  const int64_t n = pairs.x.n, dim = pairs.dim;
+  const SavedTriplet<T> saved(const_cast<uint8_t*>(args.saved), n);
+  if (poison_gradients(pairs, *saved.header, args)) return;
+  Pairs<T> unlabelled = pairs;
+  unlabelled.x.labels = unlabelled.y.labels = nullptr;
+  Prepared<T> p;
+  prepare(p, unlabelled, false);
+  const Side<T>& y = p.y();
+  T* gy = args.gy == nullptr ? args.gx : args.gy;
+  const Upstream<T> upstream{args.grad, options.reduction, saved.header};
+  constexpr int64_t kSlice = 64;
+  const int threads = double(n) * double(dim) < (1 << 15) ? 1 : pairs.threads;
+  parallel_for(threads, (dim + kSlice - 1) / kSlice, [&](int64_t slice) {
+    const int64_t k0 = slice * kSlice, width = dim - k0 < kSlice ? dim - k0 : kSlice;
+    for (int64_t i = 0; i < n; ++i) fill(args.gx + i * dim + k0, width, T(0));
+    if (args.gy != nullptr) {
+      for (int64_t j = 0; j < pairs.y.n; ++j) fill(args.gy + j * dim + k0, width, T(0));
+    }
+    for (int64_t i = 0; i < n; ++i) {
+      const T c = upstream.at(i, 0, 1);
+      const T pull = c * saved.pull[i], push = c * saved.push[i];
+      if (saved.positive[i] < 0 || (pull == 0 && push == 0)) continue;
+      const int64_t ip = saved.positive[i], in = saved.negative[i];
+      const T* a = p.x.rows + i * p.x.stride + k0;
+      const T* b = y.rows + ip * y.stride + k0;
+      const T* e = y.rows + in * y.stride + k0;
+      T* ga = args.gx + i * dim + k0;
+      T* gb = gy + ip * dim + k0;
+      T* ge = gy + in * dim + k0;
+      const T* s = saved.swapped[i] ? b : a;
+      T* gs = saved.swapped[i] ? gb : ga;
+      for (int64_t k = 0; k < width; ++k) {
+        const T toward = pull * (a[k] - b[k]);
+        ga[k] += toward;
+        gb[k] -= toward;
+      }
+      for (int64_t k = 0; k < width; ++k) {
+        const T away = push * (s[k] - e[k]);
+        gs[k] -= away;
+        ge[k] += away;
+      }
+    }
+  });
+  if (!p.unit) return;
+  through_normalize(p.x, dim, args.gx, p.threads);
+  if (args.gy != nullptr) through_normalize(p.y_storage, dim, args.gy, p.threads);
+}
+
+template <class T>
+struct TripletHardKernels {
+  static size_t saved_bytes(const Pairs<T>& pairs, const LossOptions&) {
+    return SavedTriplet<T>::bytes(pairs.x.n);
+  }
+  static void forward(const Pairs<T>& pairs, const LossOptions& options, const ForwardOut<T>& out) {
+    forward_triplet_hard(pairs, options, out);
+  }
+  static void backward(const Pairs<T>& pairs, const LossOptions& options,
+                       const BackwardArgs<T>& args) {
+    backward_triplet_hard(pairs, options, args);
+  }
+};
+
+}  // namespace dmlap::cpu::DMLAP_ISA
