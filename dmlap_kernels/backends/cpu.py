@@ -23,7 +23,7 @@ from dmlap_kernels.problem import (
     compute_dtype,
 )
 
-_LOSSES = {"triplet_hard": 0, "contrastive": 1}
+_LOSSES = {"triplet_hard": 0, "contrastive": 1, "margin": 5}
 _DISTANCES = {name: i for i, name in enumerate(DISTANCES)}
 _REDUCTIONS = {name: i for i, name in enumerate(REDUCTIONS)}
 # Elements of the score matrix of a slice of classes in `hard_classes`.
@@ -77,8 +77,6 @@ class CpuBackend:
             return f"it serves tensors on the cpu, got tensors on {device_type}"
         if spec is not None and spec.loss not in _LOSSES:
             return f"it has no policy {spec.loss!r}"
-        if spec is not None and spec.distance == "dot":
-            return "it has no distance 'dot'"
         return None
 
     def saved_like(self, spec: PairSpec, problem: PairProblem) -> Tensor:
