@@ -4,8 +4,10 @@
 
 #include "hinge.h"
 #include "kernels.h"
+#include "n_pairs.h"
 #include "nearest.h"
 #include "scores.h"
+#include "soft.h"
 #include "triplet_hard.h"
 
 namespace dmlap::cpu::DMLAP_ISA {
@@ -18,6 +20,15 @@ inline void with_kernels(Loss loss, F f) {
     case Loss::triplet_hard: return f(TripletHardKernels<T>{});
     case Loss::contrastive: return f(HingeKernels<T, Contrastive<T>>{});
     case Loss::margin: return f(HingeKernels<T, Margin<T>>{});
+    case Loss::multi_similarity: return f(SoftKernels<T, MultiSimilarity<T>>{});
+    case Loss::lifted_structure: return f(SoftKernels<T, LiftedStructure<T>>{});
+    case Loss::lifted_structure_original: return f(SoftKernels<T, LiftedStructureOriginal<T>>{});
+    case Loss::nt_xent: return f(SoftKernels<T, NTXent<T>>{});
+    case Loss::n_pairs: return f(NPairsKernels<T>{});
+    case Loss::sup_con: return f(SoftKernels<T, SupCon<T>>{});
+    case Loss::circle: return f(SoftKernels<T, Circle<T>>{});
+    case Loss::proxy_nca: return f(SoftKernels<T, ProxyNCA<T>>{});
+    case Loss::proxy_anchor: return f(SoftKernels<T, ProxyAnchor<T>>{});
     default: return;
   }
 }

@@ -23,7 +23,20 @@ from dmlap_kernels.problem import (
     compute_dtype,
 )
 
-_LOSSES = {"triplet_hard": 0, "contrastive": 1, "margin": 5}
+_LOSSES = {
+    "triplet_hard": 0,
+    "contrastive": 1,
+    "margin": 5,
+    "multi_similarity": 6,
+    "lifted_structure": 7,
+    "lifted_structure_original": 8,
+    "nt_xent": 9,
+    "n_pairs": 10,
+    "sup_con": 11,
+    "circle": 13,
+    "proxy_nca": 14,
+    "proxy_anchor": 15,
+}
 _DISTANCES = {name: i for i, name in enumerate(DISTANCES)}
 _REDUCTIONS = {name: i for i, name in enumerate(REDUCTIONS)}
 # Elements of the score matrix of a slice of classes in `hard_classes`.

@@ -1,0 +1,134 @@
+// N-pairs of a batch: the first row of each class against the second rows of all classes.
+#pragma once
+
+#include "soft.h"
+
+namespace dmlap::cpu::DMLAP_ISA {
+
+// The rows that take part, copied; class c is label c on both sides.
+template <class T>
+struct FirstPairs {
+  int64_t n = 0;
+  Buffer<int64_t> anchor, positive;  // [n] rows
+  Buffer<int64_t> label;             // [n] 0, 1, ...
+  Buffer<T> x, y;                    // [n][dim]
+
+  explicit FirstPairs(const Pairs<T>& pairs) {
+    const int64_t rows = pairs.x.n;
+    Buffer<int64_t> order(rows);
+    sort_by_label(pairs.x.labels, rows, order.get());
+    anchor.reset(rows);
+    positive.reset(rows);
+    label.reset(rows);
+    const int64_t* labels = pairs.x.labels;
+    for (int64_t i = 0; i + 1 < rows; ++i) {
+      const bool first = i == 0 || labels[order[i]] != labels[order[i - 1]];
+      if (!first || labels[order[i]] != labels[order[i + 1]]) continue;
+      anchor[n] = order[i];
+      positive[n] = order[i + 1];
+      label[n] = n;
+      ++n;
+    }
+    x.reset(n * pairs.dim);
+    y.reset(n * pairs.dim);
+    for (int64_t i = 0; i < n; ++i) {
+      copy(pairs.x.data + anchor[i] * pairs.x.stride, pairs.dim, x.get() + i * pairs.dim);
+      copy(pairs.x.data + positive[i] * pairs.x.stride, pairs.dim, y.get() + i * pairs.dim);
+    }
+  }
+
+  // The problem of these rows, anchors against references.
+  Pairs<T> problem(const Pairs<T>& whole) const {
+    Pairs<T> p = whole;
+    p.x = {x.get(), label.get(), n, whole.dim};
+    p.y = {y.get(), label.get(), n, whole.dim};
+    p.self = false;
+    return p;
+  }
+
+  static void copy(const T* from, int64_t n, T* to) {
+    for (int64_t k = 0; k < n; ++k) to[k] = from[k];
+  }
+};
+
+template <class T>
+struct NPairsKernels {
+  using Inner = SoftKernels<T, NPairs<T>>;
+
+  static size_t saved_bytes(const Pairs<T>& pairs, const LossOptions& options) {
+    Pairs<T> most = pairs;  // pairs of the self case are at most half as many as its rows
+    most.self = false;
+    return Inner::saved_bytes(most, options);
+  }
+
+  static void forward(const Pairs<T>& pairs, const LossOptions& options, const ForwardOut<T>& out) {
+    if (!pairs.self) return Inner::forward(pairs, options, out);
+    const FirstPairs<T> chosen(pairs);
+    const bool each = options.reduction == Reduction::none;
+    Buffer<T> loss(each ? chosen.n : 0);
+    Buffer<int64_t> counts(2 + 2 * chosen.n);
+    T values[3];
+    ForwardOut<T> inner = out;
+    inner.thresholds = nullptr;
+    if (each) inner.loss = loss.get();
+    if (out.stat_counts) {
+      inner.stat_counts = counts.get();
+      inner.stat_values = values;
+    }
+    Inner::forward(chosen.problem(pairs), options, inner);
+    // Rows that take no part may hold numbers that are not finite.
+    const ForwardState<T> state(pairs);
+    if (each) {
+      fill(out.loss, pairs.x.n, poison(state.p, 0));
+      for (int64_t i = 0; i < chosen.n; ++i) out.loss[chosen.anchor[i]] += loss[i];
+    } else {
+      *out.loss += poison(state.p, 0);
+    }
+    reinterpret_cast<SavedHeader*>(out.saved)->poisoned = state.p.poisoned;
+    if (!out.stat_counts) return;
+    whole_stats(state, out);
+    out.stat_counts[0] = counts[0];
+    out.stat_counts[1] = counts[1];
+    out.stat_values[0] = values[0] + poison(state.p, 0);
+  }
+
+  static void backward(const Pairs<T>& pairs, const LossOptions& options,
+                       const BackwardArgs<T>& args) {
+    if (!pairs.self) return Inner::backward(pairs, options, args);
+    if (poison_gradients(pairs, *reinterpret_cast<const SavedHeader*>(args.saved), args)) return;
+    const FirstPairs<T> chosen(pairs);
+    const int64_t n = chosen.n, dim = pairs.dim;
+    Buffer<T> gx(n * dim), gy(n * dim), grad(n);
+    BackwardArgs<T> inner = args;
+    inner.gx = gx.get();
+    inner.gy = gy.get();
+    if (options.reduction == Reduction::none) {
+      for (int64_t i = 0; i < n; ++i) grad[i] = args.grad[chosen.anchor[i]];
+      inner.grad = grad.get();
+    }
+    Inner::backward(chosen.problem(pairs), options, inner);
+    fill(args.gx, pairs.x.n * dim, T(0));
+    for (int64_t i = 0; i < n; ++i) {
+      FirstPairs<T>::copy(gx.get() + i * dim, dim, args.gx + chosen.anchor[i] * dim);
+      FirstPairs<T>::copy(gy.get() + i * dim, dim, args.gx + chosen.positive[i] * dim);
+    }
+  }
+
+ private:
+  // Distances and hardest pairs are those of the whole batch.
+  static void whole_stats(const ForwardState<T>& state, const ForwardOut<T>& out) {
+    const Prepared<T>& p = state.p;
+    sweep_positives(p, state.anchors.get(), [&](AnchorState<T>& a, T d2, int64_t at) {
+      note_hardest_positive(p, a, d2, at);
+    });
+    sweep_negatives<T, StatsSink<T>>(state.shared(nullptr));
+    for (int64_t i = 0; out.thresholds && i < p.x.n; ++i) {
+      const AnchorState<T>& a = state.anchors[i];
+      out.thresholds[p.x.order[i]] =
+          a.positive_at < 0 ? -kInf<T> : p.from_squared(a.hardest_positive);
+    }
+    write_common_stats(p, state.anchors.get(), state.negative_total(), out);
+  }
+};
+
+}  // namespace dmlap::cpu::DMLAP_ISA

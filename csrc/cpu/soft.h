@@ -1,0 +1,370 @@
+// Losses of an anchor's log-sums: multi-similarity, lifted structure, NT-Xent, N-pairs, SupCon,
+// circle, proxy-NCA and proxy-anchor.
+#pragma once
+
+#include "dmlap/policies/circle.h"
+#include "dmlap/policies/lifted_structure.h"
+#include "dmlap/policies/multi_similarity.h"
+#include "dmlap/policies/nt_xent.h"
+#include "dmlap/policies/proxy.h"
+#include "dmlap/policies/sup_con.h"
+#include "soft_sweeps.h"
+
+namespace dmlap::cpu::DMLAP_ISA {
+
+// What forward leaves for backward; arrays are indexed by position.
+template <class T>
+struct SavedSoft {
+  SavedHeader* header;
+  T *zp, *zn;       // [nx] log-sums of the positives and of the negatives
+  T *pull, *shift;  // [nx] d term / d zp, d term / d exponent of each positive
+  T* push;          // [nx] d term / d zn
+  T *near, *far;    // [nx] distance of the nearest negative, of the farthest positive
+  T* column_zn;     // [ny] where the references are anchors as well
+  uint8_t* active;  // [panel pairs]
+
+  static constexpr int kArrays = 7;
+
+  static size_t bytes(const Pairs<T>& pairs) {
+    return sizeof(SavedHeader) + (kArrays * pairs.x.n + pairs.y.n) * sizeof(T) +
+           active_bytes(pairs);
+  }
+  SavedSoft(uint8_t* base, int64_t nx, int64_t ny) {
+    header = reinterpret_cast<SavedHeader*>(base);
+    zp = reinterpret_cast<T*>(base + sizeof(SavedHeader));
+    zn = zp + nx;
+    pull = zn + nx;
+    shift = pull + nx;
+    push = shift + nx;
+    near = push + nx;
+    far = near + nx;
+    column_zn = far + nx;
+    active = reinterpret_cast<uint8_t*>(column_zn + ny);
+  }
+};
+
+// Exponents gathered a vector at a time: the log of their sum of exponentials, and their sum.
+template <class T>
+class ExponentSum {
+ public:
+  void add(T exponent) {
+    pending_[count_++] = exponent;
+    if (count_ == Tile<T>::kLanes) flush();
+  }
+  // log sum e^exponent, -inf for none; total: sum of the exponents.
+  double log_sum(double& total) {
+    flush();
+    total = total_;
+    return sum_ > 0 ? top_ + std::log(sum_) : -kInf<double>;
+  }
+
+ private:
+  void flush() {
+    using V = typename Tile<T>::V;
+    if (count_ == 0) return;
+    T high = pending_[0];
+    for (int l = 0; l < count_; ++l) {
+      high = pending_[l] > high ? pending_[l] : high;
+      total_ += pending_[l];
+    }
+    for (int l = count_; l < Tile<T>::kLanes; ++l) pending_[l] = -kInf<T>;
+    const V e = vexp(load(pending_) - high);
+    if (sum_ > 0 && high > top_) sum_ *= std::exp(top_ - double(high));
+    const double top = sum_ > 0 && top_ > high ? top_ : double(high);
+    const double part = wide_sum<T>(e);
+    sum_ += top > high ? part * std::exp(double(high) - top) : part;
+    top_ = top;
+    count_ = 0;
+  }
+
+  alignas(64) T pending_[Tile<T>::kLanes];
+  int count_ = 0;
+  double top_ = 0, sum_ = 0, total_ = 0;
+};
+
+template <class T, class Policy>
+struct SoftKernels {
+  static constexpr int kGroups = Policy::kGroups;
+
+  static size_t saved_bytes(const Pairs<T>& pairs, const LossOptions&) {
+    return SavedSoft<T>::bytes(pairs);
+  }
+
+  static void forward(const Pairs<T>& pairs, const LossOptions& options, const ForwardOut<T>& out) {
+    const Policy policy(options.params);
+    const bool stats = out.stat_counts != nullptr;
+    ForwardState<T> state(pairs);
+    const Prepared<T>& p = state.p;
+    const SavedSoft<T> saved(out.saved, p.x.n, p.y().n);
+    if (Policy::kBothEnds) state.count_references();
+    if (stats || policy.mined) {
+      sweep_positives(p, state.anchors.get(), [&](AnchorState<T>& a, T d2, int64_t at) {
+        note_hardest_positive(p, a, d2, at);
+      });
+    }
+    sweep(policy, state, saved, stats);
+    for (int64_t i = 0; i < p.x.n; ++i) {
+      const AnchorState<T>& a = state.anchors[i];
+      saved.zn[i] = a.log_sum();
+      saved.near[i] = p.from_squared(a.hardest_negative);
+      saved.far[i] = a.positive_at < 0 ? -kInf<T> : p.from_squared(a.hardest_positive);
+    }
+    for (int64_t j = 0; Policy::kBothEnds && !p.self && j < p.y().n; ++j) {
+      saved.column_zn[j] = state.references[j].log_sum();
+    }
+    finish(policy, state, saved);
+    write_loss(state, options.reduction, saved, out);
+    if (stats) write_stats(state, saved, out);
+  }
+
+  static void backward(const Pairs<T>& pairs, const LossOptions& options,
+                       const BackwardArgs<T>& args) {
+    const Policy policy(options.params);
+    const SavedSoft<T> saved(const_cast<uint8_t*>(args.saved), pairs.x.n, pairs.y.n);
+    if (poison_gradients(pairs, *saved.header, args)) return;
+    Prepared<T> p;
+    prepare(p, pairs, true);
+    const SoftRange<T> range(p, policy.negative);
+    Buffer<T> pull(p.x.n);
+    Anchors x(p.x.panels), y(p.self || !Policy::kBothEnds ? 0 : p.y().panels);
+    upstream(policy, p, options, args, saved, pull, x);
+    if constexpr (Policy::kBothEnds) both_ends(policy, p, saved, pull, x, y);
+    finish_anchors(policy, range, p.x, saved.zn, saved.far, x);
+    if (!p.self && Policy::kBothEnds) {
+      finish_anchors(policy, range, p.y(), saved.column_zn, saved.far, y);
+    }
+    GradientSide<T> gx, gy;
+    gx.out = args.gx;
+    gy.out = args.gy;
+    const auto slope = [&](int64_t i, int64_t j, T d) {
+      if (pull[i] == 0) return T(0);
+      return pull[i] * positive_slope(policy, p, saved, i, j, d);
+    };
+    positive_gradients(p, slope, gx, gy);
+    const T* reach = policy.mined ? x.reach.get() : nullptr;
+    const Anchors* columns = p.self ? &x : (Policy::kBothEnds ? &y : nullptr);
+    const SoftWeigher<T> weigher{&p,
+                                 &range,
+                                 x.push.get(),
+                                 x.zn.get(),
+                                 reach,
+                                 columns ? columns->push.get() : nullptr,
+                                 columns ? columns->zn.get() : nullptr,
+                                 reach};
+    sweep_backward(p, saved.active, weigher, gx, gy);
+  }
+
+ private:
+  // What the weights of a side's negatives are made of, padded to whole panels.
+  struct Anchors {
+    Buffer<T> push, zn, reach;  // [panels * kWidth]
+    explicit Anchors(int64_t panels) {
+      const int64_t n = panels * Tile<T>::kWidth;
+      push.reset(n);
+      zn.reset(n);
+      reach.reset(n);
+      push.fill(n, T(0));
+      zn.fill(n, T(0));
+      reach.fill(n, -kInf<T>);
+    }
+  };
+
+  static bool kept_positive(const Policy& policy, T d, T near) {
+    return !policy.mined || d + policy.epsilon > near;
+  }
+
+  // Log-sum of the negatives that the pair of anchor i and reference j sees.
+  static T pair_zn(const Prepared<T>& p, const SavedSoft<T>& saved, int64_t i, int64_t j) {
+    if (!Policy::kBothEnds) return saved.zn[i];
+    return log_add(saved.zn[i], p.self ? saved.zn[j] : saved.column_zn[j]);
+  }
+
+  static void sweep(const Policy& policy, const ForwardState<T>& state, const SavedSoft<T>& saved,
+                    bool stats) {
+    const Prepared<T>& p = state.p;
+    const SoftRange<T> range(p, policy.negative);
+    Buffer<T> reach;
+    if (policy.mined) {
+      reach.reset(p.x.panels * Tile<T>::kWidth);
+      reach.fill(p.x.panels * Tile<T>::kWidth, -kInf<T>);
+      for (int64_t i = 0; i < p.x.n; ++i) {
+        const AnchorState<T>& a = state.anchors[i];
+        if (a.positive_at >= 0) reach[i] = p.from_squared(a.hardest_positive) + policy.epsilon;
+      }
+    }
+    const typename SoftSink<T>::Options options{&range, reach.get()};
+    const ForwardShared<T> shared = state.shared(saved.active);
+    if (stats || policy.mined) {
+      sweep_negatives<T, Both<SoftSink<T>, StatsSink<T>>>(shared, {options, {}});
+    } else {
+      sweep_negatives<T, SoftSink<T>>(shared, options);
+    }
+  }
+
+  // Terms and their derivatives, anchor by anchor.
+  static void finish(const Policy& policy, const ForwardState<T>& state,
+                     const SavedSoft<T>& saved) {
+    const Prepared<T>& p = state.p;
+    parallel_for(p.threads, (p.x.n + 31) / 32, [&](int64_t block) {
+      const int64_t last = block * 32 + 32 < p.x.n ? block * 32 + 32 : p.x.n;
+      for (int64_t i = block * 32; i < last; ++i) {
+        if constexpr (Policy::kPairTerms) {
+          finish_pairs(policy, p, saved, i, state.anchors[i]);
+        } else {
+          finish_anchor(policy, p, saved, i, state.anchors[i]);
+        }
+      }
+    });
+  }
+
+  static void finish_anchor(const Policy& policy, const Prepared<T>& p, const SavedSoft<T>& saved,
+                            int64_t i, AnchorState<T>& a) {
+    ExponentSum<T> sum;
+    for (int64_t j = p.begin[i]; j < p.end[i]; ++j) {
+      if (p.self && i == j) continue;
+      const T d = p.from_squared(p.pair(p.x.row(i), p.y().row(j)));
+      if (kept_positive(policy, d, saved.near[i])) sum.add(policy.positive(d));
+    }
+    SoftAnchor anchor{};
+    anchor.zp = sum.log_sum(anchor.exponent_sum);
+    anchor.zn = saved.zn[i];
+    anchor.positives = positives_of(p, i);
+    anchor.negatives = negatives_of(p, i);
+    const SoftTerm t = policy.term(anchor);
+    for (int g = 0; g < kGroups; ++g) {
+      a.term[g] = t.value[g];
+      a.violation[g] = t.counted[g];
+      a.nonzero[g] = t.value[g] > 0;
+    }
+    saved.zp[i] = static_cast<T>(anchor.zp);
+    saved.pull[i] = static_cast<T>(t.by_zp);
+    saved.push[i] = static_cast<T>(t.by_zn);
+    saved.shift[i] = static_cast<T>(t.by_exponent);
+  }
+
+  static void finish_pairs(const Policy& policy, const Prepared<T>& p, const SavedSoft<T>& saved,
+                           int64_t i, AnchorState<T>& a) {
+    double push = 0;
+    for (int64_t j = p.begin[i]; j < p.end[i]; ++j) {
+      if (p.self && i == j) continue;
+      const T d = p.from_squared(p.pair(p.x.row(i), p.y().row(j)));
+      const PairTerm<T> t = policy.pair(policy.positive(d), pair_zn(p, saved, i, j));
+      a.term[0] += t.value;
+      a.nonzero[0] += t.value > 0;
+      push += t.by_zn;
+    }
+    a.violation[0] = double(positives_of(p, i));
+    saved.zp[i] = saved.pull[i] = saved.shift[i] = 0;
+    saved.push[i] = static_cast<T>(push);
+  }
+
+  // d term / d d of the positive pair of anchor i and reference j.
+  static T positive_slope(const Policy& policy, const Prepared<T>& p, const SavedSoft<T>& saved,
+                          int64_t i, int64_t j, T d) {
+    if (!kept_positive(policy, d, saved.near[i])) return 0;
+    const T e = policy.positive(d);
+    const T slope = policy.positive.slope(d);
+    if constexpr (Policy::kPairTerms) {
+      return policy.pair(e, pair_zn(p, saved, i, j)).by_exponent * slope;
+    } else {
+      T w = saved.shift[i];
+      if (saved.pull[i] != 0) w += saved.pull[i] * std::exp(e - saved.zp[i]);
+      return w * slope;
+    }
+  }
+
+  // violation[g] holds how many terms of group g an anchor counts.
+  static void write_loss(const ForwardState<T>& state, Reduction reduction,
+                         const SavedSoft<T>& saved, const ForwardOut<T>& out) {
+    const Prepared<T>& p = state.p;
+    GroupTotal total[kGroups];
+    for (int64_t i = 0; i < p.x.n; ++i) {
+      const AnchorState<T>& a = state.anchors[i];
+      double own = 0;
+      for (int g = 0; g < kGroups; ++g) {
+        total[g].term += a.term[g];
+        total[g].count += static_cast<int64_t>(a.violation[g]);
+        total[g].nonzero += a.nonzero[g];
+        if (a.violation[g] > 0) own += a.term[g] / a.violation[g];
+      }
+      if (reduction == Reduction::none) out.loss[p.x.order[i]] = poison(p, own);
+    }
+    double loss = 0;
+    for (int g = 0; g < kGroups; ++g) {
+      saved.header->denominator[g] = total[g].denominator(reduction);
+      loss += total[g].term / saved.header->denominator[g];
+    }
+    saved.header->poisoned = p.poisoned;
+    if (reduction != Reduction::none) *out.loss = poison(p, loss);
+  }
+
+  static void write_stats(const ForwardState<T>& state, const SavedSoft<T>& saved,
+                          const ForwardOut<T>& out) {
+    const Prepared<T>& p = state.p;
+    double violation = 0;
+    int64_t count = 0, violated = 0;
+    for (int64_t i = 0; i < p.x.n; ++i) {
+      const AnchorState<T>& a = state.anchors[i];
+      for (int g = 0; g < kGroups; ++g) {
+        count += static_cast<int64_t>(a.violation[g]);
+        violated += a.nonzero[g];
+        violation += a.term[g];
+      }
+      if (out.thresholds) out.thresholds[p.x.order[i]] = saved.far[i];
+    }
+    out.stat_counts[0] = count;
+    out.stat_counts[1] = violated;
+    out.stat_values[0] = poison(p, violation);
+    write_common_stats(p, state.anchors.get(), state.negative_total(), out);
+  }
+
+  // Upstream of an anchor's positives, and its push times upstream.
+  static void upstream(const Policy&, const Prepared<T>& p, const LossOptions& options,
+                       const BackwardArgs<T>& args, const SavedSoft<T>& saved, Buffer<T>& pull,
+                       Anchors& x) {
+    const Upstream<T> up{args.grad, options.reduction, saved.header};
+    for (int64_t i = 0; i < p.x.n; ++i) {
+      const int64_t row = p.x.order[i];
+      const int64_t terms = Policy::kPairTerms ? positives_of(p, i) : 1;
+      pull[i] = up.at(row, 0, terms);
+      x.push[i] = saved.push[i] * up.at(row, kGroups - 1, terms);
+    }
+  }
+
+  // Where a pair sees the negatives of both of its ends, push follows from the pairs.
+  static void both_ends(const Policy& policy, const Prepared<T>& p, const SavedSoft<T>& saved,
+                        const Buffer<T>& pull, Anchors& x, Anchors& y) {
+    const T* column_zn = p.self ? saved.zn : saved.column_zn;
+    const auto by_zn = [&](int64_t i, int64_t j, T zn) {
+      if (pull[i] == 0 || !(zn > -kInf<T>)) return T(0);
+      const T d = p.from_squared(p.pair(p.x.row(i), p.y().row(j)));
+      const T both = pair_zn(p, saved, i, j);
+      return pull[i] * policy.pair(policy.positive(d), both).by_zn * std::exp(zn - both);
+    };
+    parallel_for(p.threads, p.x.n, [&](int64_t i) {
+      double push = 0;
+      for (int64_t j = p.begin[i]; j < p.end[i]; ++j) {
+        if (p.self && i == j) continue;
+        push += by_zn(i, j, saved.zn[i]);
+        if (p.self) push += by_zn(j, i, saved.zn[i]);
+      }
+      x.push[i] = static_cast<T>(push);
+    });
+    if (p.self) return;
+    for (int64_t i = 0; i < p.x.n; ++i) {
+      for (int64_t j = p.begin[i]; j < p.end[i]; ++j) y.push[j] += by_zn(i, j, column_zn[j]);
+    }
+  }
+
+  static void finish_anchors(const Policy& policy, const SoftRange<T>& range, const Side<T>& side,
+                             const T* zn, const T* far, Anchors& a) {
+    for (int64_t i = 0; i < side.n; ++i) {
+      a.zn[i] = zn[i] > -kInf<T> ? zn[i] : T(0);
+      if (!(zn[i] > -kInf<T>)) a.push[i] = 0;
+      if (range.bounded) a.push[i] *= std::exp(range.shift - a.zn[i]);
+      if (policy.mined) a.reach[i] = far[i] + policy.epsilon;
+    }
+  }
+};
+
+}  // namespace dmlap::cpu::DMLAP_ISA
