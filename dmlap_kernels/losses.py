@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,17 +15,16 @@ from dmlap_kernels.backends.registry import NAMES as BACKENDS
 from dmlap_kernels.problem import PairStats
 
 
-class PairLoss(nn.Module):
+class _Loss(nn.Module):
     """Holds the keywords of one function of `dmlap_kernels.functional`.
 
-    ``forward(embeddings, labels, ref_embeddings=None, ref_labels=None)`` is that function with
-    those keywords. Unknown keywords raise ``TypeError``; bad values raise as the function does,
-    when the module is made.
+    Unknown keywords raise ``TypeError``; bad values raise as the function does, when the module is
+    made.
     """
 
     function: Callable[..., Any]
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, options: dict[str, Any], *references: Tensor) -> None:
         super().__init__()
         parameters = inspect.signature(self.function).parameters.values()
         accepted = [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
@@ -34,8 +34,19 @@ class PairLoss(nn.Module):
         self.options = options
         # An empty problem on the portable backend runs every check and no kernel.
         empty = torch.empty(0, 1), torch.empty(0, dtype=torch.int64)
-        type(self).function(*empty, **options | {"backend": "torch"})
+        type(self).function(*empty, *references, **options | {"backend": "torch"})
         checks.choice("backend", options.get("backend", "auto"), BACKENDS)
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+
+
+class PairLoss(_Loss):
+    """``forward(embeddings, labels, ref_embeddings=None, ref_labels=None)`` is the function with
+    the keywords that the module was made with."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(options)
 
     def forward(
         self,
@@ -45,9 +56,6 @@ class PairLoss(nn.Module):
         ref_labels: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, PairStats]:
         return type(self).function(embeddings, labels, ref_embeddings, ref_labels, **self.options)
-
-    def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
 
 
 class TripletLoss(PairLoss):
@@ -62,4 +70,203 @@ class ContrastiveLoss(PairLoss):
     function = staticmethod(functional.fused_contrastive_loss)
 
 
-LOSSES: dict[str, type[PairLoss]] = {"triplet": TripletLoss, "contrastive": ContrastiveLoss}
+class MarginLoss(PairLoss):
+    """`dmlap_kernels.fused_margin_loss` as a module.
+
+    Args:
+        beta: as in the function; a tensor becomes a buffer.
+        learn_beta: make it the parameter ``beta``, float32 where a number was given.
+        num_classes: with ``learn_beta`` and one number: one ``beta`` for each label in
+            0..num_classes - 1, starting there.
+        options: the other keywords of the function.
+    """
+
+    function = staticmethod(functional.fused_margin_loss)
+
+    def __init__(
+        self,
+        *,
+        beta: float | Tensor = 1.2,
+        learn_beta: bool = False,
+        num_classes: int | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self.beta: float | Tensor
+        if not isinstance(beta, Tensor):
+            beta = checks.number("beta", beta)
+        if num_classes is not None:
+            _at_least_one("num_classes", num_classes)
+            if not checks.flag("learn_beta", learn_beta) or isinstance(beta, Tensor):
+                raise ValueError(
+                    "num_classes must be left out unless beta is a number and learn_beta=True, got "
+                    f"num_classes={num_classes}, beta={beta!r} and learn_beta={learn_beta}"
+                )
+        if checks.flag("learn_beta", learn_beta):
+            shape = () if num_classes is None else (num_classes,)
+            start = beta.detach().clone() if isinstance(beta, Tensor) else torch.full(shape, beta)
+            self.beta = nn.Parameter(start)
+        elif isinstance(beta, Tensor):
+            self.register_buffer("beta", beta.detach().clone())
+        else:
+            self.beta = beta
+        empty = torch.empty(0, 1), torch.empty(0, dtype=torch.int64)
+        functional.fused_margin_loss(*empty, beta=self.beta, backend="torch")
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        ref_embeddings: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, PairStats]:
+        return functional.fused_margin_loss(
+            embeddings, labels, ref_embeddings, ref_labels, beta=self.beta, **self.options
+        )
+
+    def extra_repr(self) -> str:
+        beta = f"beta={self.beta}" if isinstance(self.beta, float) else ""
+        return ", ".join(part for part in (beta, super().extra_repr()) if part)
+
+
+class MultiSimilarityLoss(PairLoss):
+    """`dmlap_kernels.fused_multi_similarity_loss` as a module."""
+
+    function = staticmethod(functional.fused_multi_similarity_loss)
+
+
+class LiftedStructureLoss(PairLoss):
+    """`dmlap_kernels.fused_lifted_structure_loss` as a module."""
+
+    function = staticmethod(functional.fused_lifted_structure_loss)
+
+
+class NPairsLoss(PairLoss):
+    """`dmlap_kernels.fused_n_pairs_loss` as a module."""
+
+    function = staticmethod(functional.fused_n_pairs_loss)
+
+
+class NTXentLoss(PairLoss):
+    """`dmlap_kernels.fused_nt_xent_loss` as a module."""
+
+    function = staticmethod(functional.fused_nt_xent_loss)
+
+
+class SupConLoss(PairLoss):
+    """`dmlap_kernels.fused_sup_con_loss` as a module."""
+
+    function = staticmethod(functional.fused_sup_con_loss)
+
+
+class AngularLoss(PairLoss):
+    """`dmlap_kernels.fused_angular_loss` as a module."""
+
+    function = staticmethod(functional.fused_angular_loss)
+
+
+class CircleLoss(PairLoss):
+    """`dmlap_kernels.fused_circle_loss` as a module."""
+
+    function = staticmethod(functional.fused_circle_loss)
+
+
+class ProxyLoss(_Loss):
+    """A loss that holds its proxies: ``forward(embeddings, labels)``, labels in 0..num_classes - 1.
+
+    Args:
+        num_classes, embedding_size: at least 1; shape of the parameter ``proxies`` (num_classes,
+            embedding_size), which starts as in pytorch-metric-learning.
+        options: keywords of the function.
+    """
+
+    proxies: Tensor
+    proxy_labels: Tensor
+
+    def __init__(self, num_classes: int, embedding_size: int, **options: Any) -> None:
+        self._set_up(num_classes, embedding_size, 1, options)
+
+    def _set_up(
+        self, num_classes: int, embedding_size: int, centers: int, options: dict[str, Any]
+    ) -> None:
+        _at_least_one("num_classes", num_classes)
+        _at_least_one("embedding_size", embedding_size)
+        _at_least_one("centers_per_class", centers)
+        super().__init__(options, torch.empty(0, 1), torch.empty(0, dtype=torch.int64))
+        proxies = torch.empty(num_classes * centers, embedding_size)
+        self.proxies = nn.Parameter(self._start(proxies))
+        labels = torch.arange(num_classes).repeat_interleave(centers)
+        self.register_buffer("proxy_labels", labels, persistent=False)
+
+    def _start(self, proxies: Tensor) -> Tensor:
+        return nn.init.normal_(proxies)
+
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor | tuple[Tensor, PairStats]:
+        return type(self).function(
+            embeddings, labels, self.proxies, self.proxy_labels, **self.options
+        )
+
+    def extra_repr(self) -> str:
+        return ", ".join((f"proxies={tuple(self.proxies.shape)}", super().extra_repr()))
+
+
+class ProxyNCALoss(ProxyLoss):
+    """`dmlap_kernels.fused_proxy_nca_loss` as a module that holds its proxies."""
+
+    function = staticmethod(functional.fused_proxy_nca_loss)
+
+
+class ProxyAnchorLoss(ProxyLoss):
+    """`dmlap_kernels.fused_proxy_anchor_loss` as a module that holds its proxies."""
+
+    function = staticmethod(functional.fused_proxy_anchor_loss)
+
+    def _start(self, proxies: Tensor) -> Tensor:
+        return nn.init.kaiming_normal_(proxies, mode="fan_out")
+
+
+class SoftTripleLoss(ProxyLoss):
+    """`dmlap_kernels.fused_soft_triple_loss` as a module that holds its proxies.
+
+    Args:
+        num_classes, embedding_size, options: as in `ProxyLoss`.
+        centers_per_class: proxies of each class, at least 1; the parameter ``proxies``
+            (num_classes * centers_per_class, embedding_size) lists them class by class.
+    """
+
+    function = staticmethod(functional.fused_soft_triple_loss)
+
+    def __init__(
+        self, num_classes: int, embedding_size: int, centers_per_class: int = 10, **options: Any
+    ) -> None:
+        self._set_up(num_classes, embedding_size, centers_per_class, options)
+
+    def _start(self, proxies: Tensor) -> Tensor:
+        # The peer holds the transpose, with as many inputs as there are proxies.
+        return nn.init.kaiming_uniform_(proxies.t().contiguous(), a=math.sqrt(5)).t().contiguous()
+
+
+def _at_least_one(argument: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{argument} must be an integer, got {checks.describe(value)}")
+    if value < 1:
+        raise ValueError(f"{argument} must be at least 1, got {value}")
+
+
+LOSSES: dict[str, type[PairLoss]] = {
+    "triplet": TripletLoss,
+    "contrastive": ContrastiveLoss,
+    "margin": MarginLoss,
+    "multi_similarity": MultiSimilarityLoss,
+    "lifted_structure": LiftedStructureLoss,
+    "n_pairs": NPairsLoss,
+    "nt_xent": NTXentLoss,
+    "sup_con": SupConLoss,
+    "angular": AngularLoss,
+    "circle": CircleLoss,
+}
+PROXY_LOSSES: dict[str, type[ProxyLoss]] = {
+    "proxy_nca": ProxyNCALoss,
+    "proxy_anchor": ProxyAnchorLoss,
+    "soft_triple": SoftTripleLoss,
+}

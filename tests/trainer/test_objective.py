@@ -29,8 +29,10 @@ def test_representative_pairs_plus_weighted_in_batch_loss(loss: str, side: str) 
     torch.testing.assert_close(got, want)
     # Representatives keep their gradient.
     assert (got[:4].norm(dim=1) > 0).any()
-    # Contrastive: 4 representatives x 12 samples; triplet: one constraint an anchor.
-    assert int(stats.constraints) == (48 if loss == "contrastive" else len(pairs[0]))
+    # 4 representatives x 12 samples, and of them 12 positive pairs.
+    counts = {"contrastive": 48, "margin": 48}
+    counts |= {name: 12 for name in ("n_pairs", "nt_xent", "angular")}
+    assert int(stats.constraints) == counts.get(loss, len(pairs[0]))
 
 
 @pytest.mark.parametrize("loss", LOSSES)
