@@ -134,7 +134,7 @@ class BackwardWorker {
   }
 
  private:
-  void panel(int64_t px, int64_t py, uint8_t active) {
+  __attribute__((noinline)) void panel(int64_t px, int64_t py, uint8_t active) {
     const Prepared<T>& p = *s_.p;
     int first = P::kPerPanel, last = 0;  // the dense tiles lie in [first, last)
     for (int t = 0; t < P::kPerPanel; ++t) {
@@ -238,7 +238,7 @@ class BackwardWorker {
 // One side is short: each segment of the other has a copy of the short side's sums, and the copies
 // are added in order. How many there are depends on nothing but the sizes.
 template <class T, class Weigher>
-inline void sweep_backward_segments(const BackwardShared<T>& shared, const Weigher& weigher) {
+DMLAP_ONCE void sweep_backward_segments(const BackwardShared<T>& shared, const Weigher& weigher) {
   const Prepared<T>& p = *shared.p;
   const bool few_rows = shared.rows.count < shared.columns.count;
   const int64_t count = few_rows ? shared.columns.count : shared.rows.count;
@@ -271,7 +271,7 @@ inline void sweep_backward_segments(const BackwardShared<T>& shared, const Weigh
 
 // out += weight_i x_i - sum_j w_ij x_j, and back through the normalisation.
 template <class T>
-inline void finish_gradient(const Prepared<T>& p, const Side<T>& side, GradientSide<T>& g) {
+DMLAP_ONCE void finish_gradient(const Prepared<T>& p, const Side<T>& side, GradientSide<T>& g) {
   constexpr int W = Tile<T>::kWidth;
   parallel_for(p.threads, side.panels, [&](int64_t panel) {
     const T* x = side.packed.get() + panel * p.packed_dim * W;
@@ -287,8 +287,8 @@ inline void finish_gradient(const Prepared<T>& p, const Side<T>& side, GradientS
 
 // Adds the gradients of the negatives to those of the positives in gx.out and gy.out.
 template <class T, class Weigher>
-inline void sweep_backward(const Prepared<T>& p, const uint8_t* active, const Weigher& weigher,
-                           GradientSide<T>& gx, GradientSide<T>& gy) {
+DMLAP_ONCE void sweep_backward(const Prepared<T>& p, const uint8_t* active, const Weigher& weigher,
+                               GradientSide<T>& gx, GradientSide<T>& gy) {
   gx.reset(p.x.panels, p.packed_dim);
   if (!p.self) gy.reset(p.y_storage.panels, p.packed_dim);
   const BackwardShared<T> shared{

@@ -266,7 +266,7 @@ class ForwardWorker {
   void close() { sink_.close_rows(first_row_, rows_); }
 
  private:
-  void panel(int64_t px, int64_t py) {
+  __attribute__((noinline)) void panel(int64_t px, int64_t py) {
     const Prepared<T>& p = *s_.p;
     uint8_t active = 0;
     for (int t = 0; t < P::kPerPanel; ++t) {
@@ -289,7 +289,8 @@ class ForwardWorker {
 // Few anchors against many references: each segment of the references has anchors of its own,
 // which are merged in order. How many there are depends on nothing but the sizes.
 template <class T, class Sink>
-inline void sweep_segments(const ForwardShared<T>& shared, const typename Sink::Options& options) {
+DMLAP_ONCE void sweep_segments(const ForwardShared<T>& shared,
+                               const typename Sink::Options& options) {
   const Prepared<T>& p = *shared.p;
   constexpr int64_t kSegments = 16;
   Buffer<AnchorState<T>> anchors(kSegments * p.x.n);
@@ -322,8 +323,8 @@ inline void sweep_segments(const ForwardShared<T>& shared, const typename Sink::
 
 // Feeds every negative pair to the sinks.
 template <class T, class Sink>
-inline void sweep_negatives(const ForwardShared<T>& shared,
-                            const typename Sink::Options& options = {}) {
+DMLAP_ONCE void sweep_negatives(const ForwardShared<T>& shared,
+                                const typename Sink::Options& options = {}) {
   using Worker = ForwardWorker<T, Sink>;
   const int threads = shared.p->threads;
   const int64_t rows = shared.rows.count, columns = shared.columns.count;

@@ -130,6 +130,35 @@ struct SavedHinge {
   }
 };
 
+// Weights of the negatives: the slopes of their hinges.
+template <class T>
+struct HingeWeigher {
+  using V = typename Tile<T>::V;
+  const Prepared<T>* p;
+  const HingeBounds<T>* bounds;
+  const T* push;  // [x.panels * kWidth]
+  bool squared;
+  T own = 0, own_bound = 0;
+
+  void row(int64_t i) {
+    own = push[i];
+    own_bound = bounds->negative[i];
+  }
+  // Among tiles with an active pair most vectors have none.
+  bool idle(V d2) const { return !bits(d2 < splat<T>(bounds->reach)); }
+
+  V slope(V h, V coefficient) const {
+    return h > 0 ? (squared ? coefficient * (h + h) : coefficient) : V{};
+  }
+  V weight(V d2, int64_t j) const {
+    const V d = p->from_squared(d2);
+    V v = slope(own_bound - d, splat<T>(own));
+    if (p->self) v += slope(load(bounds->negative.get() + j) - d, load(push + j));
+    const V scaled = p->euclidean() ? (d > 0 ? v / d : V{}) : v * (2 * p->linear());
+    return d2 < kInf<T> ? -scaled : V{};
+  }
+};
+
 // The sums of all anchors, and how the reduction divides them.
 template <class T, class Policy>
 inline double reduce_hinges(const Policy& policy, const ForwardState<T>& state, Reduction reduction,
@@ -234,37 +263,11 @@ struct HingeKernels {
       return h > 0 ? pull[i] * (policy.squared ? 2 * h : T(1)) : T(0);
     };
     positive_gradients(p, slope, gx, gy);
-    sweep_backward(p, saved.active, Weigher{&p, &bounds, push.get(), policy.squared}, gx, gy);
+    sweep_backward(p, saved.active, HingeWeigher<T>{&p, &bounds, push.get(), policy.squared}, gx,
+                   gy);
   }
 
  private:
-  struct Weigher {
-    using V = typename Tile<T>::V;
-    const Prepared<T>* p;
-    const HingeBounds<T>* bounds;
-    const T* push;  // [x.panels * kWidth]
-    bool squared;
-    T own = 0, own_bound = 0;
-
-    void row(int64_t i) {
-      own = push[i];
-      own_bound = bounds->negative[i];
-    }
-    // Among tiles with an active pair most vectors have none.
-    bool idle(V d2) const { return !bits(d2 < splat<T>(bounds->reach)); }
-
-    V slope(V h, V coefficient) const {
-      return h > 0 ? (squared ? coefficient * (h + h) : coefficient) : V{};
-    }
-    V weight(V d2, int64_t j) const {
-      const V d = p->from_squared(d2);
-      V v = slope(own_bound - d, splat<T>(own));
-      if (p->self) v += slope(load(bounds->negative.get() + j) - d, load(push + j));
-      const V scaled = p->euclidean() ? (d > 0 ? v / d : V{}) : v * (2 * p->linear());
-      return d2 < kInf<T> ? -scaled : V{};
-    }
-  };
-
   static void write_stats(const Policy& policy, const ForwardState<T>& state,
                           const HingeBounds<T>& bounds, const ForwardOut<T>& out) {
     const Prepared<T>& p = state.p;

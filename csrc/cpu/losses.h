@@ -73,8 +73,8 @@ inline T poison(const Prepared<T>& p, double value) {
 
 // Everything but the loss's own counts: distances and hardest pairs.
 template <class T>
-inline void write_common_stats(const Prepared<T>& p, const AnchorState<T>* anchors,
-                               double negative_sum, const ForwardOut<T>& out) {
+DMLAP_ONCE void write_common_stats(const Prepared<T>& p, const AnchorState<T>* anchors,
+                                   double negative_sum, const ForwardOut<T>& out) {
   double positive_sum = 0;
   int64_t positives = 0, negatives = 0;
   for (int64_t i = 0; i < p.x.n; ++i) {

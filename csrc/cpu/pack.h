@@ -91,7 +91,7 @@ struct Prepared {
 };
 
 template <class T>
-inline T Prepared<T>::pair(const T* a, const T* b) const {
+DMLAP_ONCE T Prepared<T>::pair(const T* a, const T* b) const {
   using V = typename Simd<T>::V;
   constexpr int L = Simd<T>::kLanes;
   V s0{}, s1{};
@@ -235,7 +235,7 @@ inline void pack_side(Prepared<T>& p, Side<T>& side, const T* centre) {
 
 // Rows, labels and positives; panels too if asked for.
 template <class T>
-inline void prepare(Prepared<T>& p, const Pairs<T>& pairs, bool panels) {
+DMLAP_ONCE void prepare(Prepared<T>& p, const Pairs<T>& pairs, bool panels) {
   constexpr int W = Tile<T>::kWidth;
   p.self = pairs.self;
   p.distance = pairs.distance;
@@ -285,7 +285,7 @@ inline void prepare(Prepared<T>& p, const Pairs<T>& pairs, bool panels) {
 
 // Turns the gradient at L2-normalised rows, in place, into the gradient at the raw rows.
 template <class T>
-inline void through_normalize(const Side<T>& side, int64_t dim, T* grad, int threads) {
+DMLAP_ONCE void through_normalize(const Side<T>& side, int64_t dim, T* grad, int threads) {
   parallel_for(threads, (side.n + 63) / 64, [&](int64_t block) {
     const int64_t last = block * 64 + 64 < side.n ? block * 64 + 64 : side.n;
     for (int64_t i = block * 64; i < last; ++i) {

@@ -25,6 +25,9 @@
 #define DMLAP_VECTOR_BYTES 16
 #endif
 
+// Called once a call of a loss, from many losses: one copy is enough.
+#define DMLAP_ONCE inline __attribute__((noinline))
+
 namespace dmlap::cpu::DMLAP_ISA {
 
 template <class T>
