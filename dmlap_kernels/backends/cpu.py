@@ -26,6 +26,7 @@ from dmlap_kernels.problem import (
 _LOSSES = {
     "triplet_hard": 0,
     "contrastive": 1,
+    "triplet_semihard": 2,
     "margin": 5,
     "multi_similarity": 6,
     "lifted_structure": 7,

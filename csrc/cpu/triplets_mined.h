@@ -1,0 +1,139 @@
+// Triplets that were chosen, one for each positive pair: their terms, and their gradient by one
+// gather and scatter a triplet.
+#pragma once
+
+#include "backward.h"
+#include "triplets_slots.h"
+
+namespace dmlap::cpu::DMLAP_ISA {
+
+// The triplets of the anchors with few positives. Rows are those of the caller.
+template <class T>
+struct MinedTriplets {
+  int64_t anchors = 0;
+  Buffer<int64_t> first;     // [anchors + 1] of the triplets of an anchor, in label order
+  Buffer<int64_t> anchor;    // [anchors] its row of x
+  Buffer<int64_t> positive;  // [triplets] row of y
+  Buffer<int64_t> negative;  // [triplets] row of y, -1 where none was found
+  Buffer<T> pull;            // [triplets] d term / d d_ap * factor of the pair (anchor, positive)
+  Buffer<T> push;            // [triplets] the same for the pair with the negative, taken from the
+  Buffer<uint8_t> swapped;   // [triplets] anchor, or from the positive
+
+  // Room for the triplets of the anchors for which few(anchor) positives count.
+  explicit MinedTriplets(const Prepared<T>& p) : anchors(p.x.n), first(p.x.n + 1), anchor(p.x.n) {
+    first[0] = 0;
+    for (int64_t i = 0; i < anchors; ++i) {
+      anchor[i] = p.x.order[i];
+      first[i + 1] = first[i] + few_positives(p, i);
+    }
+    positive.reset(size());
+    negative.reset(size());
+    pull.reset(size());
+    push.reset(size());
+    swapped.reset(size());
+  }
+
+  int64_t size() const { return first[anchors]; }
+
+  // Takes triplet m of an anchor, given by positions in label order; negative_at may be -1.
+  void set(const Prepared<T>& p, int64_t i, int64_t m, int64_t positive_at, int64_t negative_at) {
+    positive[first[i] + m] = p.y().order[positive_at];
+    negative[first[i] + m] = negative_at < 0 ? -1 : p.y().order[negative_at];
+  }
+
+  // Terms and weights from the differences of the rows. `totals` may be null.
+  void weigh(const Prepared<T>& p, const Triplet<T>& policy, TripletTotals* totals) {
+    parallel_for(p.threads, (anchors + 31) / 32, [&](int64_t block) {
+      const int64_t last = block * 32 + 32 < anchors ? block * 32 + 32 : anchors;
+      for (int64_t i = block * 32; i < last; ++i) {
+        for (int64_t m = first[i]; m < first[i + 1]; ++m) {
+          weigh_one(p, policy, p.x.row(i), m, totals == nullptr ? nullptr : totals + i);
+        }
+      }
+    });
+  }
+
+ private:
+  void weigh_one(const Prepared<T>& p, const Triplet<T>& policy, const T* a, int64_t m,
+                 TripletTotals* totals) {
+    pull[m] = push[m] = 0;
+    swapped[m] = 0;
+    if (negative[m] < 0) return;
+    const Side<T>& y = p.y();
+    const T* b = y.rows + positive[m] * y.stride;
+    const T* e = y.rows + negative[m] * y.stride;
+    const T d_ap = p.from_squared(p.pair(a, b));
+    T d_an = p.from_squared(p.pair(a, e));
+    if (policy.swap) {
+      const T d_pn = p.from_squared(p.pair(b, e));
+      swapped[m] = d_pn < d_an;
+      d_an = d_pn < d_an ? d_pn : d_an;
+    }
+    const T slope = policy.slope(d_ap, d_an);
+    pull[m] = slope * p.factor(d_ap);
+    push[m] = slope * p.factor(d_an);
+    if (totals == nullptr) return;
+    totals->count += 1;
+    totals->add(policy, d_ap, d_an);
+  }
+};
+
+// a_grad += w (a - b), b_grad -= w (a - b)
+template <class T>
+inline void scatter_pair(const T* __restrict a, const T* __restrict b, T w, int64_t width,
+                         T* __restrict a_grad, T* __restrict b_grad) {
+  for (int64_t k = 0; k < width; ++k) {
+    const T v = w * (a[k] - b[k]);
+    a_grad[k] += v;
+    b_grad[k] -= v;
+  }
+}
+
+constexpr int64_t kFeatureSlice = 64;
+
+// Calls f(first feature, width) for slices of the features. Each slice is one thread's, so that
+// whatever is scattered into rows is summed in one order.
+template <class F>
+inline void feature_slices(int threads, int64_t dim, F f) {
+  parallel_for(threads, (dim + kFeatureSlice - 1) / kFeatureSlice, [&](int64_t slice) {
+    const int64_t k0 = slice * kFeatureSlice;
+    f(k0, dim - k0 < kFeatureSlice ? dim - k0 : kFeatureSlice);
+  });
+}
+
+// gx, gy = the gradient of the mined triplets, before the normalisation. `upstream(anchor, row)` is
+// d loss / d term.
+template <class T, class F>
+inline void scatter_triplets(const Prepared<T>& p, const MinedTriplets<T>& mined,
+                             const BackwardArgs<T>& args, F upstream) {
+  const int64_t dim = p.dim;
+  const Side<T>& y = p.y();
+  T* gy = args.gy == nullptr ? args.gx : args.gy;
+  const int threads = double(p.x.n + mined.size()) * double(dim) < (1 << 15) ? 1 : p.threads;
+  feature_slices(threads, dim, [&](int64_t k0, int64_t width) {
+    for (int64_t i = 0; i < p.x.n; ++i) fill(args.gx + i * dim + k0, width, T(0));
+    if (args.gy != nullptr) {
+      for (int64_t j = 0; j < y.n; ++j) fill(args.gy + j * dim + k0, width, T(0));
+    }
+    for (int64_t i = 0; i < mined.anchors; ++i) {
+      if (mined.first[i] == mined.first[i + 1]) continue;
+      const int64_t row = mined.anchor[i];
+      const T c = upstream(i, row);
+      const T* a = p.x.rows + row * p.x.stride + k0;
+      T* ga = args.gx + row * dim + k0;
+      for (int64_t m = mined.first[i]; m < mined.first[i + 1]; ++m) {
+        const T pull = c * mined.pull[m], push = c * mined.push[m];
+        if (pull == 0 && push == 0) continue;
+        const T* b = y.rows + mined.positive[m] * y.stride + k0;
+        const T* e = y.rows + mined.negative[m] * y.stride + k0;
+        T* gb = gy + mined.positive[m] * dim + k0;
+        scatter_pair(a, b, pull, width, ga, gb);
+        const bool swapped = mined.swapped[m];
+        scatter_pair(swapped ? b : a, e, -push, width, swapped ? gb : ga,
+                     gy + mined.negative[m] * dim + k0);
+      }
+    }
+  });
+}
+
+}  // namespace dmlap::cpu::DMLAP_ISA
