@@ -15,10 +15,7 @@ class DistanceRows {
 
  public:
   explicit DistanceRows(const Prepared<T>& p)
-      : p_(p),
-        panels_(p.y().panels),
-        d2_(P::kRows * panels_ * W),
-        near_(P::kRows * panels_) {}
+      : p_(p), panels_(p.y().panels), d2_(P::kRows * panels_ * W), near_(P::kRows * panels_) {}
 
   void compute(int64_t i0) {
     i0_ = i0;
@@ -220,8 +217,8 @@ class AnchorBlocks {
           if (many_positives(p_, i) == 0) continue;
           const int64_t held = i - first_panel_ * W;
           SwappedPair<T>* pairs = swap_ ? swapped_.get() + swapped_first_[held] : nullptr;
-          const int64_t n = miner.weigh(i, rows.of(i), upstream, w.get() + (i - i0) * y_panels_ * W,
-                                        pairs);
+          const int64_t n =
+              miner.weigh(i, rows.of(i), upstream, w.get() + (i - i0) * y_panels_ * W, pairs);
           if (swap_) swapped_count_[held] = n;
         }
         for (int64_t py = 0; py < y_panels_; ++py) lay_out(t, py, w.get(), rows);

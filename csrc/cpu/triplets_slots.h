@@ -6,18 +6,27 @@
 namespace dmlap::cpu::DMLAP_ISA {
 
 // Up to this many positives, an anchor keeps something for each of them during a sweep and every
-// pair is compared with all of them. Beyond it, anchors are taken one by one (triplets_rows.h).
-constexpr int64_t kFewPositives = 24;
+// pair is compared with all of them. Beyond it, anchors are taken one by one (triplets_rows.h),
+// which costs a sort of each row: as much as 60 positives or so. Never more than the size of the
+// input and 32 MiB is kept.
+template <class T>
+inline int64_t few_limit(const Prepared<T>& p) {
+  constexpr int64_t kLeast = 16, kMost = 64, kBytesEach = 66;
+  const int64_t input = (p.x.n + p.y().n) * p.dim * int64_t{sizeof(T)};
+  const int64_t limit = (input + (int64_t{32} << 20)) / (kBytesEach * (p.x.n > 0 ? p.x.n : 1));
+  return limit < kLeast ? kLeast : (limit > kMost ? kMost : limit);
+}
 
+// The positives of an anchor that has few, or many of them, and a negative; else 0.
 template <class T>
 inline int64_t few_positives(const Prepared<T>& p, int64_t anchor) {
   const int64_t n = positives_of(p, anchor);
-  return n <= kFewPositives && negatives_of(p, anchor) > 0 ? n : 0;
+  return n <= few_limit(p) && negatives_of(p, anchor) > 0 ? n : 0;
 }
 template <class T>
 inline int64_t many_positives(const Prepared<T>& p, int64_t anchor) {
   const int64_t n = positives_of(p, anchor);
-  return n > kFewPositives && negatives_of(p, anchor) > 0 ? n : 0;
+  return n > few_limit(p) && negatives_of(p, anchor) > 0 ? n : 0;
 }
 template <class T>
 inline bool any_many_positives(const Prepared<T>& p) {
@@ -57,9 +66,7 @@ struct PositiveSlots {
   }
 
   int64_t depth(int64_t panel) const { return (offset[panel + 1] - offset[panel]) / W; }
-  int64_t index(int64_t anchor, int64_t m) const {
-    return offset[anchor / W] + m * W + anchor % W;
-  }
+  int64_t index(int64_t anchor, int64_t m) const { return offset[anchor / W] + m * W + anchor % W; }
   int64_t size(const Prepared<T>& p) const { return offset[p.x.panels]; }
 
  private:

@@ -24,10 +24,11 @@ struct Keyed {
   }
 };
 
-// Radix sort from the lowest digit: linear in the length of a row, equal distances keep their order.
+// Radix sort from the lowest digit: linear in the length of a row, equal distances keep their
+// order.
 template <class T>
 class Sorter {
-  static constexpr int kBits = 11;
+  static constexpr int kBits = 8;
   static constexpr int64_t kBuckets = int64_t{1} << kBits;
 
  public:
