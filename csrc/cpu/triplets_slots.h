@@ -149,7 +149,7 @@ inline void finish_triplets(const ForwardState<T>& state, const LossOptions& opt
   sweep_positives(p, state.anchors.get(), [&](AnchorState<T>& a, T d2, int64_t at) {
     note_hardest_positive(p, a, d2, at);
   });
-  sweep_negatives<T, NoPolicy, true, true>(state.shared(nullptr), {});
+  sweep_negatives<T, StatsSink<T>>(state.shared(nullptr));
   const T margin = static_cast<T>(options.params[0]);
   for (int64_t i = 0; i < p.x.n; ++i) {
     const AnchorState<T>& a = state.anchors[i];
