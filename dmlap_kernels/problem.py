@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,8 +20,7 @@ PRECISIONS = ("highest", "high", "medium")
 EMBEDDING_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
-@dataclass(frozen=True)
-class PairSpec:
+class PairSpec(NamedTuple):
     """A loss over pairs, apart from its tensors.
 
     ``params`` are the numbers of the policy named by ``loss``, in the order in which the policy
@@ -179,10 +178,14 @@ class Gradients(NamedTuple):
     anchor_params: Tensor | None = None
 
 
-@dataclass(frozen=True)
-class Forward:
-    """What a backend's forward sweep returns; ``saved`` is handed back to its backward sweep."""
+class Forward(NamedTuple):
+    """What a backend's forward sweep returns.
+
+    ``saved`` is handed back to its backward sweep. So is ``context`` where the two belong to one
+    eager call: whatever saves the backward work and can be done without.
+    """
 
     loss: Tensor
     saved: Tensor
-    stats: PairStats | None
+    stats: PairStats | None = None
+    context: Any = None

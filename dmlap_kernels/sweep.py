@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dmlap_kernels.backends import registry
 from dmlap_kernels.problem import (
+    Forward,
     PairProblem,
     PairSpec,
     PairStats,
@@ -31,35 +32,60 @@ def pair_loss(
         return _compiled(spec, problem, backend, stats, scores)
     x = problem.x
     runner = registry.choose(backend, spec, x.device.type, x.dtype)
-    gathered: list[PairStats | None] = []
-    loss = _PairLoss.apply(*problem, spec, runner, (stats, scores), gathered)
-    return loss, gathered[0]
+    call = _Call(spec, problem, runner)
+    loss = _PairLoss.apply(x, problem.y, problem.anchor_params, call, stats, scores)
+    return loss, call.stats
+
+
+class _Call:
+    """One eager call: what its forward is asked for, and what it leaves for its backward beside the
+    tensors that autograd guards."""
+
+    __slots__ = ("context", "present", "problem", "runner", "saved", "spec", "stats")
+
+    def __init__(self, spec: PairSpec, problem: PairProblem, runner: registry.Backend) -> None:
+        self.spec, self.runner = spec, runner
+        self.problem: PairProblem | None = problem
+
+    def keep(self, result: Forward) -> None:
+        problem = self.problem
+        assert problem is not None
+        self.saved, self.context, self.stats = result.saved, result.context, result.stats
+        self.present = tuple(t is not None for t in problem)
+        self.problem = None  # autograd keeps its tensors, and lets go of them after backward
+
+    def restore(self, tensors: Sequence[Tensor]) -> PairProblem:
+        left = iter(tensors)
+        return PairProblem._make(next(left) if here else None for here in self.present)
 
 
 class _PairLoss(torch.autograd.Function):
+    """Counts microseconds: few arguments, and nothing saved that is not there."""
+
     @staticmethod
-    def forward(ctx: Any, x, labels, y, ref_labels, anchor_params, spec, runner, wanted, gathered):
-        problem = PairProblem(x, labels, y, ref_labels, anchor_params)
-        result = runner.forward(spec, problem, *wanted)
-        gathered.append(result.stats)
-        ctx.save_for_backward(*problem, result.saved)
-        ctx.spec, ctx.runner = spec, runner
+    def forward(ctx: Any, x, y, anchor_params, call, stats, scores):
+        problem = call.problem
+        result = call.runner.forward(call.spec, problem, stats, scores)
+        call.keep(result)
+        ctx.save_for_backward(*(t for t in problem if t is not None))
+        ctx.call = call
         return result.loss
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor):
-        *tensors, saved = ctx.saved_tensors
-        problem = PairProblem(*tensors)
-        again = torch.is_grad_enabled()
+    def backward(ctx: Any, grad: Tensor):
+        call = ctx.call
+        problem = call.restore(ctx.saved_tensors)
+        if not torch.is_grad_enabled():
+            found = call.runner.backward(call.spec, problem, call.saved, grad, call.context)
+            return *found, None, None, None
         with torch.no_grad():
-            found = ctx.runner.backward(ctx.spec, problem, saved, grads[0].detach())
-        gx, gy, g_anchor = found
-        if again:
-            gx = _Once.apply(gx, problem.x, grads[0])
-            gy = None if gy is None else _Once.apply(gy, problem.y, grads[0])
-            if g_anchor is not None:
-                g_anchor = _Once.apply(g_anchor, problem.anchor_params, grads[0])
-        return gx, None, gy, None, g_anchor, None, None, None, None
+            plain = grad.detach()
+            found = call.runner.backward(call.spec, problem, call.saved, plain, call.context)
+        inputs = (problem.x, problem.y, problem.anchor_params)
+        once = (
+            g if g is None else _Once.apply(g, t, grad) for g, t in zip(found, inputs, strict=True)
+        )
+        return *once, None, None, None
 
 
 class _Once(torch.autograd.Function):

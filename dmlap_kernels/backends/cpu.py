@@ -20,7 +20,6 @@ from dmlap_kernels.problem import (
     PairProblem,
     PairSpec,
     PairStats,
-    compute_dtype,
 )
 
 _LOSSES = {
@@ -65,12 +64,10 @@ def native() -> Any:
 
 def _rows(rows: Tensor) -> Tensor:
     """``rows`` as the kernels read them: float32 or float64 with contiguous features."""
-    rows = rows.detach().to(compute_dtype(rows.dtype))
-    return rows if rows.stride(1) == 1 and rows.stride(0) >= rows.shape[1] else rows.contiguous()
-
-
-def _contiguous(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.detach().contiguous()
+    if rows.dtype.itemsize == 2:
+        rows = rows.float()
+    row, feature = rows.stride()
+    return rows if feature == 1 and row >= rows.shape[1] else rows.contiguous()
 
 
 def _address(tensor: Tensor | None) -> int:
@@ -94,64 +91,41 @@ class CpuBackend:
         return None
 
     def saved_like(self, spec: PairSpec, problem: PairProblem) -> Tensor:
-        x = problem.x
-        size = native().saved_bytes(
-            _LOSSES[spec.loss],
-            x.shape[0],
-            problem.num_refs,
-            x.shape[1],
-            problem.y is None,
-            compute_dtype(x.dtype) == torch.float64,
-        )
-        return x.new_empty(size, dtype=torch.uint8)
+        return torch.empty(_saved_bytes(spec, problem), dtype=torch.uint8)
 
     def forward(self, spec: PairSpec, problem: PairProblem, stats: bool, scores: bool) -> Forward:
-        x = _rows(problem.x)
-        anchors = x.shape[0]
-        loss = x.new_empty(anchors if spec.reduction == "none" else ())
+        call = _Call(spec, problem)
+        anchors = problem.x.shape[0]
+        real = call.x.dtype
+        loss = torch.empty(anchors if spec.reduction == "none" else (), dtype=real)
         saved = self.saved_like(spec, problem)
-        counts = values = thresholds = None
-        if stats or scores:
-            counts = torch.empty(2 + 2 * anchors, dtype=torch.int64)
-            values = x.new_empty(3)
-            thresholds = x.new_empty(anchors)
-        anchor_params = _contiguous(problem.anchor_params)
-        kept, arguments = _arguments(spec, problem, x)
-        native().forward(
-            *arguments,
-            loss.data_ptr(),
-            saved.data_ptr(),
-            *(_address(t) for t in (counts, values, thresholds)),
-            _address(anchor_params),
-        )
-        del kept
-        if counts is None or values is None or thresholds is None:
-            return Forward(loss, saved, None)
-        class_scores = _loss_scores(spec, problem, x, thresholds) if scores else None
-        return Forward(loss, saved, PairStats.unpack(counts, values, class_scores))
+        if not (stats or scores):
+            call.forward(loss, saved, 0, 0, 0)
+            return Forward(loss, saved, None, call)
+        counts = torch.empty(2 + 2 * anchors, dtype=torch.int64)
+        values = torch.empty(3, dtype=real)
+        thresholds = torch.empty(anchors, dtype=real)
+        call.forward(loss, saved, counts.data_ptr(), values.data_ptr(), thresholds.data_ptr())
+        class_scores = _loss_scores(spec, problem, call.x, thresholds) if scores else None
+        return Forward(loss, saved, PairStats.unpack(counts, values, class_scores), call)
 
     def backward(
-        self, spec: PairSpec, problem: PairProblem, saved: Tensor, grad: Tensor
+        self,
+        spec: PairSpec,
+        problem: PairProblem,
+        saved: Tensor,
+        grad: Tensor,
+        context: Any = None,
     ) -> Gradients:
-        x = _rows(problem.x)
-        gx = torch.empty(x.shape, dtype=x.dtype)
-        gy = None if problem.y is None else torch.empty(problem.y.shape, dtype=x.dtype)
-        grad = grad.to(x.dtype).contiguous()
-        anchor_params = _contiguous(problem.anchor_params)
-        g_anchor = None if anchor_params is None else torch.empty_like(anchor_params)
-        kept, arguments = _arguments(spec, problem, x)
-        native().backward(
-            *arguments,
-            saved.data_ptr(),
-            grad.data_ptr(),
-            gx.data_ptr(),
-            _address(gy),
-            _address(anchor_params),
-            _address(g_anchor),
-        )
-        del kept
-        gx = gx.to(problem.x.dtype)
-        return Gradients(gx, None if gy is None else gy.to(problem.x.dtype), g_anchor)
+        call = context if context and context.serves(problem) else _Call(spec, problem)
+        if grad.dtype != call.x.dtype:
+            grad = grad.to(call.x.dtype)
+        found = call.backward(saved, grad.contiguous())
+        if problem.x.dtype == call.x.dtype:
+            return found
+        gx, gy, g_anchor = found
+        dtype = problem.x.dtype
+        return Gradients(gx.to(dtype), None if gy is None else gy.to(dtype), g_anchor)
 
     def nearest(
         self, queries: Tensor, refs: Tensor | None, k: int, distance: str, normalize: bool
@@ -213,19 +187,63 @@ def _pairs(x: Tensor, y: Tensor, self_case: bool, distance: str, normalize: bool
     )
 
 
-def _arguments(spec: PairSpec, problem: PairProblem, x: Tensor) -> tuple[tuple, tuple]:
-    """Tensors to keep alive during the call, and its leading arguments."""
-    y = x if problem.y is None else _rows(problem.y)
-    labels = problem.labels.contiguous()
-    ref_labels = labels if problem.ref_labels is None else problem.ref_labels.contiguous()
-    return (y, labels, ref_labels), (
-        *_pairs(x, y, problem.y is None, spec.distance, spec.normalize),
-        labels.data_ptr(),
-        ref_labels.data_ptr(),
-        _LOSSES[spec.loss],
-        _REDUCTIONS[spec.reduction],
-        spec.params,
-    )
+def _saved_bytes(spec: PairSpec, problem: PairProblem) -> int:
+    rows, features = problem.x.shape
+    refs, self_case = problem.num_refs, problem.y is None
+    is_double = problem.x.dtype == torch.float64
+    return native().saved_bytes(_LOSSES[spec.loss], rows, refs, features, self_case, is_double)
+
+
+class _Call:
+    """The addresses that a forward and its backward hand to the extension, and their tensors."""
+
+    __slots__ = ("arguments", "labels", "params", "ref_labels", "source", "x", "y")
+
+    def __init__(self, spec: PairSpec, problem: PairProblem) -> None:
+        x, labels, y, ref_labels, params = problem
+        self.x = x = _rows(x)
+        self.y = None if y is None else _rows(y)
+        refs = x if self.y is None else self.y
+        self.labels = labels.contiguous()
+        self.ref_labels = self.labels if ref_labels is None else ref_labels.contiguous()
+        self.params = None if params is None else params.contiguous()
+        self.arguments = (
+            *_pairs(x, refs, y is None, spec.distance, spec.normalize),
+            self.labels.data_ptr(),
+            self.ref_labels.data_ptr(),
+            _LOSSES[spec.loss],
+            _REDUCTIONS[spec.reduction],
+            spec.params,
+        )
+        self.source = _addresses(problem)
+
+    def serves(self, problem: PairProblem) -> bool:
+        """Whether the tensors of ``problem`` are still where they were."""
+        return self.source == _addresses(problem)
+
+    def forward(self, loss: Tensor, saved: Tensor, *statistics: int) -> None:
+        native().forward(
+            *self.arguments, loss.data_ptr(), saved.data_ptr(), *statistics, _address(self.params)
+        )
+
+    def backward(self, saved: Tensor, grad: Tensor) -> Gradients:
+        gx = torch.empty(self.x.shape, dtype=self.x.dtype)
+        gy = None if self.y is None else torch.empty(self.y.shape, dtype=self.x.dtype)
+        g_anchor = None if self.params is None else torch.empty_like(self.params)
+        native().backward(
+            *self.arguments,
+            saved.data_ptr(),
+            grad.data_ptr(),
+            gx.data_ptr(),
+            _address(gy),
+            _address(self.params),
+            _address(g_anchor),
+        )
+        return Gradients(gx, gy, g_anchor)
+
+
+def _addresses(problem: PairProblem) -> list[int]:
+    return [_address(tensor) for tensor in problem]
 
 
 def _scores(

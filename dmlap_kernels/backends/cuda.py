@@ -127,7 +127,12 @@ class CudaBackend:
         return Forward(loss + _poison(problem), mined, summary)
 
     def backward(
-        self, spec: PairSpec, problem: PairProblem, saved: Tensor, grad: Tensor
+        self,
+        spec: PairSpec,
+        problem: PairProblem,
+        saved: Tensor,
+        grad: Tensor,
+        context: Any = None,
     ) -> Gradients:
         with torch.enable_grad():
             raw = [t.detach().requires_grad_() for t in (problem.x, problem.y) if t is not None]

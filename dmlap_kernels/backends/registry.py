@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -39,7 +39,12 @@ class Backend(Protocol):
         """Loss, what backward needs of it, and `PairStats` when asked for."""
 
     def backward(
-        self, spec: PairSpec, problem: PairProblem, saved: Tensor, grad: Tensor
+        self,
+        spec: PairSpec,
+        problem: PairProblem,
+        saved: Tensor,
+        grad: Tensor,
+        context: Any = None,
     ) -> Gradients:
         """Gradients of the loss, given the gradient at its value."""
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dmlap_kernels import checks
@@ -40,8 +42,37 @@ def run(
     return_stats: Any,
 ) -> Result:
     """The loss named ``loss`` over ``problem``, once the options that all losses share are fine."""
+    options = (loss, params, distance, accepted, normalize, reduction, backend, precision)
+    try:
+        # Under torch.compile they are checked while tracing.
+        spec = _spec(*options) if torch.compiler.is_compiling() else _remembered_spec(*options)
+    except TypeError:  # raised by options that have no hash as well
+        spec = _spec(*options)
+    if return_stats is False:
+        return pair_loss(spec, problem, backend)[0]
+    if return_stats is not True and return_stats != "class_scores":
+        raise ValueError(
+            f"return_stats must be True, False or 'class_scores', got {return_stats!r}"
+        )
+    value, stats = pair_loss(
+        spec, problem, backend, stats=True, scores=return_stats == "class_scores"
+    )
+    assert stats is not None
+    return value, stats
+
+
+def _spec(
+    loss: str,
+    params: tuple[float, ...],
+    distance: Any,
+    accepted: tuple[str, ...],
+    normalize: Any,
+    reduction: Any,
+    backend: Any,
+    precision: Any,
+) -> PairSpec:
     checks.choice("backend", backend, BACKENDS)
-    spec = PairSpec(
+    return PairSpec(
         loss,
         params,
         checks.choice("distance", distance, accepted),
@@ -49,13 +80,10 @@ def run(
         checks.choice("reduction", reduction, REDUCTIONS),
         checks.precision(precision),
     )
-    if not isinstance(return_stats, bool) and return_stats != "class_scores":
-        raise ValueError(
-            f"return_stats must be True, False or 'class_scores', got {return_stats!r}"
-        )
-    scores = return_stats == "class_scores"
-    value, stats = pair_loss(spec, problem, backend, stats=bool(return_stats), scores=scores)
-    return (value, stats) if stats is not None else value
+
+
+# A training loop asks for the same options at every step. Typed: 1 is not True.
+_remembered_spec = functools.lru_cache(maxsize=256, typed=True)(_spec)
 
 
 def most_similar(distance: str) -> float:

@@ -3,6 +3,8 @@ over the same code, run again in backward. It is the slow one, with the fewest a
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -55,7 +57,12 @@ class TorchBackend:
         return Forward(loss + sides.poison, weights, summary.result(sums) if summary else None)
 
     def backward(
-        self, spec: PairSpec, problem: PairProblem, saved: Tensor, grad: Tensor
+        self,
+        spec: PairSpec,
+        problem: PairProblem,
+        saved: Tensor,
+        grad: Tensor,
+        context: Any = None,
     ) -> Gradients:
         return gradients(spec, problem, saved * grad.reshape(-1, 1))
 
