@@ -73,37 +73,47 @@ struct BackwardShared {
   Blocks rows, columns;
 };
 
-// out[k][j lanes] += sum_i rows[k][i] * w[i][j lanes], i < count: a panel's weighted sums.
-template <class T>
-inline void weighted_sums(const T* rows, const T* w, int64_t first, int64_t count,
-                          int64_t packed_dim, T* out) {
+template <class T, int kVectors>
+inline void weighted_vectors(const T* rows, const T* w, int64_t first, int64_t last,
+                             int64_t packed_dim, T* out) {
   using P = Tile<T>;
   using V = typename P::V;
   constexpr int W = P::kWidth;
   for (int64_t k = 0; k < packed_dim; k += P::kRows) {
-    V acc[P::kRows][P::kVectors];
+    V acc[P::kRows][kVectors];
 #pragma GCC unroll 8
     for (int m = 0; m < P::kRows; ++m) {
 #pragma GCC unroll 3
-      for (int c = 0; c < P::kVectors; ++c) acc[m][c] = load(out + (k + m) * W + c * P::kLanes);
+      for (int c = 0; c < kVectors; ++c) acc[m][c] = load(out + (k + m) * W + c * P::kLanes);
     }
-    for (int64_t i = first; i < first + count; ++i) {
-      V wv[P::kVectors];
+    for (int64_t i = first; i < last; ++i) {
+      V wv[kVectors];
 #pragma GCC unroll 3
-      for (int c = 0; c < P::kVectors; ++c) wv[c] = load(w + i * W + c * P::kLanes);
+      for (int c = 0; c < kVectors; ++c) wv[c] = load(w + i * W + c * P::kLanes);
 #pragma GCC unroll 8
       for (int m = 0; m < P::kRows; ++m) {
         const V a = splat<T>(rows[(k + m) * W + i]);
 #pragma GCC unroll 3
-        for (int c = 0; c < P::kVectors; ++c) acc[m][c] += a * wv[c];
+        for (int c = 0; c < kVectors; ++c) acc[m][c] += a * wv[c];
       }
     }
 #pragma GCC unroll 8
     for (int m = 0; m < P::kRows; ++m) {
 #pragma GCC unroll 3
-      for (int c = 0; c < P::kVectors; ++c) store(out + (k + m) * W + c * P::kLanes, acc[m][c]);
+      for (int c = 0; c < kVectors; ++c) store(out + (k + m) * W + c * P::kLanes, acc[m][c]);
     }
   }
+}
+
+// out[k][j] += sum_i rows[k][i] * w[i][j], first <= i < last, j < columns: a panel's weighted sums.
+// rows: [packed_dim][kWidth], w: [kWidth][kWidth], out: [packed_dim][kWidth]
+template <class T>
+inline void weighted_sums(const T* rows, const T* w, int64_t first, int64_t last, int64_t columns,
+                          int64_t packed_dim, T* out) {
+  constexpr int L = Tile<T>::kLanes;
+  if (columns > 2 * L) return weighted_vectors<T, 3>(rows, w, first, last, packed_dim, out);
+  if (columns > L) return weighted_vectors<T, 2>(rows, w, first, last, packed_dim, out);
+  weighted_vectors<T, 1>(rows, w, first, last, packed_dim, out);
 }
 
 // A weigher gives the weights of negative pairs, d loss / d (x_i - x_j) over (x_i - x_j):
@@ -154,7 +164,7 @@ class BackwardWorker {
       first = t < first ? t : first;
       last = t + 1;
     }
-    if (first < last) apply(px, py, first * P::kRows, (last - first) * P::kRows);
+    if (first < last) apply(px, py, first * P::kRows, last * P::kRows);
   }
 
   // Fills the tile's weights; false if they were few and have been applied pair by pair.
@@ -194,28 +204,41 @@ class BackwardWorker {
     add_pair(p, y.row(j), p.x.row(i), w, s_.y->out + y.order[j] * p.dim);
   }
 
-  void apply(int64_t px, int64_t py, int first, int count) {
+  // Adds the panel's products with its weights; rows first .. last - 1 have some.
+  void apply(int64_t px, int64_t py, int64_t first, int64_t last) {
     const Prepared<T>& p = *s_.p;
     const int64_t size = p.packed_dim * W;
+    const int64_t rows = existing(p.x, px), columns = existing(p.y(), py);
     T* w = weights_.get();
     T* wt = transposed_.get();
-    if (!p.dot()) add_weights(px, py, first, count);
+    last = last < rows ? last : rows;
+    if (!p.dot()) add_weights(px, py, first, last);
+    for (int64_t i = 0; i < first; ++i) fill(w + i * W, W, T(0));
+    for (int64_t i = last; i < W; ++i) fill(w + i * W, W, T(0));
+    for (int64_t i = 0; i < W; ++i) {
+      for (int64_t j = 0; j < W; ++j) wt[j * W + i] = w[i * W + j];
+    }
     const T* xp = p.x.packed.get() + px * size;
     const T* yp = p.y().packed.get() + py * size;
-    weighted_sums(xp, w, first, count, p.packed_dim, s_.y->weighted.get() + py * size);
-    for (int i = 0; i < first; ++i) fill(w + i * W, W, T(0));
-    for (int i = 0; i < W; ++i) {
-      for (int j = 0; j < W; ++j) wt[j * W + i] = w[i * W + j];
+    T* out_x = s_.x->weighted.get() + px * size;
+    if (p.self && px == py) {  // both ends of a pair lie in this panel: one product serves them
+      for (int64_t i = 0; i < W * W; ++i) wt[i] += w[i];
+      return weighted_sums(xp, wt, 0, rows, rows, p.packed_dim, out_x);
     }
-    weighted_sums(yp, wt, 0, W, p.packed_dim, s_.x->weighted.get() + px * size);
+    weighted_sums(xp, w, first, last, columns, p.packed_dim, s_.y->weighted.get() + py * size);
+    weighted_sums(yp, wt, 0, columns, rows, p.packed_dim, out_x);
   }
 
-  void add_weights(int64_t px, int64_t py, int first, int count) {
+  static int64_t existing(const Side<T>& side, int64_t panel) {
+    return side.n - panel * W < W ? side.n - panel * W : W;
+  }
+
+  void add_weights(int64_t px, int64_t py, int64_t first, int64_t last) {
     const T* w = weights_.get();
     T* row_weight = s_.x->weight.get() + px * W;
     T* column_weight = s_.y->weight.get() + py * W;
     V columns[P::kVectors] = {};
-    for (int i = first; i < first + count; ++i) {
+    for (int64_t i = first; i < last; ++i) {
       V sum{};
       for (int c = 0; c < P::kVectors; ++c) {
         const V v = load(w + i * W + c * P::kLanes);
@@ -273,7 +296,7 @@ DMLAP_ONCE void sweep_backward_segments(const BackwardShared<T>& shared, const W
 template <class T>
 DMLAP_ONCE void finish_gradient(const Prepared<T>& p, const Side<T>& side, GradientSide<T>& g) {
   constexpr int W = Tile<T>::kWidth;
-  parallel_for(p.threads, side.panels, [&](int64_t panel) {
+  parallel_for(p.row_threads, side.panels, [&](int64_t panel) {
     const T* x = side.packed.get() + panel * p.packed_dim * W;
     const T* s = g.weighted.get() + panel * p.packed_dim * W;
     for (int64_t r = 0; r < W && panel * W + r < side.n; ++r) {
@@ -282,7 +305,7 @@ DMLAP_ONCE void finish_gradient(const Prepared<T>& p, const Side<T>& side, Gradi
       for (int64_t k = 0; k < p.dim; ++k) out[k] += weight * x[k * W + r] - s[k * W + r];
     }
   });
-  if (p.unit) through_normalize(side, p.dim, g.out, p.threads);
+  if (p.unit) through_normalize(side, p.dim, g.out, p.row_threads);
 }
 
 // Adds the gradients of the negatives to those of the positives in gx.out and gy.out.
@@ -311,7 +334,7 @@ template <class T, class Slope>
 inline void positive_gradients(const Prepared<T>& p, const Slope& slope, GradientSide<T>& gx,
                                GradientSide<T>& gy) {
   const Side<T>& y = p.y();
-  parallel_for(p.threads, (p.x.n + 31) / 32, [&](int64_t block) {
+  parallel_for(p.row_threads, (p.x.n + 31) / 32, [&](int64_t block) {
     const int64_t last = block * 32 + 32 < p.x.n ? block * 32 + 32 : p.x.n;
     for (int64_t i = block * 32; i < last; ++i) {
       T* out = gx.out + p.x.order[i] * p.dim;
@@ -331,7 +354,7 @@ inline void positive_gradients(const Prepared<T>& p, const Slope& slope, Gradien
   Buffer<int64_t> first(p.ranks + 1);
   first.fill(p.ranks + 1, p.x.n);
   for (int64_t i = p.x.n - 1; i >= 0; --i) first[p.x.rank[i]] = i;
-  parallel_for(p.threads, (y.n + 31) / 32, [&](int64_t block) {
+  parallel_for(p.row_threads, (y.n + 31) / 32, [&](int64_t block) {
     const int64_t last = block * 32 + 32 < y.n ? block * 32 + 32 : y.n;
     for (int64_t j = block * 32; j < last; ++j) {
       T* out = gy.out + y.order[j] * p.dim;

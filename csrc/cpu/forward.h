@@ -348,7 +348,7 @@ DMLAP_ONCE void sweep_negatives(const ForwardShared<T>& shared,
 // Calls visit(state, d2, position) for every positive pair, anchors in parallel.
 template <class T, class Visit>
 inline void sweep_positives(const Prepared<T>& p, AnchorState<T>* anchors, Visit visit) {
-  parallel_for(p.threads, (p.x.n + 31) / 32, [&](int64_t block) {
+  parallel_for(p.row_threads, (p.x.n + 31) / 32, [&](int64_t block) {
     const int64_t last = block * 32 + 32 < p.x.n ? block * 32 + 32 : p.x.n;
     for (int64_t i = block * 32; i < last; ++i) {
       const T* row = p.x.row(i);

@@ -50,6 +50,7 @@ struct Prepared {
   Distance distance;
   int64_t dim, packed_dim;
   int threads;
+  int row_threads;             // of what takes O(n * dim), where a second thread pays later
   bool unit;                   // rows are L2-normalised
   bool poisoned = false;       // some row is not finite, or its square overflows
   bool any_short = false;      // cosine: some row is too short to be normalised
@@ -153,7 +154,7 @@ inline void normalize_rows(Side<T>& side, int64_t dim, int threads) {
 template <class T>
 inline void exact_centre(const Prepared<T>& p, T* centre) {
   constexpr int64_t kChunk = 64;
-  parallel_for(p.threads, (p.dim + kChunk - 1) / kChunk, [&](int64_t chunk) {
+  parallel_for(p.row_threads, (p.dim + kChunk - 1) / kChunk, [&](int64_t chunk) {
     const int64_t k0 = chunk * kChunk, width = p.dim - k0 < kChunk ? p.dim - k0 : kChunk;
     T low[kChunk], high[kChunk];
     for (int64_t k = 0; k < kChunk; ++k) low[k] = kInf<T>, high[k] = -kInf<T>;
@@ -229,7 +230,7 @@ inline void pack_side(Prepared<T>& p, Side<T>& side, const T* centre) {
   side.panel_norm.reset(side.panels);
   side.panel_size.reset(side.panels);
   side.trouble.reset(side.panels);
-  parallel_for(p.threads, side.panels, [&](int64_t i) { pack_panel(p, side, i, centre); });
+  parallel_for(p.row_threads, side.panels, [&](int64_t i) { pack_panel(p, side, i, centre); });
   for (int64_t i = 0; i < side.panels; ++i) p.poisoned |= side.trouble[i] != 0;
 }
 
@@ -247,6 +248,7 @@ DMLAP_ONCE void prepare(Prepared<T>& p, const Pairs<T>& pairs, bool panels) {
   constexpr double kWorthThreads = 1 << 21;
   const double work = double(pairs.x.n) * double(pairs.y.n) * double(pairs.dim);
   p.threads = work < kWorthThreads ? 1 : pairs.threads;
+  p.row_threads = double(pairs.x.n + pairs.y.n) * double(pairs.dim) < (1 << 17) ? 1 : p.threads;
   for (int s = 0; s < (p.self ? 1 : 2); ++s) {
     Side<T>& side = s ? p.y_storage : p.x;
     const Rows<T>& rows = s ? pairs.y : pairs.x;
@@ -262,7 +264,7 @@ DMLAP_ONCE void prepare(Prepared<T>& p, const Pairs<T>& pairs, bool panels) {
     } else {
       for (int64_t i = 0; i < rows.n; ++i) side.order[i] = i;
     }
-    if (p.unit) normalize_rows(side, p.dim, p.threads);
+    if (p.unit) normalize_rows(side, p.dim, p.row_threads);
     if (p.distance == Distance::cosine) {
       for (int64_t i = 0; i < side.n; ++i) p.any_short |= side.scale[i] >= T(1 / kNormalizeEps);
     }

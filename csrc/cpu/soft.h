@@ -205,7 +205,7 @@ struct SoftKernels {
   static void finish(const Policy& policy, const ForwardState<T>& state,
                      const SavedSoft<T>& saved) {
     const Prepared<T>& p = state.p;
-    parallel_for(p.threads, (p.x.n + 31) / 32, [&](int64_t block) {
+    parallel_for(p.row_threads, (p.x.n + 31) / 32, [&](int64_t block) {
       const int64_t last = block * 32 + 32 < p.x.n ? block * 32 + 32 : p.x.n;
       for (int64_t i = block * 32; i < last; ++i) {
         if constexpr (Policy::kPairTerms) {
@@ -341,7 +341,7 @@ struct SoftKernels {
       const T both = pair_zn(p, saved, i, j);
       return pull[i] * policy.pair(policy.positive(d), both).by_zn * std::exp(zn - both);
     };
-    parallel_for(p.threads, p.x.n, [&](int64_t i) {
+    parallel_for(p.row_threads, p.x.n, [&](int64_t i) {
       double push = 0;
       for (int64_t j = p.begin[i]; j < p.end[i]; ++j) {
         if (p.self && i == j) continue;

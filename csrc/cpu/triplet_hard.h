@@ -28,7 +28,7 @@ inline void forward_triplet_hard(const Pairs<T>& pairs, const LossOptions& optio
 
   // The chosen pairs again, from differences.
   Buffer<T> term(p.x.n), hinge(p.x.n);
-  parallel_for(p.threads, p.x.n, [&](int64_t i) {
+  parallel_for(p.row_threads, p.x.n, [&](int64_t i) {
     AnchorState<T>& a = anchors[i];
     const int64_t row = p.x.order[i];
     term[i] = hinge[i] = 0;
@@ -128,8 +128,8 @@ inline void backward_triplet_hard(const Pairs<T>& pairs, const LossOptions& opti
     }
   });
   if (!p.unit) return;
-  through_normalize(p.x, dim, args.gx, p.threads);
-  if (args.gy != nullptr) through_normalize(p.y_storage, dim, args.gy, p.threads);
+  through_normalize(p.x, dim, args.gx, p.row_threads);
+  if (args.gy != nullptr) through_normalize(p.y_storage, dim, args.gy, p.row_threads);
 }
 
 template <class T>
