@@ -1,100 +1,188 @@
 """Who takes part in a comparison: ours, eager, torch.compile of eager, a library, the yardstick.
 
-A candidate is a function without arguments that does the work of one step and returns tensors by
-which it is checked: loss and gradient for losses, values for searches.
+`LOSSES` and `SEARCHES` say what is compared; a new loss is a row. A candidate is a function without
+arguments that does the work of one step and returns tensors by which it is checked: loss and
+gradients for losses, values for searches. G, the yardstick, is ``torch.mm(x, y.T, out=buffer)``:
+one product that materialises every pair; y is x but for losses with proxies.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import dmlap_kernels
-from benchmarks import eager
+from benchmarks import eager, peers
+from benchmarks.batch import Absent, Batch, make_batch
 
 Step = Callable[[], tuple[Tensor, ...]]
-OPS = ("triplet", "contrastive-all", "contrastive-2%", "nearest", "hard_classes")
 CANDIDATES = ("ours", "eager", "compile", "library", "G")
 NEIGHBOURS = 10
-ACTIVE_SHARE = 0.02
 
 
-class Absent(Exception):
-    """A candidate that cannot run here, and why."""
+@dataclass(frozen=True)
+class Loss:
+    """A row of the table.
+
+    Attributes:
+        function: a name in `dmlap_kernels`.
+        eager: the same in plain PyTorch.
+        peer: a function of `benchmarks.peers`.
+        options: keywords of all three; values may be functions of the rows (B, D).
+        own: further keywords of ours.
+        proxies: proxies a class, 0 for a loss without.
+        tolerance: by how much candidates may differ, relative to the largest element.
+        compiled: torch.compile takes part without being asked for (it takes long to compile).
+        drawn: triplets are drawn at random, so that gradients differ.
+    """
+
+    function: str
+    eager: Callable[..., Tensor]
+    peer: Callable[..., peers.Loss]
+    options: dict[str, Any] = field(default_factory=dict)
+    own: dict[str, Any] = field(default_factory=dict)
+    proxies: int = 0
+    tolerance: float = 2e-3
+    compiled: bool = False
+    drawn: bool = False
+
+    def settings(self, x: Tensor) -> dict[str, Any]:
+        return {name: v(x) if callable(v) else v for name, v in self.options.items()}
 
 
-def inputs(rows: int, features: int) -> tuple[Tensor, Tensor]:
-    """Clustered points, four samples a class, in no order."""
-    g = torch.Generator().manual_seed(rows + features)
-    names = torch.arange(rows) // 4
-    centres = torch.randn(rows // 4 + 1, features, generator=g)
-    points = 0.5 * centres[names] + torch.randn(rows, features, generator=g)
-    order = torch.randperm(rows, generator=g)
-    return points[order], names[order]
+def active(share: float) -> Callable[[Tensor], float]:
+    """The distance within which this share of the pairs lies; twice the largest for all of them."""
+
+    def distance(x: Tensor) -> float:
+        sample = torch.pdist(x.detach()[:1024])
+        return 2 * sample.max().item() if share == 1 else sample.quantile(share).item()
+
+    return distance
 
 
-def negative_margin(x: Tensor, share: float) -> float:
-    """A margin under which this share of the pairs is active."""
-    sample = torch.pdist(x[:1024])
-    return 2 * sample.max().item() if share == 1 else sample.quantile(share).item()
+TRIPLET = {"margin": 0.2}
+WEIGHTED = {"margin": 0.2, "cutoff": 0.5, "nonzero_loss_cutoff": 1.4}
+MULTI = {"alpha": 2.0, "beta": 50.0, "base": 0.5}
+LIFTED = {"pos_margin": 0.0, "neg_margin": 1.0}
+
+# fmt: off
+LOSSES: dict[str, Loss] = {
+    "triplet-hard": Loss(
+        "fused_triplet_loss", eager.triplet_hard, peers.triplet_hard, TRIPLET, compiled=True),
+    "triplet-semihard": Loss(
+        "fused_triplet_loss", eager.triplet_semihard, peers.triplet_semihard, TRIPLET,
+        {"mining": "semihard"}),
+    "triplet-all": Loss(
+        "fused_triplet_loss", eager.triplet_all, peers.triplet_all, TRIPLET, {"mining": "all"}),
+    "triplet-distance-weighted": Loss(
+        "fused_triplet_loss", eager.triplet_distance_weighted, peers.triplet_distance_weighted,
+        WEIGHTED, {"mining": "distance_weighted", "normalize": True}, tolerance=0.2, drawn=True),
+    "contrastive-all": Loss(
+        "fused_contrastive_loss", eager.contrastive, peers.contrastive,
+        {"neg_margin": active(1.0)}, compiled=True),
+    "contrastive-2%": Loss(
+        "fused_contrastive_loss", eager.contrastive, peers.contrastive,
+        {"neg_margin": active(0.02)}),
+    "margin-all": Loss(
+        "fused_margin_loss", eager.margin, peers.margin, {"margin": active(1.0), "beta": 1.2}),
+    "margin-2%": Loss(
+        "fused_margin_loss", eager.margin, peers.margin, {"margin": 0.0, "beta": active(0.02)}),
+    "multi-similarity": Loss(
+        "fused_multi_similarity_loss", eager.multi_similarity, peers.multi_similarity, MULTI),
+    "multi-similarity-miner": Loss(
+        "fused_multi_similarity_loss", eager.multi_similarity, peers.multi_similarity,
+        MULTI | {"epsilon": 0.1}),
+    "lifted-structure": Loss(
+        "fused_lifted_structure_loss", eager.lifted_structure, peers.lifted_structure, LIFTED),
+    "lifted-structure-original": Loss(
+        "fused_lifted_structure_loss", eager.lifted_structure_original,
+        peers.lifted_structure_original, LIFTED, {"form": "original"}),
+    "n-pairs": Loss("fused_n_pairs_loss", eager.n_pairs, peers.n_pairs),
+    "nt-xent": Loss(
+        "fused_nt_xent_loss", eager.nt_xent, peers.nt_xent, {"temperature": 0.07}),
+    "sup-con": Loss(
+        "fused_sup_con_loss", eager.sup_con, peers.sup_con, {"temperature": 0.1}, compiled=True),
+    "angular": Loss("fused_angular_loss", eager.angular, peers.angular, {"alpha": 40.0}),
+    "circle": Loss("fused_circle_loss", eager.circle, peers.circle, {"m": 0.4, "gamma": 80.0}),
+    "proxy-nca": Loss(
+        "fused_proxy_nca_loss", eager.proxy_nca, peers.proxy_nca, {"softmax_scale": 1.0},
+        proxies=1),
+    "proxy-anchor": Loss(
+        "fused_proxy_anchor_loss", eager.proxy_anchor, peers.proxy_anchor,
+        {"margin": 0.1, "alpha": 32.0}, proxies=1),
+    "soft-triple": Loss(
+        "fused_soft_triple_loss", eager.soft_triple, peers.soft_triple,
+        {"la": 20.0, "gamma": 0.1, "margin": 0.01}, proxies=10),
+}
+# fmt: on
+SEARCHES = ("nearest", "hard-classes")
+OPS = (*LOSSES, *SEARCHES)
 
 
-def with_gradient(loss: Callable[..., Tensor], x: Tensor, *args: Any) -> Step:
+def make(op: str, candidate: str, rows: int, features: int, classes: int | None = None) -> Step:
+    """One candidate; raises `Absent`."""
+    if op in SEARCHES:
+        return _search(op, candidate, make_batch(rows, features).x.detach())
+    row = LOSSES[op]
+    return loss_step(
+        row, candidate, make_batch(rows, features, proxies_per_class=row.proxies, classes=classes)
+    )
+
+
+def loss_step(row: Loss, candidate: str, batch: Batch) -> Step:
+    if candidate == "G":
+        return yardstick(batch.x, batch.leaves[-1])
+    settings = row.settings(batch.x)
+    if candidate == "library":
+        return with_gradient(row.peer(batch, **settings), batch)
+    if candidate == "ours":
+        settings |= row.own
+        function = getattr(dmlap_kernels, row.function)
+    else:
+        function = _compiled(row.eager) if candidate == "compile" else row.eager
+    return with_gradient(functools.partial(function, **settings), batch)
+
+
+def with_gradient(loss: Callable[..., Tensor], batch: Batch) -> Step:
+    tensors, leaves = batch.tensors, batch.leaves
+
     def step() -> tuple[Tensor, ...]:
-        value = loss(x, *args)
-        return value, *torch.autograd.grad(value, x)
+        value = loss(*tensors)
+        return value, *torch.autograd.grad(value, leaves)
 
     return step
 
 
-def make(op: str, candidate: str, rows: int, features: int) -> Step:
-    """One candidate; raises `Absent`."""
-    x, labels = inputs(rows, features)
-    if candidate == "G":
-        buffer = torch.empty(rows, rows)
-        return lambda: (torch.mm(x, x.T, out=buffer),)
-    if op in ("nearest", "hard_classes"):
-        return _search(op, candidate, x)
-    return _loss(op, candidate, x.requires_grad_(), labels)
-
-
-def _loss(op: str, candidate: str, x: Tensor, labels: Tensor) -> Step:
-    if op == "triplet":
-        name, keyword, margin = "triplet", "margin", 0.2
-        ours, plain = dmlap_kernels.fused_triplet_loss, eager.triplet
-    else:
-        share = 1.0 if op == "contrastive-all" else ACTIVE_SHARE
-        name, keyword = "contrastive", "neg_margin"
-        margin = negative_margin(x.detach(), share)
-        ours, plain = dmlap_kernels.fused_contrastive_loss, eager.contrastive
-    if candidate == "ours":
-        return with_gradient(lambda x, labels: ours(x, labels, **{keyword: margin}), x, labels)
-    if candidate == "library":
-        return with_gradient(_peer(name, margin), x, labels)
-    function = _compiled(plain) if candidate == "compile" else plain
-    return with_gradient(function, x, labels, torch.tensor(margin))
+def yardstick(x: Tensor, y: Tensor) -> Step:
+    x, y = x.detach(), y.detach()
+    buffer = torch.empty(len(x), len(y))
+    return lambda: (torch.mm(x, y.T, out=buffer),)
 
 
 def _search(op: str, candidate: str, x: Tensor) -> Step:
-    margin = negative_margin(x, 1.0)
+    if candidate == "G":
+        return yardstick(x, x)
+    options: dict[str, Any] = {"k": NEIGHBOURS}
+    if op == "hard-classes":
+        options["margin"] = active(1.0)(x)
     if candidate == "ours":
         if op == "nearest":
-            return lambda: (dmlap_kernels.nearest(x, k=NEIGHBOURS).distances,)
+            return lambda: (dmlap_kernels.nearest(x, **options).distances,)
         names = torch.arange(len(x))
-        return lambda: (dmlap_kernels.hard_classes(x, names, NEIGHBOURS, margin=margin).scores,)
+        return lambda: (dmlap_kernels.hard_classes(x, names, **options).scores,)
     if candidate == "library":
-        if op == "hard_classes":
+        if op == "hard-classes":
             raise Absent("no library that we know of mines classes")
-        return _faiss(x)
-    plain = eager.nearest if op == "nearest" else eager.hard_classes
+        search = peers.faiss_nearest(x, x, NEIGHBOURS + 1)
+        return lambda: (search()[:, 1:].clamp_min(0).sqrt(),)
+    plain: Callable[..., Any] = eager.nearest if op == "nearest" else eager.hard_classes
     function = _compiled(plain) if candidate == "compile" else plain
-    if op == "nearest":
-        return lambda: (function(x, NEIGHBOURS)[0],)
-    return lambda: (function(x, NEIGHBOURS, torch.tensor(margin))[0],)
+    return lambda: (function(x, **options)[0],)
 
 
 @functools.cache
@@ -105,36 +193,3 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     except Exception as error:
         raise Absent(f"torch.compile does not work here: {error}") from error
     return torch.compile(function, dynamic=True)
-
-
-def _peer(name: str, margin: float) -> Callable[..., Tensor]:
-    """pytorch-metric-learning at the same settings."""
-    try:
-        from pytorch_metric_learning import distances, losses, miners, reducers
-    except ImportError as error:
-        raise Absent("pytorch-metric-learning is not installed") from error
-    distance = distances.LpDistance(normalize_embeddings=False)
-    options = {"distance": distance, "reducer": reducers.MeanReducer()}
-    if name == "contrastive":
-        loss = losses.ContrastiveLoss(pos_margin=0.0, neg_margin=margin, **options)
-        return lambda x, labels: loss(x, labels)
-    miner = miners.BatchHardMiner(distance=distance)
-    loss = losses.TripletMarginLoss(margin=margin, **options)
-    return lambda x, labels: loss(x, labels, miner(x, labels))
-
-
-def _faiss(x: Tensor) -> Step:
-    try:
-        import faiss
-    except ImportError as error:
-        raise Absent("faiss is not installed") from error
-    faiss.omp_set_num_threads(torch.get_num_threads())
-    rows = x.numpy()
-
-    def step() -> tuple[Tensor, ...]:
-        index = faiss.IndexFlatL2(rows.shape[1])
-        index.add(rows)
-        squared, _ = index.search(rows, NEIGHBOURS + 1)
-        return (torch.from_numpy(squared[:, 1:]).clamp_min(0).sqrt(),)
-
-    return step
