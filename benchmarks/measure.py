@@ -13,7 +13,13 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-MAX_ROUNDS = 40
+from torch import Tensor
+
+MAX_ROUNDS = 60
+# A call that takes this many budgets is not repeated.
+LONG_CALL = 4
+
+Steps = dict[str, Callable[[], Any]]
 
 
 def call_time(function: Callable[[], Any]) -> float:
@@ -22,11 +28,21 @@ def call_time(function: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def round_robin(steps: dict[str, Callable[[], Any]], seconds: float) -> dict[str, list[float]]:
-    """Durations of each warm candidate; about ``seconds`` are spent on each, at least one round."""
-    times = {name: [call_time(step)] for name, step in steps.items()}
+def round_robin(
+    steps: Steps, seconds: float, first: dict[str, float] | None = None
+) -> dict[str, list[float]]:
+    """Durations of each candidate; about ``seconds`` are spent on each, at least one round.
+
+    ``first``: what the first call of each took, where there has been one; where that was long
+    (`LONG_CALL`) it is the measurement.
+    """
+    first = first or {}
+    times: dict[str, list[float]] = {}
+    for name, step in steps.items():
+        long = first.get(name, 0.0) > LONG_CALL * seconds
+        times[name] = [first[name] if long else call_time(step)]
     rounds = {
-        name: max(1, min(MAX_ROUNDS, int(seconds / first))) for name, (first,) in times.items()
+        name: max(1, min(MAX_ROUNDS, int(seconds / taken))) for name, (taken,) in times.items()
     }
     longest = max(rounds.values(), default=0)
     for turn in range(1, longest):
@@ -39,6 +55,19 @@ def round_robin(steps: dict[str, Callable[[], Any]], seconds: float) -> dict[str
 
 def ratio(times: list[float], yardstick: list[float]) -> float:
     return statistics.median(times) / statistics.median(yardstick)
+
+
+def assert_agree(name: str, mine: Tensor, theirs: Tensor, tolerance: float) -> None:
+    error, scale = (mine - theirs).norm().item(), theirs.norm().item()
+    assert error <= tolerance * scale, f"{name} is {error / scale:.2g} off what it is held against"
+
+
+def record(benchmark: Any, bench: str, times: list[float], **info: Any) -> None:
+    """Hand measured rounds to pytest-benchmark, with what `benchmarks.table` reads of them."""
+    benchmark.group = " ".join(str(info[key]) for key in ("op", "size") if key in info)
+    benchmark.extra_info.update(bench=bench, **info)
+    play(times)
+    benchmark.pedantic(lambda: None, rounds=len(times))
 
 
 _tape: Iterator[float] = iter(())

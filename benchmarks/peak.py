@@ -1,9 +1,12 @@
 """Peak memory of one step, each in a process of its own.
 
-Run as ``python -m benchmarks.peak ROWS FEATURES OP CANDIDATE [OP CANDIDATE ...]``; prints one JSON
-object of MiB by "OP CANDIDATE". The interpreter forks for every step before any thread pool
-exists, which spares the imports. The figure is VmHWM after the step less the resident size before
-it, with inputs in place and one small step done.
+Run as ``python -m benchmarks.peak MEASUREMENT OP:CANDIDATE,... NUMBER ...``; prints one JSON object
+by "OP CANDIDATE". The interpreter forks for every step before any thread pool exists, which spares
+the imports. The figure is VmHWM after the step less the resident size before it, with inputs in
+place and one small step done.
+
+Measurements: ``growth ROWS FEATURES`` is that figure; ``scaling FEATURES CLASSES ROWS ...`` also
+the time of a step at each number of rows, memory at the last.
 """
 
 from __future__ import annotations
@@ -13,52 +16,79 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
-from benchmarks.candidates import make
+from benchmarks.candidates import LOSSES, Step, make
+from benchmarks.measure import round_robin
 
 ROOT = Path(__file__).resolve().parents[1]
 # The checkout comes last on the path: an installed package goes before its sources.
 WORKER = f"import sys; sys.path.append({str(ROOT)!r}); from benchmarks.peak import main"
 
 
-def measure(rows: int, features: int, pairs: list[tuple[str, str]]) -> dict[str, float]:
-    """MiB by "OP CANDIDATE"; empty where /proc is not Linux's."""
+def measure(
+    measurement: str, pairs: list[tuple[str, str]], numbers: list[int]
+) -> dict[str, dict[str, Any]]:
+    """What is found by "OP CANDIDATE"; empty where /proc is not Linux's."""
     if not Path("/proc/self/clear_refs").exists():
         return {}
-    words = [word for pair in pairs for word in pair]
+    words = [measurement, ",".join(":".join(pair) for pair in pairs), *map(str, numbers)]
     done = subprocess.run(
-        [sys.executable, "-c", f"{WORKER}; main(sys.argv[1:])", str(rows), str(features), *words],
+        [sys.executable, "-c", f"{WORKER}; main(sys.argv[1:])", *words],
         cwd=ROOT.root,
-        capture_output=True,
+        stdout=subprocess.PIPE,
         text=True,
         check=True,
     )
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def status(key: str) -> float:
+def growth(op: str, candidate: str, rows: int, features: int) -> dict[str, Any]:
+    make(op, candidate, 128, features)()
+    return _step_growth(make(op, candidate, rows, features))
+
+
+def scaling(op: str, candidate: str, features: int, classes: int, *rows: int) -> dict[str, Any]:
+    """Seconds by rows; in losses with proxies there are ``classes`` classes at any size."""
+    fixed = classes if op in LOSSES and LOSSES[op].proxies else None
+    *small, large = rows
+    steps = {str(n): make(op, candidate, n, features, fixed) for n in small}
+    before = round_robin(steps, 0.5)
+    step = make(op, candidate, large, features, fixed)
+    found = _step_growth(step)
+    after = round_robin(steps, 0.5)
+    seconds = {n: before[n] + after[n] for n in steps} | {str(large): [found["seconds"]]}
+    return {"peak_mib": found["peak_mib"], "seconds": seconds}
+
+
+def _step_growth(step: Step) -> dict[str, Any]:
+    ctypes.CDLL(None).malloc_trim(0)  # free lists would lend memory without showing it
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+    before = _status("VmRSS")
+    start = time.perf_counter()
+    step()
+    seconds = time.perf_counter() - start
+    return {"peak_mib": _status("VmHWM") - before, "seconds": seconds}
+
+
+def _status(key: str) -> float:
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) for line in file if line.startswith(key)) / 1024
 
 
-def growth(op: str, candidate: str, rows: int, features: int) -> float:
-    make(op, candidate, 128, features)()
-    step = make(op, candidate, rows, features)
-    ctypes.CDLL(None).malloc_trim(0)  # free lists would lend memory without showing it
-    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
-    before = status("VmRSS")
-    step()
-    return status("VmHWM") - before
+MEASUREMENTS = {"growth": growth, "scaling": scaling}
 
 
-def in_a_fork(op: str, candidate: str, rows: int, features: int) -> float:
+def _in_a_fork(measurement: str, op: str, candidate: str, numbers: list[int]) -> dict[str, Any]:
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
         code = 1
         try:
-            os.write(write, str(growth(op, candidate, rows, features)).encode())
+            found = MEASUREMENTS[measurement](op, candidate, *numbers)
+            os.write(write, json.dumps(found).encode())
             code = 0
         finally:
             os._exit(code)
@@ -66,16 +96,16 @@ def in_a_fork(op: str, candidate: str, rows: int, features: int) -> float:
     with os.fdopen(read) as pipe:
         text = pipe.read()
     if os.waitpid(child, 0)[1] != 0:
-        raise SystemExit(f"{op} {candidate} failed")
-    return float(text)
+        raise SystemExit(f"{measurement} of {op} {candidate} failed")
+    return json.loads(text)
 
 
 def main(arguments: list[str]) -> None:
-    rows, features, *words = arguments
-    found = {
-        f"{op} {candidate}": in_a_fork(op, candidate, int(rows), int(features))
-        for op, candidate in zip(words[::2], words[1::2], strict=True)
-    }
+    measurement, pairs, *numbers = arguments
+    found = {}
+    for pair in pairs.split(","):
+        op, candidate = pair.split(":")
+        found[f"{op} {candidate}"] = _in_a_fork(measurement, op, candidate, [*map(int, numbers)])
     print(json.dumps(found))
 
 
