@@ -34,7 +34,7 @@ def noise_images() -> Dataset:
 
 
 @pytest.mark.benchmark(timer=recorded_clock)
-@pytest.mark.parametrize("loss", ["contrastive", "triplet"])
+@pytest.mark.parametrize("loss", ["contrastive"])
 def test_training_step(loss: str, benchmark: Any) -> None:
     data = noise_images()
     trainers = {
