@@ -46,8 +46,9 @@ class Comparisons:
             raise found
         return found
 
-    def check(self, op: str, rows: int, features: int) -> None:
-        check(op, self._steps(op, rows, features))
+    def check(self, op: str, rows: int, features: int, candidate: str) -> None:
+        """Without measuring: whether a candidate agrees with eager PyTorch."""
+        check(op, self._steps(op, rows, features, ("eager", candidate)))
 
     def absent(self, op: str, rows: int, features: int) -> dict[str, str]:
         """Why candidates of a comparison do not take part."""
@@ -70,10 +71,12 @@ class Comparisons:
             return False
         return True
 
-    def _steps(self, op: str, rows: int, features: int) -> dict[str, Step]:
+    def _steps(
+        self, op: str, rows: int, features: int, candidates: tuple[str, ...] = CANDIDATES
+    ) -> dict[str, Step]:
         steps = {}
         absent = self._absent[op, rows, features] = {}
-        for candidate in CANDIDATES:
+        for candidate in candidates:
             try:
                 self._refuse_unwanted(op, features, candidate)
                 steps[candidate] = make(op, candidate, rows, features)

@@ -63,8 +63,9 @@ def assert_agree(name: str, mine: Tensor, theirs: Tensor, tolerance: float) -> N
 
 
 def record(benchmark: Any, bench: str, times: list[float], **info: Any) -> None:
-    """Hand measured rounds to pytest-benchmark, with what `benchmarks.table` reads of them."""
-    benchmark.group = " ".join(str(info[key]) for key in ("op", "size") if key in info)
+    """Hand measured rounds to pytest-benchmark; ``info`` has an op, a size, and what else
+    `benchmarks.findings` reads."""
+    benchmark.group = f"{bench}: {info['op']}, {info['size']}"
     benchmark.extra_info.update(bench=bench, **info)
     play(times)
     benchmark.pedantic(lambda: None, rounds=len(times))
