@@ -81,7 +81,8 @@ def triplet_distance_weighted(
         log_weights = (2 - features) * clipped.log()
         log_weights -= (features - 3) / 2 * (1 - clipped.square() / 4).log()
         usable = negative & log_weights.isfinite() & (d < nonzero_loss_cutoff)
-        weights = (log_weights - log_weights[usable].amax()).exp() * usable
+        log_weights = log_weights.masked_fill(~usable, -torch.inf)
+        weights = (log_weights - log_weights.amax()).exp()
         drawable = weights.sum(1) > 0
     anchor, other = (positive & drawable[:, None]).nonzero(as_tuple=True)
     drawn = torch.multinomial(weights[anchor], 1).squeeze(1)
