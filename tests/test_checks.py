@@ -6,6 +6,7 @@ error.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from dmlap_kernels import fused_contrastive_loss, fused_triplet_loss, hard_classes, nearest
+import dmlap_kernels
+from dmlap_kernels import fused_triplet_loss, hard_classes, nearest
 from dmlap_kernels.backends.registry import backends
 
 X = torch.zeros(6, 4)
@@ -21,7 +23,7 @@ LABELS = torch.tensor([0, 0, 1, 1, 2, 2])
 Y = torch.zeros(5, 4)
 REF_LABELS = torch.tensor([0, 0, 1, 1, 2])
 META = torch.device("meta")
-LOSSES = {"triplet": fused_triplet_loss, "contrastive": fused_contrastive_loss}
+Row = tuple[dict[str, Any], type[Exception] | tuple[type[Exception], ...], list[str]]
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +37,7 @@ def no_kernel_may_run(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # what is changed in a good call, the error, and what the sentence must hold
-BAD_TENSORS: dict[str, tuple[dict[str, Any], type[Exception], list[str]]] = {
+BAD_TENSORS: dict[str, Row] = {
     "list": ({"embeddings": [[1.0]]}, TypeError, ["embeddings", "list", "Tensor"]),
     "none": ({"embeddings": None}, TypeError, ["embeddings", "NoneType", "Tensor"]),
     "rank-1": ({"embeddings": torch.zeros(6)}, ValueError, ["embeddings", r"\(6,\)", "features"]),
@@ -110,14 +112,41 @@ BAD_TENSORS: dict[str, tuple[dict[str, Any], type[Exception], list[str]]] = {
         ["ref_labels", "float32", "integer"],
     ),
 }
-BAD_OPTIONS: dict[str, tuple[dict[str, Any], type[Exception], list[str]]] = {
-    "distance": (
-        {"distance": "manhattan"},
+PROXIES: dict[str, Any] = {"proxies": Y, "proxy_labels": REF_LABELS}
+# Rows of BAD_TENSORS about references do not concern proxies.
+BAD_PROXIES: dict[str, Row] = {
+    **{name: row for name, row in BAD_TENSORS.items() if not name.startswith("ref")},
+    "proxies-list": ({"proxies": [[1.0]]}, TypeError, ["proxies", "list", "Tensor"]),
+    "proxies-none": ({"proxies": None}, TypeError, ["proxies", "NoneType", "Tensor"]),
+    "proxies-rank": ({"proxies": torch.zeros(5)}, ValueError, ["proxies", r"\(5,\)"]),
+    "proxies-features": (
+        {"proxies": torch.zeros(5, 3)},
         ValueError,
-        ["distance", "manhattan", "euclidean", "sqeuclidean", "cosine"],
+        ["proxies", r"\(5, 3\)", "4", "embeddings"],
     ),
-    "distance-none": ({"distance": None}, ValueError, ["distance", "None", "euclidean"]),
-    "distance-list": ({"distance": ["cosine"]}, (ValueError, TypeError), ["distance", "cosine"]),
+    "proxies-dtype": ({"proxies": Y.long()}, TypeError, ["proxies", "int64", "float32"]),
+    "proxies-device": (
+        {"proxies": Y.to(META), "proxy_labels": REF_LABELS.to(META)},
+        ValueError,
+        ["proxies", "meta", "cpu"],
+    ),
+    "proxy-labels-length": (
+        {"proxy_labels": LABELS},
+        ValueError,
+        ["proxy_labels", r"\(6,\)", r"\(5,\)", "proxies"],
+    ),
+    "proxy-labels-float": (
+        {"proxy_labels": REF_LABELS.float()},
+        TypeError,
+        ["proxy_labels", "float32", "integer"],
+    ),
+    "proxy-labels-device": (
+        {"proxy_labels": REF_LABELS.to(META)},
+        ValueError,
+        ["proxy_labels", "meta", "cpu"],
+    ),
+}
+BAD_OPTIONS: dict[str, Row] = {
     "reduction": (
         {"reduction": "average"},
         ValueError,
@@ -130,7 +159,6 @@ BAD_OPTIONS: dict[str, tuple[dict[str, Any], type[Exception], list[str]]] = {
         ValueError,
         ["precision", "exact", "highest", "high", "medium"],
     ),
-    "normalize": ({"normalize": "yes"}, TypeError, ["normalize", "yes", "True", "False"]),
     "return-stats": (
         {"return_stats": "all"},
         ValueError,
@@ -142,40 +170,127 @@ BAD_OPTIONS: dict[str, tuple[dict[str, Any], type[Exception], list[str]]] = {
         ["return_stats", "2", "class_scores"],
     ),
 }
-OWN_OPTIONS: dict[str, dict[str, tuple[dict[str, Any], type[Exception], list[str]]]] = {
-    "triplet": {
-        "margin-text": ({"margin": "0.2"}, TypeError, ["margin", "0.2", "number"]),
-        "margin-none": ({"margin": None}, TypeError, ["margin", "None", "number"]),
-        "margin-nan": ({"margin": float("nan")}, ValueError, ["margin", "nan", "finite"]),
-        "margin-bool": ({"margin": True}, TypeError, ["margin", "True", "number"]),
-        "mining": (
-            {"mining": "easy"},
-            ValueError,
-            ["mining", "easy", "'hard'", "'semihard'", "'all'", "'distance_weighted'"],
-        ),
-        "cutoff-alone": ({"cutoff": 0.4}, ValueError, ["cutoff", "0.4", "distance_weighted"]),
-        "seed-alone": ({"seed": 1}, ValueError, ["seed", "1", "distance_weighted"]),
-        "mining-none": ({"mining": None}, ValueError, ["mining", "None", "hard"]),
-        "smooth": ({"smooth": 1}, TypeError, ["smooth", "1", "True", "False"]),
-        "swap": ({"swap": "no"}, TypeError, ["swap", "no", "True", "False"]),
-    },
-    "contrastive": {
-        "pos-margin": ({"pos_margin": "0"}, TypeError, ["pos_margin", "0", "number"]),
-        "neg-margin": ({"neg_margin": [1.0]}, TypeError, ["neg_margin", "1.0", "number"]),
-        "neg-margin-inf": (
-            {"neg_margin": float("inf")},
-            ValueError,
-            ["neg_margin", "inf", "finite"],
-        ),
-        "squared": ({"squared": None}, TypeError, ["squared", "None", "True", "False"]),
-    },
+DISTANCE = ("euclidean", "sqeuclidean", "cosine")
+SIMILARITY = (*DISTANCE, "dot")
+INNER_PRODUCT = ("cosine", "dot")
+NUMBER, POSITIVE = "finite", "greater than 0"
+
+
+class Loss:
+    """A loss: the distances it takes, and the bounds of its numbers; ``own`` are further rows."""
+
+    def __init__(
+        self, distances: tuple[str, ...], numbers: dict[str, str], own: dict[str, Row] | None = None
+    ) -> None:
+        self.distances = distances
+        self.numbers = numbers
+        self.own = own or {}
+
+    def rows(self, proxies: bool) -> dict[str, Row]:
+        rows = (BAD_PROXIES if proxies else BAD_TENSORS) | BAD_OPTIONS | self.own
+        if self.distances:
+            accepted = [repr(name) for name in self.distances]
+            for bad in ("manhattan", None, ["cosine"], *set(SIMILARITY) - set(self.distances)):
+                error = (ValueError, TypeError)
+                rows[f"distance-{bad}"] = ({"distance": bad}, error, ["distance", *accepted])
+            words = ["normalize", "yes", "True", "False"]
+            rows["normalize"] = ({"normalize": "yes"}, TypeError, words)
+        for name, bound in self.numbers.items():
+            for bad in ("0.2", True, [1.0]):
+                words = [name, "number", re.escape(repr(bad))]
+                rows[f"{name}-{bad!r}"] = ({name: bad}, TypeError, words)
+            for bad in (math.nan, math.inf, *((0.0, -1.0) if bound == POSITIVE else ())):
+                rows[f"{name}-{bad}"] = ({name: bad}, ValueError, [name, bound, str(bad)])
+        return rows
+
+
+DRAWN = {"mining": "distance_weighted"}
+LOSSES: dict[str, Loss] = {
+    "triplet": Loss(
+        DISTANCE,
+        {"margin": NUMBER},
+        {
+            "margin-None": ({"margin": None}, TypeError, ["margin", "None", "number"]),
+            "mining": (
+                {"mining": "easy"},
+                ValueError,
+                ["mining", "easy", "'hard'", "'semihard'", "'all'", "'distance_weighted'"],
+            ),
+            "mining-none": ({"mining": None}, ValueError, ["mining", "None", "hard"]),
+            "smooth": ({"smooth": 1}, TypeError, ["smooth", "1", "True", "False"]),
+            "swap": ({"swap": "no"}, TypeError, ["swap", "no", "True", "False"]),
+            "cutoff-alone": ({"cutoff": 0.4}, ValueError, ["cutoff", "0.4", "distance_weighted"]),
+            "nonzero-alone": (
+                {"nonzero_loss_cutoff": 1.0, "mining": "all"},
+                ValueError,
+                ["nonzero_loss_cutoff", "1.0", "'all'", "distance_weighted"],
+            ),
+            "seed-alone": ({"seed": 1}, ValueError, ["seed", "1", "distance_weighted"]),
+            "seed-float": ({"seed": 1.0, **DRAWN}, TypeError, ["seed", "1.0", "integer"]),
+            "seed-below": ({"seed": -1, **DRAWN}, ValueError, ["seed", "-1", "0"]),
+            "seed-beyond": ({"seed": 2**53, **DRAWN}, ValueError, ["seed", str(2**53), "2.53"]),
+            "cutoff": ({"cutoff": -0.1, **DRAWN}, ValueError, ["cutoff", "-0.1", "at least 0"]),
+            "cutoff-order": (
+                {"cutoff": 1.4, **DRAWN},
+                ValueError,
+                ["nonzero_loss_cutoff", "1.4", "greater than 1.4"],
+            ),
+            "drawn-normalize": ({"normalize": 1, **DRAWN}, TypeError, ["normalize", "1", "True"]),
+        },
+    ),
+    "contrastive": Loss(
+        DISTANCE,
+        {"pos_margin": NUMBER, "neg_margin": NUMBER},
+        {"squared": ({"squared": None}, TypeError, ["squared", "None", "True", "False"])},
+    ),
+    "margin": Loss(
+        DISTANCE,
+        {"margin": NUMBER, "beta": NUMBER},
+        {
+            "beta-shape": ({"beta": X}, ValueError, ["beta", r"\(6, 4\)", "classes"]),
+            "beta-empty": ({"beta": X[0, :0]}, ValueError, ["beta", r"\(0,\)", "classes"]),
+            "beta-dtype": ({"beta": LABELS}, TypeError, ["beta", "int64", "floating"]),
+            "beta-device": (
+                {"beta": torch.zeros(3, device=META)},
+                ValueError,
+                ["beta", "meta", "cpu", "embeddings"],
+            ),
+            "beta-too-short": ({"beta": torch.ones(2)}, ValueError, ["beta", r"\(2,\)", r"0\.\.1"]),
+            "beta-negative-label": (
+                {"beta": torch.ones(4), "labels": LABELS - 1},
+                ValueError,
+                ["beta", r"\(4,\)", r"0\.\.3"],
+            ),
+        },
+    ),
+    "multi_similarity": Loss(
+        SIMILARITY, {"alpha": POSITIVE, "beta": POSITIVE, "base": NUMBER, "epsilon": NUMBER}
+    ),
+    "lifted_structure": Loss(
+        DISTANCE,
+        {"pos_margin": NUMBER, "neg_margin": NUMBER},
+        {"form": ({"form": "new"}, ValueError, ["form", "new", "'generalized'", "'original'"])},
+    ),
+    "n_pairs": Loss(SIMILARITY, {}),
+    "nt_xent": Loss(SIMILARITY, {"temperature": POSITIVE}),
+    "sup_con": Loss(SIMILARITY, {"temperature": POSITIVE}),
+    "angular": Loss(
+        (),
+        {"alpha": POSITIVE},
+        {"alpha-large": ({"alpha": 70.5}, ValueError, ["alpha", "70.5", "at most 70"])},
+    ),
+    "circle": Loss((), {"m": NUMBER, "gamma": POSITIVE}),
+    "proxy_nca": Loss(SIMILARITY, {"softmax_scale": POSITIVE}),
+    "proxy_anchor": Loss(INNER_PRODUCT, {"margin": NUMBER, "alpha": POSITIVE}),
+    "soft_triple": Loss(INNER_PRODUCT, {"la": POSITIVE, "gamma": POSITIVE, "margin": NUMBER}),
 }
+PROXY_LOSSES = ("proxy_nca", "proxy_anchor", "soft_triple")
 BAD_LOSS_CALLS = [
-    pytest.param(loss, *row, id=f"{loss}-{name}")
-    for loss in LOSSES
-    for name, row in (BAD_TENSORS | BAD_OPTIONS | OWN_OPTIONS[loss]).items()
+    pytest.param(name, *row, id=f"{name}-{what}")
+    for name, loss in LOSSES.items()
+    for what, row in loss.rows(name in PROXY_LOSSES).items()
 ]
-BAD_NEAREST: dict[str, tuple[dict[str, Any], type[Exception], list[str]]] = {
+BAD_NEAREST: dict[str, Row] = {
     "queries-list": ({"queries": [1.0]}, TypeError, ["queries", "list", "Tensor"]),
     "queries-rank": ({"queries": torch.zeros(6)}, ValueError, ["queries", r"\(6,\)"]),
     "queries-dtype": (
@@ -205,7 +320,7 @@ BAD_NEAREST: dict[str, tuple[dict[str, Any], type[Exception], list[str]]] = {
     "normalize": ({"normalize": 1}, TypeError, ["normalize", "1", "True"]),
     "backend": ({"backend": "gpu"}, ValueError, ["backend", "gpu", "torch"]),
 }
-BAD_CLASSES: dict[str, tuple[dict[str, Any], type[Exception], list[str]]] = {
+BAD_CLASSES: dict[str, Row] = {
     "rows": ({"representatives": 3}, TypeError, ["representatives", "int", "Tensor"]),
     "rank": ({"representatives": X[0]}, ValueError, ["representatives", r"\(4,\)"]),
     "labels": ({"labels": LABELS[:3]}, ValueError, ["labels", r"\(3,\)", r"\(6,\)"]),
@@ -234,12 +349,23 @@ def assert_refused(
     assert "\n" not in message
 
 
+def call(loss: str) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """The function, and the arguments of a good call."""
+    good = {"embeddings": X, "labels": LABELS} | (PROXIES if loss in PROXY_LOSSES else {})
+    return getattr(dmlap_kernels, f"fused_{loss}_loss"), good
+
+
 @pytest.mark.parametrize(("loss", "change", "error", "words"), BAD_LOSS_CALLS)
 def test_losses(
     loss: str, change: dict[str, Any], error: type[Exception], words: list[str]
 ) -> None:
-    good = {"embeddings": X, "labels": LABELS}
-    assert_refused(LOSSES[loss], good | change, error, words)
+    function, good = call(loss)
+    assert_refused(function, good | change, error, words)
+
+
+def test_every_loss_is_in_the_table() -> None:
+    functions = [name for name in dmlap_kernels.__all__ if name.startswith("fused_")]
+    assert sorted(functions) == sorted(f"fused_{loss}_loss" for loss in LOSSES)
 
 
 @pytest.mark.parametrize(("change", "error", "words"), BAD_NEAREST.values(), ids=BAD_NEAREST.keys())
@@ -254,10 +380,19 @@ def test_hard_classes(change: dict[str, Any], error: type[Exception], words: lis
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("option", ["margins", "temperature"])
+@pytest.mark.parametrize("option", ["margins", "squares"])
 def test_unknown_keywords(loss: str, option: str) -> None:
+    function, good = call(loss)
     with pytest.raises(TypeError, match=option):
-        LOSSES[loss](X, LABELS, **{option: 1.0})
+        function(**good, **{option: 1.0})
+
+
+@pytest.mark.parametrize("loss", ["angular", "circle"])
+@pytest.mark.parametrize("option", [{"distance": "cosine"}, {"normalize": True}])
+def test_losses_of_cosines_take_no_distance(loss: str, option: dict[str, Any]) -> None:
+    function, good = call(loss)
+    with pytest.raises(TypeError, match=next(iter(option))):
+        function(**good, **option)
 
 
 def test_nearest_without_any_candidate() -> None:

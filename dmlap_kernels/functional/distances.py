@@ -55,10 +55,11 @@ def fused_triplet_loss(
             are rows of the references where there are references.
         cutoff: for distance-weighted mining, at least 0: Euclidean distances below count as this
             one, so that the closest negatives do not take all of the draws.
-        nonzero_loss_cutoff: for distance-weighted mining, at least 0: negatives at this Euclidean
-            distance or farther are not drawn.
+        nonzero_loss_cutoff: for distance-weighted mining, more than ``cutoff``: negatives at this
+            Euclidean distance or farther are not drawn.
         seed: for distance-weighted mining, 0..2^53 - 1: the same seed draws the same triplets on
-            every backend. None takes one from torch's default generator (`torch.manual_seed`).
+            every backend. None takes one from torch's default generator (`torch.manual_seed`);
+            under `torch.compile` a seed must be given, and every other one is compiled anew.
         distance: ``"euclidean"``, ``"sqeuclidean"`` or ``"cosine"``.
         normalize, reduction, backend, precision, return_stats: see the module's documentation.
 
@@ -80,11 +81,11 @@ def fused_triplet_loss(
         float(checks.flag("swap", swap)),
     )
     if mining == "distance_weighted":
-        params += (
-            checks.number("cutoff", cutoff, minimum=0),
-            checks.number("nonzero_loss_cutoff", nonzero_loss_cutoff, minimum=0),
-            float(_seed(seed)),
+        cutoff = checks.number("cutoff", cutoff, minimum=0)
+        nonzero_loss_cutoff = checks.number(
+            "nonzero_loss_cutoff", nonzero_loss_cutoff, above=cutoff
         )
+        params += (cutoff, nonzero_loss_cutoff, float(_seed(seed)))
         normalize = checks.flag("normalize", normalize) or distance != "cosine"
     elif (cutoff, nonzero_loss_cutoff, seed) != (_CUTOFF, _NONZERO_LOSS_CUTOFF, None):
         raise ValueError(
@@ -111,8 +112,7 @@ def _seed(seed: int | None) -> int:
         return checks.count("seed", seed, minimum=0, maximum=_LAST_SEED, why="2^53 - 1")
     if torch.compiler.is_compiling():
         raise RuntimeError(
-            "seed must be given under torch.compile, where it would be drawn once and kept, got "
-            "None; pass a number that changes from step to step"
+            "seed must be given under torch.compile, which would keep the first one drawn, got None"
         )
     return int(torch.randint(_LAST_SEED + 1, ()))
 

@@ -1,32 +1,26 @@
-"""How the losses behave inside PyTorch: compile, autocast, second derivatives, modules."""
+"""How the losses behave inside PyTorch: compile, autocast, second derivatives, signatures."""
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import inspect
-import pickle
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import dmlap_kernels.functional
 from dmlap_kernels import PairStats
-from dmlap_kernels.losses import LOSSES
-from tests.losses.compare import FUSED
-from tests.losses.test_properties import draw
+from tests.losses.calls import CALLS, EVERY_CALL, Call
 
-both = pytest.mark.parametrize("loss", FUSED)
-PUBLIC = {
-    "triplet": {"margin": 0.3, "swap": True, "normalize": True, "distance": "cosine"},
-    "contrastive": {"pos_margin": 0.1, "neg_margin": 3.5, "squared": True},
-}
+REFS = pytest.mark.parametrize("refs", [False, True], ids=["self", "refs"])
 
 
 @pytest.fixture(autouse=True)
-def forget_compiled_code() -> None:
-    """The functions of one test differ in what they close over; dynamo counts them as one."""
+def fresh_compiler() -> None:
+    """The functions of one test differ in what they close over, which dynamo counts as one; and
+    compilations of other tests do not count against the recompilation limit of this one."""
     torch.compiler.reset()
 
 
@@ -39,171 +33,162 @@ def why_no_inductor() -> str | None:
     return None
 
 
-@pytest.fixture(autouse=True)
-def fresh_compiler() -> None:
-    """Compilations of other tests do not count against the recompilation limit of this one."""
-    torch._dynamo.reset()
+@EVERY_CALL
+@REFS
+def test_second_derivative_is_refused_with_a_sentence(call: Call, refs: bool, backend: str) -> None:
+    call.skip_unless(backend)
+    x, labels, y, ref_labels = call.draw(refs)
+    leaves = [t.requires_grad_() for t in (x, y) if t is not None]
+    value = call(x, labels, y, ref_labels, backend=backend)
+    for grad in torch.autograd.grad(value, leaves, create_graph=True):
+        with pytest.raises(RuntimeError, match="fused losses can be differentiated once"):
+            grad.square().sum().backward(retain_graph=True)
 
 
-@both
-@pytest.mark.parametrize("refs", [False, True], ids=["self", "refs"])
-def test_second_derivative_is_refused_with_a_sentence(loss: str, refs: bool, backend: str) -> None:
-    problem = draw(refs=refs, **PUBLIC[loss])
-    problem.keywords = PUBLIC[loss]
-    x = problem.x.requires_grad_()
-    value = FUSED[loss](
-        x, problem.labels, problem.y, problem.ref_labels, backend=backend, **problem.keywords
-    )
-    (grad,) = torch.autograd.grad(value, x, create_graph=True)
-    with pytest.raises(RuntimeError, match=r"differentiated once|double backward|second deriv"):
+def test_second_derivative_of_a_learnable_boundary_is_refused(backend: str) -> None:
+    x, labels, *_ = CALLS[0].draw(False)
+    beta = torch.full((7,), 4.0, requires_grad=True)
+    value = dmlap_kernels.fused_margin_loss(x, labels, beta=beta, backend=backend)
+    (grad,) = torch.autograd.grad(value, beta, create_graph=True)
+    assert grad.any()
+    with pytest.raises(RuntimeError, match="fused losses can be differentiated once"):
         grad.square().sum().backward()
 
 
-@both
-def test_create_graph_alone_is_allowed(loss: str, backend: str) -> None:
+@EVERY_CALL
+def test_create_graph_alone_is_allowed(call: Call, backend: str) -> None:
     """Trainers that always pass create_graph get the usual gradient."""
-    problem = draw()
-    x = problem.x.requires_grad_()
-    value = FUSED[loss](x, problem.labels, backend=backend)
+    call.skip_unless(backend)
+    x, *others = call.draw(False)
+    value = call(x.requires_grad_(), *others, backend=backend)
     (plain,) = torch.autograd.grad(value, x, retain_graph=True)
     (kept,) = torch.autograd.grad(value, x, create_graph=True)
+    assert plain.any()
     assert torch.equal(plain, kept)
 
 
-@both
-@pytest.mark.parametrize("refs", [False, True], ids=["self", "refs"])
+@EVERY_CALL
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_compile_full_graph(loss: str, refs: bool, reduction: str, backend: str) -> None:
-    """Tracing and autograd are ours to get right; code generation has its own test."""
-    assert_compiles(loss, refs, reduction, "aot_eager", backend)
+def test_compile_full_graph(call: Call, reduction: str, backend: str) -> None:
+    """Tracing and autograd are ours to get right; code generation has its own test.
+
+    In the self case with the mean, with references with one value an anchor.
+    """
+    call.skip_unless(backend)
+    assert_compiles(call, reduction == "none", reduction, "aot_eager", backend)
 
 
 def test_compile_with_inductor() -> None:
     """One case is enough: the loss is one opaque operator to code generation."""
     if reason := why_no_inductor():
         pytest.skip(reason)
-    assert_compiles("triplet", True, "mean", "inductor", "auto")
+    assert_compiles(CALLS[0], True, "mean", "inductor", "auto")
 
 
-def assert_compiles(loss: str, refs: bool, reduction: str, compiler: str, backend: str) -> None:
-    problem = draw(refs=refs, reduction=reduction, **PUBLIC[loss])
-    keywords = problem.keywords | PUBLIC[loss] | {"backend": backend}
+def assert_compiles(call: Call, refs: bool, reduction: str, compiler: str, backend: str) -> None:
+    """Value, statistics and gradients of the compiled call are those of the eager one."""
+    x, labels, y, ref_labels = call.draw(refs)
 
-    def step(x: torch.Tensor, y: torch.Tensor | None) -> torch.Tensor:
-        value = FUSED[loss](2 * x, problem.labels, y, problem.ref_labels, **keywords)
-        return value * 3
+    def step(x: Tensor, y: Tensor | None) -> tuple[Tensor, ...]:
+        options = {"backend": backend, "reduction": reduction, "return_stats": True}
+        value, stats = call(2 * x, labels, y, ref_labels, **options)
+        return value * 3, stats.violated, stats.violation, stats.hardest_negative
 
-    compiled = torch.compile(step, fullgraph=True, backend=compiler)
     results = []
-    for function in (step, compiled):
-        x = problem.x.clone().requires_grad_()
-        y = None if problem.y is None else problem.y.clone().requires_grad_()
-        value = function(x, y)
+    for function in (step, torch.compile(step, fullgraph=True, backend=compiler)):
+        leaves = [None if t is None else t.clone().requires_grad_() for t in (x, y)]
+        value, *rest = function(*leaves)
         value.sum().backward()
-        results.append([value.detach(), x.grad, *(() if y is None else (y.grad,))])
+        assert not any(t.requires_grad for t in rest)
+        results.append([value.detach(), *rest, *(t.grad for t in leaves if t is not None)])
     for eager, ours in zip(*results, strict=True):
         torch.testing.assert_close(ours, eager)
 
 
-@both
-def test_compile_with_statistics(loss: str, backend: str) -> None:
-    problem = draw()
-
-    @torch.compile(fullgraph=True, backend="aot_eager")
-    def step(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        value, stats = FUSED[loss](x, problem.labels, backend=backend, return_stats=True)
-        return value, stats.violated, stats.hardest_negative
-
-    x = problem.x.clone().requires_grad_()
-    value, violated, negatives = step(x)
-    truth, stats = FUSED[loss](problem.x, problem.labels, backend=backend, return_stats=True)
-    assert torch.equal(value.detach(), truth)
-    assert torch.equal(violated, stats.violated)
-    assert torch.equal(negatives, stats.hardest_negative)
-    value.backward()
-    assert x.grad.abs().sum() > 0
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@both
-def test_operator_registration(loss: str, dtype: torch.dtype, backend: str) -> None:
+@pytest.mark.parametrize("loss", ["triplet", "contrastive", "margin", "proxy_anchor"])
+def test_compiled_shapes_may_change(loss: str, dtype: torch.dtype, backend: str) -> None:
     """Shapes and dtypes promised to the compiler are those that come out."""
-    problem = draw(rows=12, features=3, refs=True)
-    x, y = problem.x.to(dtype).requires_grad_(), problem.y.to(dtype).requires_grad_()
+    call = next(call for call in CALLS if call.loss == loss)
+    x, labels, y, ref_labels = call.draw(True, rows=12, features=3)
+    x, y = (t.to(dtype).requires_grad_() for t in (x, y))
+    beta = {"beta": torch.full((7,), 1.5, requires_grad=True)} if loss == "margin" else {}
+    options = beta | {"backend": backend, "reduction": "none"}
 
     @torch.compile(fullgraph=True, backend="aot_eager", dynamic=True)
-    def step(x: torch.Tensor, labels: torch.Tensor, y: torch.Tensor, ref_labels: torch.Tensor):
-        value = FUSED[loss](x, labels, y, ref_labels, backend=backend, reduction="none")
+    def step(x: Tensor, labels: Tensor, y: Tensor, ref_labels: Tensor) -> tuple[Tensor, Tensor]:
+        value = call(x, labels, y, ref_labels, **options)
         return value, value.new_zeros(value.shape)
 
+    leaves = (x, y, *beta.values())
     for rows in (12, 7):
-        value, like = step(x[:rows], problem.labels[:rows], y, problem.ref_labels)
+        value, like = step(x[:rows], labels[:rows], y, ref_labels)
+        truth = call(x[:rows], labels[:rows], y, ref_labels, **options)
         assert value.dtype == like.dtype
-        assert value.shape == (rows,)
-        truth = FUSED[loss](
-            x[:rows],
-            problem.labels[:rows],
-            y,
-            problem.ref_labels,
-            backend=backend,
-            reduction="none",
-        )
+        assert value.shape == truth.shape
         assert torch.equal(value, truth)
-        grads = torch.autograd.grad(value.sum(), (x, y))
-        true_grads = torch.autograd.grad(truth.sum(), (x, y))
+        grads = torch.autograd.grad(value.sum(), leaves)
+        true_grads = torch.autograd.grad(truth.sum(), leaves)
         for a, b in zip(grads, true_grads, strict=True):
             torch.testing.assert_close(a, b)
 
 
-@both
+def test_a_seed_must_be_given_to_the_compiler() -> None:
+    x, labels, *_ = CALLS[0].draw(False)
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def step(x: Tensor) -> Tensor:
+        return dmlap_kernels.fused_triplet_loss(x, labels, mining="distance_weighted")
+
+    with pytest.raises(RuntimeError, match="seed must be given under torch.compile"):
+        step(x)
+
+
+@EVERY_CALL
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_changes_nothing_for_given_embeddings(
-    loss: str, dtype: torch.dtype, backend: str
+    call: Call, dtype: torch.dtype, backend: str
 ) -> None:
-    problem = draw()
+    call.skip_unless(backend)
+    rows, *others = call.draw(False)
     layer = torch.nn.Linear(12, 12, bias=False)
-    for rows in (problem.x, problem.x.to(dtype)):
-        x = rows.clone().requires_grad_()
-        truth = FUSED[loss](x, problem.labels, backend=backend)
+    for x in (rows, rows.to(dtype)):
+        x = x.clone().requires_grad_()
+        truth = call(x, *others, backend=backend)
         (true_grad,) = torch.autograd.grad(truth, x)
         with torch.autocast("cpu", dtype=dtype):
-            value = FUSED[loss](x, problem.labels, backend=backend)
+            value = call(x, *others, backend=backend)
         (grad,) = torch.autograd.grad(value, x)
         assert value.dtype == torch.float32
+        assert grad.dtype == x.dtype
         assert torch.equal(value, truth)
         assert torch.equal(grad, true_grad)
     with torch.autocast("cpu", dtype=dtype):
-        embeddings = layer(problem.x)
+        embeddings = layer(rows)
         assert embeddings.dtype == dtype
-        FUSED[loss](embeddings, problem.labels, backend=backend).backward()
+        call(embeddings, *others, backend=backend).backward()
     assert torch.isfinite(layer.weight.grad).all() and layer.weight.grad.any()
 
 
-@both
-def test_no_grad_and_inference_mode(loss: str, backend: str) -> None:
-    problem = draw(refs=True)
-    x = problem.x.requires_grad_()
-    truth = FUSED[loss](*problem.args(), backend=backend)
+@EVERY_CALL
+def test_no_grad_and_inference_mode(call: Call, backend: str) -> None:
+    call.skip_unless(backend)
+    x, *others = call.draw(True)
+    x.requires_grad_()
+    truth = call(x, *others, backend=backend)
     for context in (torch.no_grad(), torch.inference_mode()):
         with context:
-            value, stats = FUSED[loss](
-                x,
-                problem.labels,
-                problem.y,
-                problem.ref_labels,
-                backend=backend,
-                return_stats="class_scores",
-            )
+            value, stats = call(x, *others, backend=backend, return_stats="class_scores")
         assert not value.requires_grad
         assert torch.equal(value, truth.detach())
         assert not stats.class_scores.mean_violation.requires_grad
 
 
-@both
-def test_statistics_are_detached(loss: str, backend: str) -> None:
-    problem = draw()
-    x = problem.x.requires_grad_()
-    value, stats = FUSED[loss](x, problem.labels, backend=backend, return_stats=True)
+@EVERY_CALL
+def test_statistics_are_detached(call: Call, backend: str) -> None:
+    call.skip_unless(backend)
+    x, *others = call.draw(False)
+    value, stats = call(x.requires_grad_(), *others, backend=backend, return_stats=True)
     assert isinstance(stats, PairStats) and stats.class_scores is None
     assert value.requires_grad
     for field in dataclasses.fields(stats):
@@ -212,58 +197,43 @@ def test_statistics_are_detached(loss: str, backend: str) -> None:
         stats.violated = stats.constraints
 
 
-@both
-def test_backward_twice_with_retain_graph_adds_up(loss: str, backend: str) -> None:
-    problem = draw(refs=True)
-    x = problem.x.requires_grad_()
-    value = FUSED[loss](x, problem.labels, problem.y, problem.ref_labels, backend=backend)
+@EVERY_CALL
+def test_backward_twice_with_retain_graph_adds_up(call: Call, backend: str) -> None:
+    call.skip_unless(backend)
+    x, *others = call.draw(True)
+    value = call(x.requires_grad_(), *others, backend=backend)
     value.backward(retain_graph=True)
     once = x.grad.clone()
     value.backward()
     torch.testing.assert_close(x.grad, 2 * once)
 
 
-@both
-def test_embeddings_changed_before_backward_are_noticed(loss: str, backend: str) -> None:
-    problem = draw()
-    leaf = problem.x.requires_grad_()
-    x = leaf * 1.0
-    value = FUSED[loss](x, problem.labels, backend=backend)
+@EVERY_CALL
+def test_embeddings_changed_before_backward_are_noticed(call: Call, backend: str) -> None:
+    call.skip_unless(backend)
+    leaf, *others = call.draw(False)
+    x = leaf.requires_grad_() * 1.0
+    value = call(x, *others, backend=backend)
     with torch.no_grad():
         x.mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         value.backward()
 
 
-@both
-@pytest.mark.parametrize("refs", [False, True], ids=["self", "refs"])
-def test_modules_equal_functions(loss: str, refs: bool, backend: str) -> None:
-    problem = draw(refs=refs)
-    module = LOSSES[loss](backend=backend, **PUBLIC[loss])
-    truth = FUSED[loss](*problem.args(), backend=backend, **PUBLIC[loss])
-    twins = [module, copy.deepcopy(module), pickle.loads(pickle.dumps(module))]
-    for twin in twins:
-        assert torch.equal(twin(*problem.args()), truth)
-        assert not list(twin.parameters()) and not twin.state_dict()
-    assert "margin=" in repr(module)
-    value, stats = LOSSES[loss](return_stats=True, backend=backend)(*problem.args())
-    assert value.ndim == 0 and stats.constraints > 0
+def test_draws_follow_the_default_generator(backend: str) -> None:
+    """Without a seed, `torch.manual_seed` decides; with one, nothing else does."""
+    call = next(call for call in CALLS if call.variant == "drawn")
+    call.skip_unless(backend)
+    x, labels, *_ = call.draw(False)
 
+    def value(seed: int | None, manual: int) -> Tensor:
+        torch.manual_seed(manual)
+        return call(x, labels, seed=seed, backend=backend)
 
-def test_modules_have_the_defaults_of_functions(backend: str) -> None:
-    problem = draw()
-    for loss in FUSED:
-        assert torch.equal(
-            LOSSES[loss](backend=backend)(problem.x, problem.labels),
-            FUSED[loss](problem.x, problem.labels, backend=backend),
-        )
-
-
-@pytest.mark.parametrize("options", [{"margins": 1.0}, {"margin": "big"}, {"distance": "l7"}])
-@both
-def test_modules_refuse_bad_options_when_made(loss: str, options: dict[str, Any]) -> None:
-    with pytest.raises((TypeError, ValueError), match=next(iter(options))):
-        LOSSES[loss](**options)
+    assert torch.equal(value(None, 0), value(None, 0))
+    assert len({value(None, manual).item() for manual in range(5)}) > 1
+    assert len({value(3, manual).item() for manual in range(5)}) == 1
+    assert len({value(seed, 0).item() for seed in range(5)}) > 1
 
 
 OWN_KEYWORDS: dict[str, dict[str, Any]] = {

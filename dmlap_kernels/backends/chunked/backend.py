@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dmlap_kernels.backends.chunked.blocks import Sides, make_block
+from dmlap_kernels.backends.chunked.blocks import Sides, full_precision, make_block
 from dmlap_kernels.backends.chunked.gradients import gradients, log_sums_before
 from dmlap_kernels.backends.chunked.policies import POLICIES, groups_of
 from dmlap_kernels.backends.chunked.search import hard_classes, nearest
@@ -41,6 +41,10 @@ class TorchBackend:
         return problem.x.new_empty(shape, dtype=compute_dtype(problem.x.dtype))
 
     def forward(self, spec: PairSpec, problem: PairProblem, stats: bool, scores: bool) -> Forward:
+        with full_precision(problem.x):
+            return self._forward(spec, problem, stats, scores)
+
+    def _forward(self, spec: PairSpec, problem: PairProblem, stats: bool, scores: bool) -> Forward:
         sides = Sides.of(spec, problem)
         x, refs = sides.x, sides.refs
         wanted = stats or scores
@@ -64,14 +68,17 @@ class TorchBackend:
         grad: Tensor,
         context: Any = None,
     ) -> Gradients:
-        return gradients(spec, problem, saved * grad.reshape(-1, 1))
+        with full_precision(problem.x):
+            return gradients(spec, problem, saved * grad.reshape(-1, 1))
 
     def nearest(
         self, queries: Tensor, refs: Tensor | None, k: int, distance: str, normalize: bool
     ) -> Nearest:
-        return nearest(queries, refs, k, distance, normalize)
+        with full_precision(queries):
+            return nearest(queries, refs, k, distance, normalize)
 
     def hard_classes(
         self, rows: Tensor, labels: Tensor, k: int, margin: float, distance: str, normalize: bool
     ) -> HardClasses:
-        return hard_classes(rows, labels, k, margin, distance, normalize)
+        with full_precision(rows):
+            return hard_classes(rows, labels, k, margin, distance, normalize)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -125,6 +126,13 @@ def through_rows(rows: Tensor, grad: Tensor, unit: bool) -> Tensor:
 def in_label_order(rows: Tensor, labels: Tensor) -> References:
     order = torch.argsort(labels, stable=True)
     return References(rows[order], labels[order], order)
+
+
+def full_precision(tensor: Tensor) -> AbstractContextManager:
+    """Autocast would take matrix products in half precision."""
+    kind = tensor.device.type
+    available = torch.amp.is_autocast_available(kind)
+    return torch.autocast(kind, enabled=False) if available else nullcontext()
 
 
 def rows_in_a_block(width: int, itemsize: int) -> int:

@@ -1,0 +1,83 @@
+"""One call of every public function and variant, for the tests of how losses behave in PyTorch.
+
+What they compute is the business of `losses_table`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import dmlap_kernels
+from dmlap_kernels.losses import LOSSES, PROXY_LOSSES
+
+
+@dataclass(frozen=True)
+class Call:
+    """A loss by the name that function and module share, and keywords that differ from defaults."""
+
+    loss: str
+    keywords: dict[str, Any] = field(default_factory=dict)
+    variant: str = ""
+
+    @property
+    def id(self) -> str:
+        return f"{self.loss}-{self.variant}" if self.variant else self.loss
+
+    @property
+    def proxies(self) -> bool:
+        return self.loss in PROXY_LOSSES
+
+    @property
+    def module(self) -> Any:
+        return (PROXY_LOSSES if self.proxies else LOSSES)[self.loss]
+
+    def __call__(self, *tensors: Tensor | None, **extra: Any) -> Any:
+        function = getattr(dmlap_kernels, f"fused_{self.loss}_loss")
+        return function(*tensors, **(self.keywords | extra))
+
+    def draw(self, refs: bool, rows: int = 45, features: int = 12) -> list[Tensor | None]:
+        """Embeddings, labels, references or proxies, and their labels."""
+        g = torch.Generator().manual_seed(rows + features)
+        x = torch.randn(rows, features, generator=g)
+        labels = torch.randint(0, 7, (rows,), generator=g)
+        if not (refs or self.proxies):
+            return [x, labels, None, None]
+        y = torch.randn(rows + 9, features, generator=g)
+        return [x, labels, y, torch.randint(0, 7, (rows + 9,), generator=g)]
+
+    def skip_unless(self, backend: str) -> None:
+        """Skip if the backend has no kernel for this loss."""
+        empty = torch.empty(0, 2), torch.empty(0, dtype=torch.int64)
+        try:
+            self(*empty, *(empty if self.proxies else ()), backend=backend)
+        except ValueError as error:
+            if "has no policy" not in str(error):
+                raise
+            pytest.skip(str(error))
+
+
+CALLS = [
+    Call("triplet", {"margin": 0.3, "swap": True, "normalize": True, "distance": "cosine"}),
+    Call("triplet", {"mining": "semihard", "swap": True}, "semihard"),
+    Call("triplet", {"mining": "all", "smooth": True}, "all"),
+    Call("triplet", {"mining": "distance_weighted", "seed": 2**53 - 1, "margin": 0.4}, "drawn"),
+    Call("contrastive", {"pos_margin": 0.1, "neg_margin": 3.5, "squared": True}),
+    Call("margin", {"beta": 4.0, "margin": 0.3}),
+    Call("multi_similarity", {"alpha": 1.5, "beta": 9.0, "epsilon": 0.1}),
+    Call("lifted_structure", {"neg_margin": 2.0}),
+    Call("lifted_structure", {"neg_margin": 2.0, "form": "original"}, "original"),
+    Call("n_pairs", {"distance": "cosine"}),
+    Call("nt_xent", {"temperature": 0.3, "distance": "dot", "normalize": True}),
+    Call("sup_con", {"temperature": 0.2}),
+    Call("angular", {"alpha": 35.0}),
+    Call("circle", {"m": 0.3, "gamma": 10.0}),
+    Call("proxy_nca", {"softmax_scale": 2.0}),
+    Call("proxy_anchor", {"alpha": 8.0}),
+    Call("soft_triple", {"la": 9.0, "gamma": 0.2}),
+]
+EVERY_CALL = pytest.mark.parametrize("call", CALLS, ids=lambda call: call.id)
