@@ -190,7 +190,8 @@ class Loss:
         rows = (BAD_PROXIES if proxies else BAD_TENSORS) | BAD_OPTIONS | self.own
         if self.distances:
             accepted = [repr(name) for name in self.distances]
-            for bad in ("manhattan", None, ["cosine"], *set(SIMILARITY) - set(self.distances)):
+            refused = [name for name in SIMILARITY if name not in self.distances]
+            for bad in ("manhattan", None, ["cosine"], *refused):
                 error = (ValueError, TypeError)
                 rows[f"distance-{bad}"] = ({"distance": bad}, error, ["distance", *accepted])
             words = ["normalize", "yes", "True", "False"]
