@@ -105,12 +105,20 @@ inline void weighted_vectors(const T* rows, const T* w, int64_t first, int64_t l
   }
 }
 
-// out[k][j] += sum_i rows[k][i] * w[i][j], first <= i < last, j < columns: a panel's weighted sums.
+// out[k][j] += sum_i rows[k][i] * w[i][j], first <= i < first + count: a panel's weighted sums.
 // rows: [packed_dim][kWidth], w: [kWidth][kWidth], out: [packed_dim][kWidth]
 template <class T>
-inline void weighted_sums(const T* rows, const T* w, int64_t first, int64_t last, int64_t columns,
+inline void weighted_sums(const T* rows, const T* w, int64_t first, int64_t count,
+                          int64_t packed_dim, T* out) {
+  weighted_vectors<T, 3>(rows, w, first, first + count, packed_dim, out);
+}
+
+// The same for a panel of which only the leading columns exist.
+template <class T>
+inline void weighted_sums(const T* rows, const T* w, int64_t first, int64_t count, int64_t columns,
                           int64_t packed_dim, T* out) {
   constexpr int L = Tile<T>::kLanes;
+  const int64_t last = first + count;
   if (columns > 2 * L) return weighted_vectors<T, 3>(rows, w, first, last, packed_dim, out);
   if (columns > L) return weighted_vectors<T, 2>(rows, w, first, last, packed_dim, out);
   weighted_vectors<T, 1>(rows, w, first, last, packed_dim, out);
@@ -225,7 +233,8 @@ class BackwardWorker {
       for (int64_t i = 0; i < W * W; ++i) wt[i] += w[i];
       return weighted_sums(xp, wt, 0, rows, rows, p.packed_dim, out_x);
     }
-    weighted_sums(xp, w, first, last, columns, p.packed_dim, s_.y->weighted.get() + py * size);
+    weighted_sums(xp, w, first, last - first, columns, p.packed_dim,
+                  s_.y->weighted.get() + py * size);
     weighted_sums(yp, wt, 0, columns, rows, p.packed_dim, out_x);
   }
 
