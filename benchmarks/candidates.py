@@ -38,6 +38,8 @@ class Loss:
         proxies: proxies a class, 0 for a loss without.
         tolerance: by how much candidates may differ, relative to the norm of the result; choices
             among nearly equal distances differ by rounding.
+        foretold: halvings of the rows at which the time of the library's call is foretold; 1 where
+            it takes another way for small batches.
         compiled: torch.compile takes part without being asked for (it takes long to compile).
         drawn: triplets are drawn at random, so that gradients are not compared.
     """
@@ -49,6 +51,7 @@ class Loss:
     own: dict[str, Any] = field(default_factory=dict)
     proxies: int = 0
     tolerance: float = 2e-3
+    foretold: int = 3
     compiled: bool = False
     drawn: bool = False
 
@@ -79,7 +82,8 @@ LOSSES: dict[str, Loss] = {
         "fused_triplet_loss", eager.triplet_semihard, peers.triplet_semihard, TRIPLET,
         {"mining": "semihard"}, tolerance=0.05),
     "triplet-all": Loss(
-        "fused_triplet_loss", eager.triplet_all, peers.triplet_all, TRIPLET, {"mining": "all"}),
+        "fused_triplet_loss", eager.triplet_all, peers.triplet_all, TRIPLET, {"mining": "all"},
+        foretold=1),
     "triplet-distance-weighted": Loss(
         "fused_triplet_loss", eager.triplet_distance_weighted, peers.triplet_distance_weighted,
         WEIGHTED, {"mining": "distance_weighted", "normalize": True}, tolerance=0.2, drawn=True),
@@ -90,9 +94,11 @@ LOSSES: dict[str, Loss] = {
         "fused_contrastive_loss", eager.contrastive, peers.contrastive,
         {"neg_margin": active(0.02)}),
     "margin-all": Loss(
-        "fused_margin_loss", eager.margin, peers.margin, {"margin": active(1.0), "beta": 1.2}),
+        "fused_margin_loss", eager.margin, peers.margin, {"margin": active(1.0), "beta": 1.2},
+        foretold=1),
     "margin-2%": Loss(
-        "fused_margin_loss", eager.margin, peers.margin, {"margin": 0.0, "beta": active(0.02)}),
+        "fused_margin_loss", eager.margin, peers.margin, {"margin": 0.0, "beta": active(0.02)},
+        foretold=1),
     "multi-similarity": Loss(
         "fused_multi_similarity_loss", eager.multi_similarity, peers.multi_similarity, MULTI),
     "multi-similarity-miner": Loss(

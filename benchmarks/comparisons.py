@@ -16,8 +16,8 @@ PEAK_ROWS, PEAK_FEATURES = 4096, 128
 # Libraries stay out of comparisons with more features than these, unless all are asked for.
 LIBRARY_FEATURES = 128
 LONGEST_CALL = 40.0  # seconds
-# From this many rows on, one call with an eighth of them foretells what a call takes.
-PROBED_ROWS, PROBE_SHARE = 2048, 8
+# From this many rows on, calls with fewer rows foretell what a call takes.
+PROBED_ROWS = 2048
 WARM_UP_ROWS = 64
 
 
@@ -100,9 +100,16 @@ class Comparisons:
 def _refuse_slow(op: str, candidate: str, rows: int, features: int) -> None:
     if rows < PROBED_ROWS:
         return
-    probe = make(op, candidate, rows // PROBE_SHARE, features)
+    halvings = LOSSES[op].foretold if op in LOSSES and candidate == "library" else 3
+    probe = make(op, candidate, rows >> halvings, features)
     probe()
-    expected = PROBE_SHARE**2 * call_time(probe)
+    taken = call_time(probe)
+    growth = 4.0
+    if halvings > 1:
+        smaller = make(op, candidate, rows >> halvings + 1, features)
+        smaller()
+        growth = min(8.0, max(growth, taken / call_time(smaller)))
+    expected = taken * growth**halvings
     if expected > LONGEST_CALL:
         raise Absent(f"a call would take about {expected:.0f} s")
 
