@@ -77,7 +77,7 @@ def test_overhead(op: str, rows: int, seconds: float, benchmark: Any) -> None:
         for step in steps.values():
             step()
         return
-    times = loops(steps, seconds)
+    times = loops(steps, seconds / 2)
     record(
         benchmark,
         "overhead",

@@ -38,8 +38,8 @@ class Loss:
         proxies: proxies a class, 0 for a loss without.
         tolerance: by how much candidates may differ, relative to the norm of the result; choices
             among nearly equal distances differ by rounding.
-        foretold: halvings of the rows at which the time of the library's call is foretold; 1 where
-            it takes another way for small batches.
+        foretold: halvings of the rows at which the time of the library's call is foretold, and by
+            how much it grows with each doubling.
         compiled: torch.compile takes part without being asked for (it takes long to compile).
         drawn: triplets are drawn at random, so that gradients are not compared.
     """
@@ -51,7 +51,7 @@ class Loss:
     own: dict[str, Any] = field(default_factory=dict)
     proxies: int = 0
     tolerance: float = 2e-3
-    foretold: int = 3
+    foretold: tuple[int, int] = (3, 4)
     compiled: bool = False
     drawn: bool = False
 
@@ -72,6 +72,8 @@ def active(share: float) -> Callable[[Tensor], float]:
 TRIPLET = {"margin": 0.2}
 WEIGHTED = {"margin": 0.2, "cutoff": 0.5, "nonzero_loss_cutoff": 1.4}
 MULTI = {"alpha": 2.0, "beta": 50.0, "base": 0.5}
+# From B^3 > 2^31 on, triplets are listed anchor by anchor; smaller batches say nothing about it.
+ONE_BY_ONE = (1, 4)
 LIFTED = {"pos_margin": 0.0, "neg_margin": 1.0}
 
 # fmt: off
@@ -83,10 +85,11 @@ LOSSES: dict[str, Loss] = {
         {"mining": "semihard"}, tolerance=0.05),
     "triplet-all": Loss(
         "fused_triplet_loss", eager.triplet_all, peers.triplet_all, TRIPLET, {"mining": "all"},
-        foretold=1),
+        foretold=ONE_BY_ONE),
     "triplet-distance-weighted": Loss(
         "fused_triplet_loss", eager.triplet_distance_weighted, peers.triplet_distance_weighted,
-        WEIGHTED, {"mining": "distance_weighted", "normalize": True}, tolerance=0.2, drawn=True),
+        WEIGHTED, {"mining": "distance_weighted", "normalize": True}, tolerance=0.2, drawn=True,
+        foretold=(3, 8)),
     "contrastive-all": Loss(
         "fused_contrastive_loss", eager.contrastive, peers.contrastive,
         {"neg_margin": active(1.0)}, compiled=True),
@@ -95,10 +98,10 @@ LOSSES: dict[str, Loss] = {
         {"neg_margin": active(0.02)}),
     "margin-all": Loss(
         "fused_margin_loss", eager.margin, peers.margin, {"margin": active(1.0), "beta": 1.2},
-        foretold=1),
+        foretold=ONE_BY_ONE),
     "margin-2%": Loss(
         "fused_margin_loss", eager.margin, peers.margin, {"margin": 0.0, "beta": active(0.02)},
-        foretold=1),
+        foretold=ONE_BY_ONE),
     "multi-similarity": Loss(
         "fused_multi_similarity_loss", eager.multi_similarity, peers.multi_similarity, MULTI),
     "multi-similarity-miner": Loss(

@@ -100,16 +100,12 @@ class Comparisons:
 def _refuse_slow(op: str, candidate: str, rows: int, features: int) -> None:
     if rows < PROBED_ROWS:
         return
-    halvings = LOSSES[op].foretold if op in LOSSES and candidate == "library" else 3
+    halvings, growth = 3, 4
+    if op in LOSSES and candidate == "library":
+        halvings, growth = LOSSES[op].foretold
     probe = make(op, candidate, rows >> halvings, features)
     probe()
-    taken = call_time(probe)
-    growth = 4.0
-    if halvings > 1:
-        smaller = make(op, candidate, rows >> halvings + 1, features)
-        smaller()
-        growth = min(8.0, max(growth, taken / call_time(smaller)))
-    expected = taken * growth**halvings
+    expected = call_time(probe) * growth**halvings
     if expected > LONGEST_CALL:
         raise Absent(f"a call would take about {expected:.0f} s")
 
