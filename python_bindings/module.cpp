@@ -89,28 +89,55 @@ size_t saved_bytes(int loss, int64_t nx, int64_t ny, int64_t dim, bool self, boo
 #define DMLAP_PAIR_ARGUMENTS \
   is_double, x, nx, x_stride, y, ny, y_stride, dim, self, distance, normalize, threads
 
-void forward(DMLAP_PAIR_PARAMETERS, uintptr_t x_labels, uintptr_t y_labels, int loss, int reduction,
-             const py::tuple& params, uintptr_t loss_out, uintptr_t saved, uintptr_t counts,
-             uintptr_t values, uintptr_t thresholds, uintptr_t anchor_params) {
+constexpr const char* kKept = "dmlap.kept";
+
+// What a forward sweep kept, as a Python object that owns it; None for nothing.
+py::object owned(Kept* kept) {
+  if (kept == nullptr) return py::none();
+  return py::reinterpret_steal<py::object>(PyCapsule_New(kept, kKept, [](PyObject* capsule) {
+    Kept* k = static_cast<Kept*>(PyCapsule_GetPointer(capsule, kKept));
+    k->destroy(k);
+  }));
+}
+
+const Kept* kept_in(const py::object& object) {
+  if (object.is_none()) return nullptr;
+  return static_cast<const Kept*>(PyCapsule_GetPointer(object.ptr(), kKept));
+}
+
+// Returns what may be handed to the backward of the same call, on the same tensors; None without
+// `keep`.
+py::object forward(DMLAP_PAIR_PARAMETERS, uintptr_t x_labels, uintptr_t y_labels, int loss,
+                   int reduction, const py::tuple& params, uintptr_t loss_out, uintptr_t saved,
+                   uintptr_t counts, uintptr_t values, uintptr_t thresholds,
+                   uintptr_t anchor_params, bool keep) {
   const PairArguments a{DMLAP_PAIR_ARGUMENTS, x_labels, y_labels, anchor_params};
   const LossOptions options = loss_options(loss, reduction, params);
+  Kept* kept = nullptr;
   dispatch(is_double, [&](auto zero) {
     using T = decltype(zero);
     const ForwardOut<T> out{address<T>(loss_out), address<uint8_t>(saved), address<int64_t>(counts),
-                            address<T>(values), address<T>(thresholds)};
+                            address<T>(values),   address<T>(thresholds),  keep ? &kept : nullptr};
     kernels<T>().forward(a.as<T>(), options, out);
   });
+  return owned(kept);
 }
 
 void backward(DMLAP_PAIR_PARAMETERS, uintptr_t x_labels, uintptr_t y_labels, int loss,
               int reduction, const py::tuple& params, uintptr_t saved, uintptr_t grad, uintptr_t gx,
-              uintptr_t gy, uintptr_t anchor_params, uintptr_t g_anchor) {
+              uintptr_t gy, uintptr_t anchor_params, uintptr_t g_anchor,
+              const py::object& kept_object) {
   const PairArguments a{DMLAP_PAIR_ARGUMENTS, x_labels, y_labels, anchor_params};
   const LossOptions options = loss_options(loss, reduction, params);
+  const Kept* kept = kept_in(kept_object);
   dispatch(is_double, [&](auto zero) {
     using T = decltype(zero);
-    const BackwardArgs<T> args{address<const uint8_t>(saved), address<const T>(grad),
-                               address<T>(gx), address<T>(gy), address<T>(g_anchor)};
+    const BackwardArgs<T> args{address<const uint8_t>(saved),
+                               address<const T>(grad),
+                               address<T>(gx),
+                               address<T>(gy),
+                               address<T>(g_anchor),
+                               kept};
     kernels<T>().backward(a.as<T>(), options, args);
   });
 }

@@ -199,7 +199,7 @@ struct HingeKernels {
   static void forward(const Pairs<T>& pairs, const LossOptions& options, const ForwardOut<T>& out) {
     const Policy policy(options.params);
     const bool stats = out.stat_counts != nullptr;
-    const ForwardState<T> state(pairs);
+    ForwardState<T> state(pairs);
     const Prepared<T>& p = state.p;
     SavedHinge<T> saved(out.saved, p.x.n, kParams);
     const HingeBounds<T> bounds(policy, p, pairs.anchor_params);
@@ -226,6 +226,7 @@ struct HingeKernels {
       for (int g = 0; g < 2; ++g) saved.nonzero[2 * i + g] = state.anchors[i].nonzero[g];
     }
     if (stats) write_stats(policy, state, bounds, out);
+    state.keep_rows(out);
   }
 
   static void backward(const Pairs<T>& pairs, const LossOptions& options,
@@ -233,8 +234,8 @@ struct HingeKernels {
     const Policy policy(options.params);
     const SavedHinge<T> saved(const_cast<uint8_t*>(args.saved), pairs.x.n, kParams);
     if (poison_gradients(pairs, *saved.header, args)) return;
-    Prepared<T> p;
-    prepare(p, pairs, true);
+    const BackwardRows<T> rows(pairs, args.kept);
+    const Prepared<T>& p = rows.get();
     const HingeBounds<T> bounds(policy, p, pairs.anchor_params);
     const Upstream<T> upstream{args.grad, options.reduction, saved.header};
     Buffer<T> pull(p.x.n), push(p.x.panels * Tile<T>::kWidth);

@@ -6,21 +6,67 @@
 
 namespace dmlap::cpu::DMLAP_ISA {
 
+// A small problem's packed rows, kept for the backward sweep: there packing takes a share of the
+// time, and the rows take little memory.
+template <class T>
+struct KeptRows : Kept {
+  static constexpr int64_t kBytes = 4 << 20;
+  Prepared<T> p;
+
+  KeptRows() : Kept{[](Kept* k) { delete static_cast<KeptRows*>(k); }} {}
+
+  static bool small(const Prepared<T>& p) {
+    const int64_t panels = p.x.panels + (p.self ? 0 : p.y_storage.panels);
+    return panels * Tile<T>::kWidth * p.packed_dim * int64_t{sizeof(T)} <= kBytes;
+  }
+};
+
+// The packed rows of a backward sweep: those that forward kept, or packed again.
+template <class T>
+class BackwardRows {
+ public:
+  BackwardRows(const Pairs<T>& pairs, const Kept* kept) {
+    if (kept == nullptr) prepare(own_, pairs, true);
+    p_ = kept == nullptr ? &own_ : &static_cast<const KeptRows<T>*>(kept)->p;
+  }
+  const Prepared<T>& get() const { return *p_; }
+
+ private:
+  Prepared<T> own_;
+  const Prepared<T>* p_;
+};
+
 // The problem of a forward sweep, packed, and what it gathers.
 template <class T>
-struct ForwardState {
-  Prepared<T> p;
+class ForwardState {
+  KeptRows<T>* rows_ = new KeptRows<T>();
+
+ public:
+  const Prepared<T>& p = rows_->p;
   Buffer<AnchorState<T>> anchors;     // [x.n]
   Buffer<AnchorState<T>> references;  // [y.n], where they are anchors as well
   Buffer<double> negative_sum;        // [blocks of x]
 
   explicit ForwardState(const Pairs<T>& pairs) {
-    prepare(p, pairs, true);
+    prepare(rows_->p, pairs, true);
     anchors.reset(p.x.n);
     anchors.fill(p.x.n, AnchorState<T>{});
     const int64_t blocks = Blocks(p.x.panels).count;
     negative_sum.reset(blocks);
     negative_sum.fill(blocks, 0.0);
+  }
+
+  ~ForwardState() {
+    if (rows_ != nullptr) rows_->destroy(rows_);
+  }
+  ForwardState(const ForwardState&) = delete;
+  ForwardState& operator=(const ForwardState&) = delete;
+
+  // Leaves the rows of a small problem to the backward sweep. Nothing may use `p` afterwards.
+  void keep_rows(const ForwardOut<T>& out) {
+    if (out.kept == nullptr || !KeptRows<T>::small(p)) return;
+    *out.kept = rows_;
+    rows_ = nullptr;
   }
 
   void count_references() {

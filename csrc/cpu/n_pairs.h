@@ -70,6 +70,7 @@ struct NPairsKernels {
     T values[3];
     ForwardOut<T> inner = out;
     inner.thresholds = nullptr;
+    inner.kept = nullptr;  // of rows that are copies
     if (each) inner.loss = loss.get();
     if (out.stat_counts) {
       inner.stat_counts = counts.get();

@@ -115,6 +115,7 @@ struct SoftKernels {
     finish(policy, state, saved);
     write_loss(state, options.reduction, saved, out);
     if (stats) write_stats(state, saved, out);
+    state.keep_rows(out);
   }
 
   static void backward(const Pairs<T>& pairs, const LossOptions& options,
@@ -122,8 +123,8 @@ struct SoftKernels {
     const Policy policy(options.params);
     const SavedSoft<T> saved(const_cast<uint8_t*>(args.saved), pairs.x.n, pairs.y.n);
     if (poison_gradients(pairs, *saved.header, args)) return;
-    Prepared<T> p;
-    prepare(p, pairs, true);
+    const BackwardRows<T> rows(pairs, args.kept);
+    const Prepared<T>& p = rows.get();
     const SoftRange<T> range(p, policy.negative);
     Buffer<T> pull(p.x.n);
     Anchors x(p.x.panels), y(p.self || !Policy::kBothEnds ? 0 : p.y().panels);

@@ -95,17 +95,19 @@ class CpuBackend:
 
     def forward(self, spec: PairSpec, problem: PairProblem, stats: bool, scores: bool) -> Forward:
         call = _Call(spec, problem)
+        keep = any(t is not None and t.requires_grad for t in problem)
         anchors = problem.x.shape[0]
         real = call.x.dtype
         loss = torch.empty(anchors if spec.reduction == "none" else (), dtype=real)
         saved = self.saved_like(spec, problem)
         if not (stats or scores):
-            call.forward(loss, saved, 0, 0, 0)
+            call.forward(loss, saved, keep, 0, 0, 0)
             return Forward(loss, saved, None, call)
         counts = torch.empty(2 + 2 * anchors, dtype=torch.int64)
         values = torch.empty(3, dtype=real)
         thresholds = torch.empty(anchors, dtype=real)
-        call.forward(loss, saved, counts.data_ptr(), values.data_ptr(), thresholds.data_ptr())
+        statistics = counts.data_ptr(), values.data_ptr(), thresholds.data_ptr()
+        call.forward(loss, saved, keep, *statistics)
         class_scores = _loss_scores(spec, problem, call.x, thresholds) if scores else None
         return Forward(loss, saved, PairStats.unpack(counts, values, class_scores), call)
 
@@ -197,7 +199,7 @@ def _saved_bytes(spec: PairSpec, problem: PairProblem) -> int:
 class _Call:
     """The addresses that a forward and its backward hand to the extension, and their tensors."""
 
-    __slots__ = ("arguments", "labels", "params", "ref_labels", "source", "x", "y")
+    __slots__ = ("arguments", "kept", "labels", "params", "ref_labels", "source", "x", "y")
 
     def __init__(self, spec: PairSpec, problem: PairProblem) -> None:
         x, labels, y, ref_labels, params = problem
@@ -216,15 +218,15 @@ class _Call:
             spec.params,
         )
         self.source = _addresses(problem)
+        self.kept: Any = None  # what the forward sweep leaves for the backward sweep
 
     def serves(self, problem: PairProblem) -> bool:
         """Whether the tensors of ``problem`` are still where they were."""
         return self.source == _addresses(problem)
 
-    def forward(self, loss: Tensor, saved: Tensor, *statistics: int) -> None:
-        native().forward(
-            *self.arguments, loss.data_ptr(), saved.data_ptr(), *statistics, _address(self.params)
-        )
+    def forward(self, loss: Tensor, saved: Tensor, keep: bool, *statistics: int) -> None:
+        results = loss.data_ptr(), saved.data_ptr(), *statistics
+        self.kept = native().forward(*self.arguments, *results, _address(self.params), keep)
 
     def backward(self, saved: Tensor, grad: Tensor) -> Gradients:
         gx = torch.empty(self.x.shape, dtype=self.x.dtype)
@@ -238,6 +240,7 @@ class _Call:
             _address(gy),
             _address(self.params),
             _address(g_anchor),
+            self.kept,
         )
         return Gradients(gx, gy, g_anchor)
 

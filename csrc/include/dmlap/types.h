@@ -64,6 +64,12 @@ struct LossOptions {
   double params[kMaxParams] = {};
 };
 
+// What a forward sweep may keep for the backward sweep of the same call, which can do without. Each
+// loss has its own kind.
+struct Kept {
+  void (*destroy)(Kept*);
+};
+
 // Outputs of a forward sweep. `saved` is opaque: the backward sweep reads it.
 template <class T>
 struct ForwardOut {
@@ -72,15 +78,17 @@ struct ForwardOut {
   int64_t* stat_counts = nullptr;  // null, or [2 + 2 x.n]: constraints, violated, hardest p, n
   T* stat_values = nullptr;        // null, or [3]: violation, mean positive, mean negative distance
   T* thresholds = nullptr;         // null, or [x.n]: bound of each anchor's negatives
+  Kept** kept = nullptr;           // null, or where to leave it; the caller destroys it
 };
 
 template <class T>
 struct BackwardArgs {
   const uint8_t* saved = nullptr;
-  const T* grad = nullptr;  // [1], or [x.n] for Reduction::none
-  T* gx = nullptr;          // [x.n][dim]
-  T* gy = nullptr;          // [y.n][dim]; null in the self case
-  T* g_anchor = nullptr;    // null, or [x.n]: gradient at Pairs::anchor_params
+  const T* grad = nullptr;     // [1], or [x.n] for Reduction::none
+  T* gx = nullptr;             // [x.n][dim]
+  T* gy = nullptr;             // [y.n][dim]; null in the self case
+  T* g_anchor = nullptr;       // null, or [x.n]: gradient at Pairs::anchor_params
+  const Kept* kept = nullptr;  // null, or what the forward sweep kept
 };
 
 }  // namespace dmlap
