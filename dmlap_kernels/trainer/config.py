@@ -120,6 +120,11 @@ class TrainConfig:
                 raise ValueError(f"{name} must be from 0 to {end}, got {value}")
         if "return_stats" in self.loss_options:
             raise ValueError("loss_options must leave return_stats to the trainer")
+        if self.loss_options.get("learn_beta"):
+            raise ValueError(
+                "loss_options must leave learn_beta out, got learn_beta=True: the trainer trains "
+                "the encoder alone"
+            )
         if self.loss_options.get("reduction") == "none":
             raise ValueError("loss_options must give one loss a batch, got reduction='none'")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from dmlap_kernels.data import Split
 from dmlap_kernels.evaluation import retrieval_metrics
+from dmlap_kernels.losses import LOSSES
 
 _IMAGES_AT_ONCE = 512
 
@@ -46,21 +48,35 @@ def embed(
     return torch.cat(parts)
 
 
+def search_options(loss: str, loss_options: dict[str, Any]) -> dict[str, Any]:
+    """Keywords that make `nearest` and its kin search by the distance that a loss trains.
+
+    Losses without a ``distance`` work on cosines; an inner product is searched by its cosine.
+    """
+    defaults = inspect.signature(LOSSES[loss].function).parameters
+    options: dict[str, Any] = {
+        name: loss_options[name] for name in ("normalize", "backend") if name in loss_options
+    }
+    distance = defaults["distance"].default if "distance" in defaults else "cosine"
+    distance = loss_options.get("distance", distance)
+    options["distance"] = "cosine" if distance == "dot" else distance
+    if loss_options.get("mining") == "distance_weighted":
+        options["normalize"] = True
+    return options
+
+
 def evaluate(
     encoder: nn.Module,
     split: Split,
     *,
     ks: Sequence[int] = (1, 2, 4, 8),
+    loss: str = "contrastive",
     loss_options: dict[str, Any] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> dict[str, float]:
     """`retrieval_metrics` of an encoder on a split, by the distance of its loss."""
     embeddings = embed(encoder, split, stop=stop)
-    options = {
-        name: value
-        for name, value in (loss_options or {}).items()
-        if name in ("distance", "normalize", "backend")
-    }
+    options = search_options(loss, loss_options or {})
     return retrieval_metrics(embeddings, split.labels.to(embeddings.device), ks=ks, **options)
 
 

@@ -18,7 +18,13 @@ from dmlap_kernels.trainer import checkpoint as files
 from dmlap_kernels.trainer.batches import Batch, ClassBatchSampler
 from dmlap_kernels.trainer.config import TrainConfig
 from dmlap_kernels.trainer.diagnosis import diagnose
-from dmlap_kernels.trainer.embedding import Stopped, embed, evaluate, evaluate_pixels
+from dmlap_kernels.trainer.embedding import (
+    Stopped,
+    embed,
+    evaluate,
+    evaluate_pixels,
+    search_options,
+)
 from dmlap_kernels.trainer.model import build_encoder, load_weights, resolve_device
 from dmlap_kernels.trainer.objective import AlternatingObjective
 from dmlap_kernels.trainer.projection import Projection
@@ -236,11 +242,7 @@ class Trainer:
         train = self.data.train
         embeddings = embed(self.encoder, train, representatives)
         k = min(self.config.hard_pool, train.num_classes - 1)
-        options = {
-            name: value
-            for name, value in self.config.loss_options.items()
-            if name in ("distance", "normalize", "backend")
-        }
+        options = search_options(self.config.loss, self.config.loss_options)
         labels = train.labels[representatives].to(embeddings.device)
         return hard_classes(embeddings, labels, k, **options).neighbors.cpu()
 
@@ -288,7 +290,10 @@ class Trainer:
             observer.on_evaluation(entries[-1])
 
     def _evaluate(self, split: Split, stop: Stop | None = None) -> dict[str, float]:
-        return evaluate(self.encoder, split, loss_options=self.config.loss_options, stop=stop)
+        config = self.config
+        return evaluate(
+            self.encoder, split, loss=config.loss, loss_options=config.loss_options, stop=stop
+        )
 
     def _finish(self, stop: Stop | None) -> dict[str, Any]:
         final = self.history["evaluation"][-1]

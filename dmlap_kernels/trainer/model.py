@@ -69,7 +69,7 @@ def evaluate_run(
             f"{tuple(split.images.shape[1:])}"
         )
     encoder = load_encoder(folder).to(resolve_device(device))
-    return evaluate(encoder, split, ks=ks, loss_options=config.loss_options)
+    return evaluate(encoder, split, ks=ks, loss=config.loss, loss_options=config.loss_options)
 
 
 def load_weights(encoder: nn.Module, tensors: dict[str, Tensor], folder: object) -> None:

@@ -282,6 +282,7 @@ def test_classes_of_one_image_are_refused() -> None:
         ({"proximal_weight": -1.0}, ValueError, "proximal_weight must be finite"),
         ({"loss_options": {"reduction": "none"}}, ValueError, "must give one loss a batch"),
         ({"loss_options": {"return_stats": True}}, ValueError, "must leave return_stats"),
+        ({"loss_options": {"learn_beta": True}}, ValueError, "must leave learn_beta out"),
         ({"eval_every": 0}, ValueError, "eval_every must be at least 1"),
     ],
 )
