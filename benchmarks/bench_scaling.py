@@ -25,7 +25,10 @@ def test_scaling(op: str, long: None, benchmark: Any) -> None:
     found = peak.measure("scaling", [(op, "ours")], [FEATURES, CLASSES, *ROWS])
     if not found:
         pytest.skip("peak memory needs Linux's /proc")
-    times = found[f"{op} ours"]["seconds"]
+    ours = found[f"{op} ours"]
+    if "expected" in ours:
+        pytest.skip(f"a step with {ROWS[-1]:,} rows would take about {ours['expected']:.0f} s")
+    times = ours["seconds"]
     proxies = LOSSES[op].proxies * CLASSES
     picoseconds = {
         rows: 1e12 * statistics.median(t) / (int(rows) * (proxies or int(rows)))
@@ -38,6 +41,6 @@ def test_scaling(op: str, long: None, benchmark: Any) -> None:
         op=op,
         size=f"{ROWS[-1]} x {FEATURES}",
         picoseconds_per_pair=picoseconds,
-        peak_mib=found[f"{op} ours"]["peak_mib"],
+        peak_mib=ours["peak_mib"],
         input_mib=(ROWS[-1] + proxies) * FEATURES * 4 / 2**20,
     )
