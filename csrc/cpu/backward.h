@@ -308,10 +308,22 @@ DMLAP_ONCE void finish_gradient(const Prepared<T>& p, const Side<T>& side, Gradi
   parallel_for(p.row_threads, side.panels, [&](int64_t panel) {
     const T* x = side.packed.get() + panel * p.packed_dim * W;
     const T* s = g.weighted.get() + panel * p.packed_dim * W;
-    for (int64_t r = 0; r < W && panel * W + r < side.n; ++r) {
-      const T weight = g.weight[panel * W + r];
-      T* out = g.out + side.order[panel * W + r] * p.dim;
-      for (int64_t k = 0; k < p.dim; ++k) out[k] += weight * x[k * W + r] - s[k * W + r];
+    const T* weight = g.weight.get() + panel * W;
+    const int64_t rows = side.n - panel * W < W ? side.n - panel * W : W;
+    constexpr int kChunk = 16;  // features at a time, turned from columns into rows in L1
+    T turned[kChunk * W];
+    for (int64_t k0 = 0; k0 < p.dim; k0 += kChunk) {
+      const int64_t width = p.dim - k0 < kChunk ? p.dim - k0 : kChunk;
+      for (int64_t k = 0; k < width; ++k) {
+        for (int r = 0; r < W; ++r) {
+          const int64_t at = (k0 + k) * W + r;
+          turned[k * W + r] = weight[r] * x[at] - s[at];
+        }
+      }
+      for (int64_t r = 0; r < rows; ++r) {
+        T* out = g.out + side.order[panel * W + r] * p.dim + k0;
+        for (int64_t k = 0; k < width; ++k) out[k] += turned[k * W + r];
+      }
     }
   });
   if (p.unit) through_normalize(side, p.dim, g.out, p.row_threads);

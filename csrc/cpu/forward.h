@@ -96,6 +96,12 @@ struct NearestNegatives {
   void give(AnchorState<T>& anchor, int lane) const {
     if (d2[lane] < kInf<T>) anchor.offer_negative(d2[lane], at[lane]);
   }
+  // All lanes belong to one anchor.
+  void give_least(AnchorState<T>& anchor) const {
+    const T least = least_lane<T>(d2);
+    if (!(least < kInf<T>)) return;
+    for (uint32_t m = bits(d2 == splat<T>(least)); m; m &= m - 1) give(anchor, __builtin_ctz(m));
+  }
 };
 
 // Calls f(column, vector, lane) for the columns of a panel that exist.
@@ -155,9 +161,7 @@ class NearestSink {
                    [&](int64_t j, int c, int l) { columns_[c].give(s_.column_anchors[j], l); });
   }
   void close_rows(int64_t first, int64_t n) {
-    for (int64_t i = 0; i < n; ++i) {
-      for (int l = 0; l < P::kLanes; ++l) rows_[i].give(s_.anchors[first + i], l);
-    }
+    for (int64_t i = 0; i < n; ++i) rows_[i].give_least(s_.anchors[first + i]);
   }
 
  private:

@@ -117,11 +117,20 @@ DMLAP_ONCE T Prepared<T>::pair(const T* a, const T* b) const {
   return sum_lanes<T>(s0 + s1) + tail;
 }
 
+// In double; several sums side by side, because one would be a chain of dependent additions.
 template <class T>
-inline double squared_norm(const T* row, int64_t dim) {
-  double s = 0;
-  for (int64_t k = 0; k < dim; ++k) s += double(row[k]) * double(row[k]);
-  return s;
+inline double inner_product(const T* a, const T* b, int64_t dim) {
+  constexpr int kSums = 16;
+  double sums[kSums] = {};
+  int64_t k = 0;
+  for (; k + kSums <= dim; k += kSums) {
+    for (int l = 0; l < kSums; ++l) sums[l] += double(a[k + l]) * double(b[k + l]);
+  }
+  for (int l = 0; k < dim; ++k, ++l) sums[l] += double(a[k]) * double(b[k]);
+  for (int half = kSums / 2; half > 0; half /= 2) {
+    for (int l = 0; l < half; ++l) sums[l] += sums[l + half];
+  }
+  return sums[0];
 }
 
 // L2-normalised copies of the rows.
@@ -136,11 +145,11 @@ inline void normalize_rows(Side<T>& side, int64_t dim, int threads) {
     const int64_t last = block * 64 + 64 < side.n ? block * 64 + 64 : side.n;
     for (int64_t i = block * 64; i < last; ++i) {
       const T* row = rows + i * stride;
-      const double norm = std::sqrt(squared_norm(row, dim));
-      const double divisor = norm > kNormalizeEps ? norm : kNormalizeEps;
-      scale[i] = static_cast<T>(norm != norm ? norm : 1 / divisor);
+      const double norm = std::sqrt(inner_product(row, row, dim));
+      const double inverse = 1 / (norm > kNormalizeEps ? norm : kNormalizeEps);
+      scale[i] = static_cast<T>(norm != norm ? norm : inverse);
       for (int64_t k = 0; k < dim; ++k) {
-        unit[i * dim + k] = static_cast<T>(double(row[k]) / divisor);
+        unit[i * dim + k] = static_cast<T>(double(row[k]) * inverse);
       }
     }
   });
@@ -190,18 +199,17 @@ inline void pack_panel(const Prepared<T>& p, Side<T>& side, int64_t panel, const
     const int64_t filled = stop < p.dim ? stop : p.dim;
     for (int64_t r = 0; r < rows; ++r) {
       const T* row = side.row(first + r);
-      T partial = 0;
-      for (int64_t k = k0; k < filled; ++k) {
-        const T v = row[k] - centre[k];
-        out[k * W + r] = v;
-        partial += v * v;
-      }
-      norm[r] += partial;
+      for (int64_t k = k0; k < filled; ++k) out[k * W + r] = row[k] - centre[k];
       for (int64_t k = filled; k < stop; ++k) out[k * W + r] = 0;
     }
-    for (int64_t r = rows; r < W; ++r) {
-      for (int64_t k = k0; k < stop; ++k) out[k * W + r] = 0;
+    for (int64_t k = k0; rows < W && k < stop; ++k) {
+      for (int64_t r = rows; r < W; ++r) out[k * W + r] = 0;
     }
+    T partial[W] = {};
+    for (int64_t k = k0; k < filled; ++k) {
+      for (int r = 0; r < W; ++r) partial[r] += out[k * W + r] * out[k * W + r];
+    }
+    for (int r = 0; r < W; ++r) norm[r] += partial[r];
   }
   const double limit = double(std::numeric_limits<T>::max()) / 16;
   T largest = 0;
@@ -293,8 +301,7 @@ DMLAP_ONCE void through_normalize(const Side<T>& side, int64_t dim, T* grad, int
     for (int64_t i = block * 64; i < last; ++i) {
       const T* u = side.unit.get() + i * dim;
       T* g = grad + i * dim;
-      double along = 0;
-      for (int64_t k = 0; k < dim; ++k) along += double(u[k]) * double(g[k]);
+      double along = inner_product(u, g, dim);
       if (side.scale[i] >= T(1 / kNormalizeEps)) along = 0;  // the divisor is a constant there
       for (int64_t k = 0; k < dim; ++k) {
         g[k] = side.scale[i] * (g[k] - static_cast<T>(along) * u[k]);

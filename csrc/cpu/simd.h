@@ -138,18 +138,40 @@ inline uint32_t bits(Simd<float>::I m) { return _mm256_movemask_ps((__m256)m); }
 inline uint32_t bits(Simd<double>::I m) { return _mm256_movemask_pd((__m256d)m); }
 #endif
 
-template <class T>
-inline T sum_lanes(typename Simd<T>::V v) {
-  T s = v[0];
-  for (int l = 1; l < Simd<T>::kLanes; ++l) s += v[l];
-  return s;
+// Halves are added until one number is left: a chain of additions would take lanes times as long.
+template <class A, class V>
+inline A add_halves(V v) {
+  constexpr int kLanes = sizeof(V) / sizeof(v[0]);
+  A part[kLanes];
+#pragma GCC unroll 16
+  for (int l = 0; l < kLanes; ++l) part[l] = v[l];
+#pragma GCC unroll 4
+  for (int half = kLanes / 2; half > 0; half /= 2) {
+#pragma GCC unroll 8
+    for (int l = 0; l < half; ++l) part[l] += part[l + half];
+  }
+  return part[0];
 }
 
 template <class T>
+inline T sum_lanes(typename Simd<T>::V v) {
+  return add_halves<T>(v);
+}
+template <class T>
 inline double wide_sum(typename Simd<T>::V v) {
-  double s = 0;
-  for (int l = 0; l < Simd<T>::kLanes; ++l) s += v[l];
-  return s;
+  return add_halves<double>(v);
+}
+
+template <class T>
+inline T least_lane(typename Simd<T>::V v) {
+  T part[Simd<T>::kLanes];
+  store(part, v);
+#pragma GCC unroll 4
+  for (int half = Simd<T>::kLanes / 2; half > 0; half /= 2) {
+#pragma GCC unroll 8
+    for (int l = 0; l < half; ++l) part[l] = part[l + half] < part[l] ? part[l + half] : part[l];
+  }
+  return part[0];
 }
 
 }  // namespace dmlap::cpu::DMLAP_ISA
