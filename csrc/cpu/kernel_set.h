@@ -2,6 +2,8 @@
 // includes this.
 #pragma once
 
+#include "class_runs_angular.h"
+#include "class_runs_soft_triple.h"
 #include "hinge.h"
 #include "kernels.h"
 #include "n_pairs.h"
@@ -31,6 +33,8 @@ inline void with_kernels(Loss loss, F f) {
     case Loss::circle: return f(SoftKernels<T, Circle<T>>{});
     case Loss::proxy_nca: return f(SoftKernels<T, ProxyNCA<T>>{});
     case Loss::proxy_anchor: return f(SoftKernels<T, ProxyAnchor<T>>{});
+    case Loss::angular: return f(AngularKernels<T>{});
+    case Loss::soft_triple: return f(SoftTripleKernels<T>{});
     default: return;
   }
 }

@@ -31,6 +31,11 @@ class Buffer {
   void fill(int64_t n, T value) {
     for (int64_t i = 0; i < n; ++i) data_[i] = value;
   }
+  void swap(Buffer& other) {
+    T* data = data_;
+    data_ = other.data_;
+    other.data_ = data;
+  }
   T* get() const { return data_; }
   T& operator[](int64_t i) const { return data_[i]; }
 

@@ -33,9 +33,11 @@ _LOSSES = {
     "nt_xent": 9,
     "n_pairs": 10,
     "sup_con": 11,
+    "angular": 12,
     "circle": 13,
     "proxy_nca": 14,
     "proxy_anchor": 15,
+    "soft_triple": 16,
 }
 _DISTANCES = {name: i for i, name in enumerate(DISTANCES)}
 _REDUCTIONS = {name: i for i, name in enumerate(REDUCTIONS)}
