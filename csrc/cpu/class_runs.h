@@ -169,6 +169,14 @@ class PairBuffer {
   Buffer<T> values_;
 };
 
+// Rows of a panel. used: those of an aligned side, or null.
+template <class T>
+inline int64_t rows_in(const Side<T>& side, const int32_t* used, int64_t panel) {
+  constexpr int64_t W = Tile<T>::kWidth;
+  if (used != nullptr) return used[panel];
+  return side.n - panel * W < W ? side.n - panel * W : W;
+}
+
 // Adds the products of a buffer of weights d loss / d distance to both of its panels.
 template <class T>
 class WeightedPanels {
@@ -178,31 +186,39 @@ class WeightedPanels {
 
  public:
   // differences: weights belong to x_i - x_j, not to -x_j, so that their sums matter as well.
-  WeightedPanels(const Prepared<T>& p, GradientSide<T>& x, GradientSide<T>& y, bool differences)
-      : p_(p), x_(x), y_(y), differences_(differences), transposed_(W * W) {}
+  WeightedPanels(const Prepared<T>& p, const RunLayout<T>& layout, GradientSide<T>& x,
+                 GradientSide<T>& y, bool differences)
+      : p_(p), layout_(layout), x_(x), y_(y), differences_(differences), transposed_(W * W) {}
 
   // slot: where the x side holds the sums of panel px
-  void apply(const PairBuffer<T>& weights, int64_t px, int64_t slot, int rows, int64_t py) {
+  void apply(const PairBuffer<T>& weights, int64_t px, int64_t slot, int64_t py) {
     const int64_t size = p_.packed_dim * W;
+    const int64_t rows = layout_.used[px];
+    const int64_t columns = rows_in(p_.y(), p_.self ? layout_.used.get() : nullptr, py);
     const T* w = weights.row(0);
     T* wt = transposed_.get();
     if (differences_) add_weights(w, slot, rows, py);
+    for (int64_t i = 0; i < rows; ++i) {
+      for (int64_t j = 0; j < W; ++j) wt[j * W + i] = w[i * W + j];
+    }
+    for (int64_t j = 0; j < W; ++j) fill(wt + j * W + rows, W - rows, T(0));
     const T* xp = p_.x.packed.get() + px * size;
     const T* yp = p_.y().packed.get() + py * size;
-    weighted_sums(xp, w, 0, rows, p_.packed_dim, y_.weighted.get() + py * size);
-    for (int i = 0; i < rows; ++i) {
-      for (int j = 0; j < W; ++j) wt[j * W + i] = w[i * W + j];
+    T* out_x = x_.weighted.get() + slot * size;
+    if (p_.self && px == py) {  // both ends of a pair lie in this panel: one product serves them
+      for (int64_t i = 0; i < rows * W; ++i) wt[i] += w[i];
+      return weighted_sums(xp, wt, 0, rows, rows, p_.packed_dim, out_x);
     }
-    for (int j = 0; j < W; ++j) fill(wt + j * W + rows, W - rows, T(0));
-    weighted_sums(yp, wt, 0, W, p_.packed_dim, x_.weighted.get() + slot * size);
+    weighted_sums(xp, w, 0, rows, columns, p_.packed_dim, y_.weighted.get() + py * size);
+    weighted_sums(yp, wt, 0, columns, rows, p_.packed_dim, out_x);
   }
 
  private:
-  void add_weights(const T* w, int64_t slot, int rows, int64_t py) {
+  void add_weights(const T* w, int64_t slot, int64_t rows, int64_t py) {
     T* row_weight = x_.weight.get() + slot * W;
     T* column_weight = y_.weight.get() + py * W;
     V columns[P::kVectors] = {};
-    for (int i = 0; i < rows; ++i) {
+    for (int64_t i = 0; i < rows; ++i) {
       V sum{};
       for (int c = 0; c < P::kVectors; ++c) {
         const V v = load(w + i * W + c * P::kLanes);
@@ -218,6 +234,7 @@ class WeightedPanels {
   }
 
   const Prepared<T>& p_;
+  const RunLayout<T>& layout_;
   GradientSide<T>& x_;
   GradientSide<T>& y_;
   bool differences_;
@@ -232,9 +249,7 @@ DMLAP_ONCE void add_weighted(const Prepared<T>& p, const Side<T>& side, const in
   parallel_for(p.threads, side.panels, [&](int64_t panel) {
     const T* x = side.packed.get() + panel * p.packed_dim * W;
     const T* s = g.weighted.get() + panel * p.packed_dim * W;
-    const int64_t rows = used != nullptr                   ? used[panel]
-                         : side.n - panel * W < int64_t{W} ? side.n - panel * W
-                                                           : int64_t{W};
+    const int64_t rows = rows_in(side, used, panel);
     for (int64_t r = 0; r < rows; ++r) {
       const T weight = g.weight[panel * W + r];
       T* to = g.out + side.order[panel * W + r] * p.dim;

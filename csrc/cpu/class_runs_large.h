@@ -230,7 +230,7 @@ class LargeBackward {
         tables_(tables),
         near_(near),
         y_(y),
-        products_(problem.p, x, y, Terms::kDifferences) {}
+        products_(problem.p, problem.layout, x, y, Terms::kDifferences) {}
 
   void operator()(int64_t py) {
     const Prepared<T>& p = problem_.p;
@@ -253,7 +253,7 @@ class LargeBackward {
         const auto out = [&](int r) { return near_ + (slot * W + r) * p.dim; };
         take_near(p, values_[slot], weights_[slot], px, used, py, out, y_.out);
       }
-      products_.apply(weights_[slot], px, slot, used, py);
+      products_.apply(weights_[slot], px, slot, py);
     }
   }
 

@@ -67,7 +67,7 @@ struct RunProblem {
   bool overlap(int64_t px, int64_t py) const {
     constexpr int64_t W = Tile<T>::kWidth;
     const Side<T>& y = p.y();
-    const int64_t n = p.self ? layout.used[py] : y.n - py * W < W ? y.n - py * W : W;
+    const int64_t n = rows_in(y, p.self ? layout.used.get() : nullptr, py);
     const int32_t* x_rank = p.x.rank.get() + px * W;
     const int32_t* y_rank = y.rank.get() + py * W;
     return x_rank[0] <= y_rank[n - 1] && x_rank[layout.used[px] - 1] >= y_rank[0];

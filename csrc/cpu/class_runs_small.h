@@ -155,7 +155,7 @@ class SmallBackward {
         pulls_(pulls),
         x_(x),
         y_(y),
-        products_(shared.problem->p, x, y, Terms::kDifferences) {}
+        products_(shared.problem->p, shared.problem->layout, x, y, Terms::kDifferences) {}
 
   void operator()(int64_t block_x, int64_t block_y) {
     const bool self = s_.problem->p.self;
@@ -186,7 +186,7 @@ class SmallBackward {
       const auto out = [&](int r) { return x_.out + p.x.order[px * W + r] * p.dim; };
       take_near(p, buffer_, weights_, px, used, py, out, y_.out);
     }
-    products_.apply(weights_, px, px, used, py);
+    products_.apply(weights_, px, px, py);
   }
 
   void row_runs(int64_t px) {

@@ -211,7 +211,7 @@ class SoftTripleBackward {
         log_sum_(log_sum),
         coefficient_(coefficient),
         runs_(problem, policy),
-        products_(problem.p, x, y, false) {}
+        products_(problem.p, problem.layout, x, y, false) {}
 
   void operator()(int64_t block_x, int64_t block_y) {
     const RunLayout<T>& layout = problem_.layout;
@@ -247,7 +247,7 @@ class SoftTripleBackward {
       }
       weigh(problem_.p.x.rank[px * W + r], r, stop, py);
     }
-    products_.apply(weights_, px, px, used, py);
+    products_.apply(weights_, px, px, py);
   }
 
   void weigh(int32_t rank, int first, int stop, int64_t py) {
