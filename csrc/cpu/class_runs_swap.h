@@ -95,4 +95,23 @@ struct TripletSwapKernels {
   }
 };
 
+// All triplets: with the swap the kernels above, without it those of Plain.
+template <class T, class Plain>
+struct WithSwapKernels {
+  static size_t saved_bytes(const Pairs<T>& pairs, const LossOptions& options) {
+    const size_t plain = Plain::saved_bytes(pairs, options);
+    const size_t swap = TripletSwapKernels<T>::saved_bytes(pairs, options);
+    return plain > swap ? plain : swap;
+  }
+  static void forward(const Pairs<T>& pairs, const LossOptions& options, const ForwardOut<T>& out) {
+    if (options.params[2] != 0) return TripletSwapKernels<T>::forward(pairs, options, out);
+    Plain::forward(pairs, options, out);
+  }
+  static void backward(const Pairs<T>& pairs, const LossOptions& options,
+                       const BackwardArgs<T>& args) {
+    if (options.params[2] != 0) return TripletSwapKernels<T>::backward(pairs, options, args);
+    Plain::backward(pairs, options, args);
+  }
+};
+
 }  // namespace dmlap::cpu::DMLAP_ISA
