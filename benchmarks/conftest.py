@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks import measure
 from benchmarks.comparisons import Comparisons
 
 
@@ -49,6 +50,13 @@ def long(request: pytest.FixtureRequest) -> None:
 def comparisons(request: pytest.FixtureRequest) -> Comparisons:
     option = request.config.getoption
     return Comparisons(option("--seconds"), option("--all-candidates"), option("--peak"))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    if measure.summary:
+        terminalreporter.section("ours")
+        for line in measure.summary:
+            terminalreporter.write_line(line)
 
 
 @pytest.hookimpl(optionalhook=True)

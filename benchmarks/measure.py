@@ -19,6 +19,9 @@ MAX_ROUNDS = 60
 # A call that takes this many budgets is not repeated.
 LONG_CALL = 4
 
+# A line for each measurement of ours, shown at the end of the session.
+summary: list[str] = []
+
 Steps = dict[str, Callable[[], Any]]
 
 
@@ -67,6 +70,10 @@ def record(benchmark: Any, bench: str, times: list[float], **info: Any) -> None:
     `benchmarks.findings` reads."""
     benchmark.group = f"{bench}: {info['op']}, {info['size']}"
     benchmark.extra_info.update(bench=bench, **info)
+    if info.get("candidate", "ours") == "ours":
+        ratios = [f"{key} {value:.3g}" for key, value in info.items() if key.startswith("times_")]
+        milliseconds = f"{1e3 * statistics.median(times):.3g} ms"
+        summary.append("  ".join([benchmark.group, milliseconds, *ratios]))
     play(times)
     benchmark.pedantic(lambda: None, rounds=len(times))
 
