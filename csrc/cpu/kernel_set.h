@@ -11,6 +11,7 @@
 #include "scores.h"
 #include "soft.h"
 #include "triplet_hard.h"
+#include "triplets_all_backward.h"
 #include "triplets_semihard.h"
 
 namespace dmlap::cpu::DMLAP_ISA {
@@ -21,6 +22,7 @@ template <class T, class F>
 inline void with_kernels(Loss loss, F f) {
   switch (loss) {
     case Loss::triplet_hard: return f(TripletHardKernels<T>{});
+    case Loss::triplet_all: return f(TripletAllKernels<T>{});
     case Loss::triplet_semihard: return f(TripletSemihardKernels<T>{});
     case Loss::contrastive: return f(HingeKernels<T, Contrastive<T>>{});
     case Loss::margin: return f(HingeKernels<T, Margin<T>>{});
