@@ -12,6 +12,7 @@
 #include "soft.h"
 #include "triplet_hard.h"
 #include "triplets_all_backward.h"
+#include "triplets_distance_weighted.h"
 #include "triplets_semihard.h"
 
 namespace dmlap::cpu::DMLAP_ISA {
@@ -23,6 +24,7 @@ inline void with_kernels(Loss loss, F f) {
   switch (loss) {
     case Loss::triplet_hard: return f(TripletHardKernels<T>{});
     case Loss::triplet_all: return f(TripletAllKernels<T>{});
+    case Loss::triplet_distance_weighted: return f(TripletDistanceWeightedKernels<T>{});
     case Loss::triplet_semihard: return f(TripletSemihardKernels<T>{});
     case Loss::contrastive: return f(HingeKernels<T, Contrastive<T>>{});
     case Loss::margin: return f(HingeKernels<T, Margin<T>>{});

@@ -27,6 +27,7 @@ _LOSSES = {
     "contrastive": 1,
     "triplet_semihard": 2,
     "triplet_all": 3,
+    "triplet_distance_weighted": 4,
     "margin": 5,
     "multi_similarity": 6,
     "lifted_structure": 7,
