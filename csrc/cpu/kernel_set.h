@@ -4,6 +4,7 @@
 
 #include "class_runs_angular.h"
 #include "class_runs_soft_triple.h"
+#include "class_runs_swap.h"
 #include "hinge.h"
 #include "kernels.h"
 #include "n_pairs.h"
@@ -23,7 +24,7 @@ template <class T, class F>
 inline void with_kernels(Loss loss, F f) {
   switch (loss) {
     case Loss::triplet_hard: return f(TripletHardKernels<T>{});
-    case Loss::triplet_all: return f(TripletAllKernels<T>{});
+    case Loss::triplet_all: return f(WithSwapKernels<T, TripletAllKernels<T>>{});
     case Loss::triplet_distance_weighted: return f(TripletDistanceWeightedKernels<T>{});
     case Loss::triplet_semihard: return f(TripletSemihardKernels<T>{});
     case Loss::contrastive: return f(HingeKernels<T, Contrastive<T>>{});

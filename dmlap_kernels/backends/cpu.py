@@ -92,8 +92,6 @@ class CpuBackend:
             return f"it serves tensors on the cpu, got tensors on {device_type}"
         if spec is not None and spec.loss not in _LOSSES:
             return f"it has no policy {spec.loss!r}"
-        if spec is not None and spec.loss == "triplet_all" and spec.params[2]:
-            return "it has no swap for mining='all'"
         return None
 
     def saved_like(self, spec: PairSpec, problem: PairProblem) -> Tensor:
