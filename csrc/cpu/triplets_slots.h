@@ -1,6 +1,7 @@
 // Positives of anchors that have few of them, panel by panel, nearest first.
 #pragma once
 
+#include "dmlap/policies/triplet.h"
 #include "losses.h"
 
 namespace dmlap::cpu::DMLAP_ISA {
