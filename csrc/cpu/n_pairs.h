@@ -78,19 +78,20 @@ struct NPairsKernels {
     }
     Inner::forward(chosen.problem(pairs), options, inner);
     // Rows that take no part may hold numbers that are not finite.
-    const ForwardState<T> state(pairs);
+    const bool trouble = has_trouble(pairs.x, pairs.dim);
+    const T poison = trouble ? std::numeric_limits<T>::quiet_NaN() : T(0);
     if (each) {
-      fill(out.loss, pairs.x.n, poison(state.p, 0));
+      fill(out.loss, pairs.x.n, poison);
       for (int64_t i = 0; i < chosen.n; ++i) out.loss[chosen.anchor[i]] += loss[i];
     } else {
-      *out.loss += poison(state.p, 0);
+      *out.loss += poison;
     }
-    reinterpret_cast<SavedHeader*>(out.saved)->poisoned = state.p.poisoned;
+    reinterpret_cast<SavedHeader*>(out.saved)->poisoned = trouble;
     if (!out.stat_counts) return;
-    whole_stats(state, out);
+    whole_stats(ForwardState<T>(pairs), out);
     out.stat_counts[0] = counts[0];
     out.stat_counts[1] = counts[1];
-    out.stat_values[0] = values[0] + poison(state.p, 0);
+    out.stat_values[0] = values[0] + poison;
   }
 
   static void backward(const Pairs<T>& pairs, const LossOptions& options,

@@ -187,6 +187,20 @@ inline void exact_centre(const Prepared<T>& p, T* centre) {
   });
 }
 
+// A squared norm from which a row counts as not finite: distances of such rows overflow.
+template <class T>
+constexpr double kLargestNorm = double(std::numeric_limits<T>::max()) / 16;
+
+// Whether some row is not finite, or its square overflows.
+template <class T>
+inline bool has_trouble(const Rows<T>& rows, int64_t dim) {
+  for (int64_t i = 0; i < rows.n; ++i) {
+    const T* row = rows.data + i * rows.stride;
+    if (!(inner_product(row, row, dim) < kLargestNorm<T>)) return true;
+  }
+  return false;
+}
+
 template <class T>
 inline void pack_panel(const Prepared<T>& p, Side<T>& side, int64_t panel, const T* centre) {
   constexpr int W = Tile<T>::kWidth;
@@ -211,13 +225,12 @@ inline void pack_panel(const Prepared<T>& p, Side<T>& side, int64_t panel, const
     }
     for (int r = 0; r < W; ++r) norm[r] += partial[r];
   }
-  const double limit = double(std::numeric_limits<T>::max()) / 16;
   T largest = 0;
   bool trouble = false;
   for (int64_t r = 0; r < W; ++r) {
     T n = r < rows ? static_cast<T>(norm[r]) : kInf<T>;
     if (r < rows) {
-      trouble |= !(norm[r] < limit);
+      trouble |= !(norm[r] < kLargestNorm<T>);
       if (p.distance == Distance::cosine) n = 1;
       largest = n > largest ? n : largest;
       if (p.dot()) n = 0;
