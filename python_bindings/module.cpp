@@ -161,6 +161,15 @@ void class_scores(DMLAP_PAIR_PARAMETERS, uintptr_t x_labels, uintptr_t y_labels,
   });
 }
 
+// The number of each loss by its name.
+py::dict losses() {
+  py::dict numbers;
+#define DMLAP_NUMBER(name, ...) numbers[#name] = static_cast<int>(Loss::name);
+  DMLAP_LOSSES(DMLAP_NUMBER)
+#undef DMLAP_NUMBER
+  return numbers;
+}
+
 py::list simd_levels() {
   const cpu::KernelSet* sets[cpu::kMaxLevels];
   const int n = cpu::available_levels(sets);
@@ -176,6 +185,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("build_info", [] { return std::string(DMLAP_BUILD_INFO); });
   m.def("simd_level", [] { return std::string(cpu::kernels().name); });
   m.def("simd_levels", simd_levels);
+  m.def("losses", losses);
   m.def("saved_bytes", saved_bytes);
   m.def("forward", forward);
   m.def("backward", backward);

@@ -19,28 +19,13 @@
 namespace dmlap::cpu::DMLAP_ISA {
 
 // Calls f with the kernels of a loss: an empty struct of static saved_bytes, forward and backward.
-// One line a loss.
 template <class T, class F>
 inline void with_kernels(Loss loss, F f) {
   switch (loss) {
-    case Loss::triplet_hard: return f(TripletHardKernels<T>{});
-    case Loss::triplet_all: return f(WithSwapKernels<T, TripletAllKernels<T>>{});
-    case Loss::triplet_distance_weighted: return f(TripletDistanceWeightedKernels<T>{});
-    case Loss::triplet_semihard: return f(TripletSemihardKernels<T>{});
-    case Loss::contrastive: return f(HingeKernels<T, Contrastive<T>>{});
-    case Loss::margin: return f(HingeKernels<T, Margin<T>>{});
-    case Loss::multi_similarity: return f(SoftKernels<T, MultiSimilarity<T>>{});
-    case Loss::lifted_structure: return f(SoftKernels<T, LiftedStructure<T>>{});
-    case Loss::lifted_structure_original: return f(SoftKernels<T, LiftedStructureOriginal<T>>{});
-    case Loss::nt_xent: return f(SoftKernels<T, NTXent<T>>{});
-    case Loss::n_pairs: return f(NPairsKernels<T>{});
-    case Loss::sup_con: return f(SoftKernels<T, SupCon<T>>{});
-    case Loss::circle: return f(SoftKernels<T, Circle<T>>{});
-    case Loss::proxy_nca: return f(SoftKernels<T, ProxyNCA<T>>{});
-    case Loss::proxy_anchor: return f(SoftKernels<T, ProxyAnchor<T>>{});
-    case Loss::angular: return f(AngularKernels<T>{});
-    case Loss::soft_triple: return f(SoftTripleKernels<T>{});
-    default: return;
+#define DMLAP_CASE(name, ...) \
+  case Loss::name: return f(__VA_ARGS__{});
+    DMLAP_LOSSES(DMLAP_CASE)
+#undef DMLAP_CASE
   }
 }
 

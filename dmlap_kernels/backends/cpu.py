@@ -22,25 +22,6 @@ from dmlap_kernels.problem import (
     PairStats,
 )
 
-_LOSSES = {
-    "triplet_hard": 0,
-    "contrastive": 1,
-    "triplet_semihard": 2,
-    "triplet_all": 3,
-    "triplet_distance_weighted": 4,
-    "margin": 5,
-    "multi_similarity": 6,
-    "lifted_structure": 7,
-    "lifted_structure_original": 8,
-    "nt_xent": 9,
-    "n_pairs": 10,
-    "sup_con": 11,
-    "angular": 12,
-    "circle": 13,
-    "proxy_nca": 14,
-    "proxy_anchor": 15,
-    "soft_triple": 16,
-}
 _DISTANCES = {name: i for i, name in enumerate(DISTANCES)}
 _REDUCTIONS = {name: i for i, name in enumerate(REDUCTIONS)}
 # Elements of the score matrix of a slice of classes in `hard_classes`.
@@ -64,6 +45,12 @@ def native() -> Any:
     except RuntimeError as error:
         return str(error)
     return _native
+
+
+@functools.cache
+def _losses() -> dict[str, int]:
+    """The numbers by which the extension knows its losses."""
+    return native().losses()
 
 
 def _rows(rows: Tensor) -> Tensor:
@@ -90,7 +77,7 @@ class CpuBackend:
     def refuses(self, spec: PairSpec | None, device_type: str, dtype: torch.dtype) -> str | None:
         if device_type != "cpu":
             return f"it serves tensors on the cpu, got tensors on {device_type}"
-        if spec is not None and spec.loss not in _LOSSES:
+        if spec is not None and spec.loss not in _losses():
             return f"it has no policy {spec.loss!r}"
         return None
 
@@ -197,7 +184,7 @@ def _saved_bytes(spec: PairSpec, problem: PairProblem) -> int:
     rows, features = problem.x.shape
     refs, self_case = problem.num_refs, problem.y is None
     is_double = problem.x.dtype == torch.float64
-    return native().saved_bytes(_LOSSES[spec.loss], rows, refs, features, self_case, is_double)
+    return native().saved_bytes(_losses()[spec.loss], rows, refs, features, self_case, is_double)
 
 
 class _Call:
@@ -217,7 +204,7 @@ class _Call:
             *_pairs(x, refs, y is None, spec.distance, spec.normalize),
             self.labels.data_ptr(),
             self.ref_labels.data_ptr(),
-            _LOSSES[spec.loss],
+            _losses()[spec.loss],
             _REDUCTIONS[spec.reduction],
             spec.params,
         )

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "dmlap/losses.h"
+
 #ifdef __CUDACC__
 #define DMLAP_HD __host__ __device__ __forceinline__
 #else
@@ -15,25 +17,9 @@ namespace dmlap {
 // dot: minus the inner product. -2 x.y plays the part of its squared distance.
 enum class Distance : int { euclidean = 0, sqeuclidean = 1, cosine = 2, dot = 3 };
 enum class Reduction : int { mean = 0, mean_nonzero = 1, sum = 2, none = 3 };
-enum class Loss : int {
-  triplet_hard = 0,
-  contrastive = 1,
-  triplet_semihard = 2,
-  triplet_all = 3,
-  triplet_distance_weighted = 4,
-  margin = 5,
-  multi_similarity = 6,
-  lifted_structure = 7,
-  lifted_structure_original = 8,
-  nt_xent = 9,
-  n_pairs = 10,
-  sup_con = 11,
-  angular = 12,
-  circle = 13,
-  proxy_nca = 14,
-  proxy_anchor = 15,
-  soft_triple = 16,
-};
+#define DMLAP_ENUMERATOR(name, ...) name,
+enum class Loss : int { DMLAP_LOSSES(DMLAP_ENUMERATOR) };
+#undef DMLAP_ENUMERATOR
 
 constexpr int kMaxParams = 8;
 
