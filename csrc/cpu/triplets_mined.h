@@ -34,6 +34,10 @@ struct MinedTriplets {
   }
 
   int64_t size() const { return first[anchors]; }
+  int64_t bytes() const {
+    return anchors * int64_t{2 * sizeof(int64_t)} +
+           size() * int64_t{2 * sizeof(int64_t) + 2 * sizeof(T) + 1};
+  }
 
   // Takes triplet m of an anchor, given by positions in label order; negative_at may be -1.
   void set(const Prepared<T>& p, int64_t i, int64_t m, int64_t positive_at, int64_t negative_at) {
@@ -75,6 +79,22 @@ struct MinedTriplets {
     if (totals == nullptr) return;
     totals->count += 1;
     totals->add(policy, d_ap, d_an);
+  }
+};
+
+// Mined triplets that the backward sweep need not mine again.
+template <class T>
+struct KeptTriplets : Kept {
+  MinedTriplets<T> mined;
+
+  explicit KeptTriplets(const Prepared<T>& p)
+      : Kept{[](Kept* k) { delete static_cast<KeptTriplets*>(k); }}, mined(p) {}
+
+  // Half of the inputs and a little is what they may take; anchors with many positives have none.
+  bool fits(const Prepared<T>& p) const {
+    const int64_t rows = p.x.n + (p.self ? 0 : p.y_storage.n);
+    const int64_t limit = rows * p.dim * int64_t{sizeof(T)} / 2 + (int64_t{16} << 20);
+    return mined.bytes() <= limit && !any_many_positives(p);
   }
 };
 

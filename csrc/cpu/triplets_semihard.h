@@ -75,13 +75,19 @@ inline void forward_triplet_semihard(const Pairs<T>& pairs, const LossOptions& o
   const Prepared<T>& p = state.p;
   Buffer<TripletTotals> totals(p.x.n);
   totals.fill(p.x.n, TripletTotals{});
-  MinedTriplets<T> mined(p);
+  auto* kept = new KeptTriplets<T>(p);
+  MinedTriplets<T>& mined = kept->mined;
   mine_semihard(p, mined);
   mined.weigh(p, Triplet<T>(options.params), totals.get());
   each_anchor_row<T, RowMiner<T, SemihardChoice<T>>>(
       p, options, [&](int64_t i) { return many_positives(p, i) > 0; },
       [&](auto& miner, int64_t i, const T* d2) { miner.add(i, d2, totals[i]); });
   finish_triplets(state, options, totals.get(), out);
+  if (out.kept != nullptr && kept->fits(p)) {
+    *out.kept = kept;
+  } else {
+    kept->destroy(kept);
+  }
 }
 
 template <class T>
@@ -90,6 +96,11 @@ inline void backward_triplet_semihard(const Pairs<T>& pairs, const LossOptions& 
   const SavedHeader& header = *reinterpret_cast<const SavedHeader*>(args.saved);
   if (poison_gradients(pairs, header, args)) return;
   Prepared<T> p;
+  if (args.kept != nullptr) {
+    prepare(p, pairs, false);
+    const MinedTriplets<T>& mined = static_cast<const KeptTriplets<T>*>(args.kept)->mined;
+    return backward_mined<T, SemihardChoice<T>>(p, mined, options, args);
+  }
   prepare(p, pairs, true);
   MinedTriplets<T> mined(p);
   mine_semihard(p, mined);
