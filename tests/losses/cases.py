@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
 from dataclasses import dataclass, field, replace
@@ -10,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.reference import pair_distances, pair_masks
+from tests.losses.losses_table import LOSSES, Draw
+from tests.reference import FORMULAS, pairs_and_terms
+from tests.reference.pairs import make_pairs
 
-ROWS = (1, 2, 3, 7, 33, 48, 49, 130, 257)
+ROWS = (1, 2, 3, 7, 33, 49, 130, 257)
 FEATURES = (1, 2, 3, 8, 17, 64, 130)
 PATTERNS = ("same", "different", "pairs", "ragged", "two", "wild")
 HALF = (torch.float16, torch.bfloat16)
@@ -23,15 +26,11 @@ FACTORS: dict[str, tuple[Any, ...]] = {
     "pattern": PATTERNS,
     "refs": ("self", "fewer", "more"),
     "dtype": (torch.float32, torch.float64, torch.float16, torch.bfloat16),
-    "distance": ("euclidean", "sqeuclidean", "cosine"),
+    "distance": (),
     "normalize": (False, True),
     "reduction": ("mean", "mean_nonzero", "sum", "none"),
     "label_dtype": (torch.int64, torch.int32, torch.uint8),
     "layout": ("contiguous", "transposed", "strided"),
-}
-OPTIONS: dict[str, dict[str, tuple[Any, ...]]] = {
-    "triplet": {"smooth": (False, True), "swap": (False, True)},
-    "contrastive": {"squared": (False, True), "active": ("all", "half", "few")},
 }
 
 
@@ -63,7 +62,10 @@ class Case:
 
 @dataclass
 class Problem:
-    """Tensors and keywords of one call; y and ref_labels are None in the self case."""
+    """Tensors and keywords of one call; y and ref_labels are None in the self case.
+
+    Proxies with ``ref_labels`` None have the labels 0, 1, ...
+    """
 
     x: Tensor
     labels: Tensor
@@ -73,6 +75,20 @@ class Problem:
 
     def args(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         return self.x, self.labels, self.y, self.ref_labels
+
+    def named(self) -> Problem:
+        """The same with the labels of the references written out."""
+        if self.y is None or self.ref_labels is not None:
+            return self
+        return replace(self, ref_labels=torch.arange(len(self.y)))
+
+    def cast(self, dtype: torch.dtype) -> Problem:
+        y = None if self.y is None else self.y.to(dtype)
+        return replace(self, x=self.x.to(dtype), y=y)
+
+    def parameters(self) -> list[str]:
+        """Keywords that are tensors, and so have a gradient."""
+        return [name for name, value in self.keywords.items() if isinstance(value, Tensor)]
 
 
 def covering(factors: dict[str, tuple[Any, ...]], seed: int) -> list[dict[str, Any]]:
@@ -89,7 +105,7 @@ def covering(factors: dict[str, tuple[Any, ...]], seed: int) -> list[dict[str, A
     while missing:
         best: dict[str, int] = {}
         best_gain = -1
-        for _ in range(20):
+        for _ in range(5):
             row: dict[str, int] = {}
             (a, i), (b, j) = rng.choice(sorted(missing))
             row[a], row[b] = i, j
@@ -118,25 +134,48 @@ def _pairs(names: list[str], row: dict[str, int]) -> set[tuple[Any, ...]]:
     return {_key(names, a, row[a], b, row[b]) for a, b in itertools.combinations(names, 2)}
 
 
-def table(loss: str) -> list[Case]:
+@functools.cache
+def table(loss: str) -> tuple[Case, ...]:
     """The table of a loss.
 
     Half types keep D >= 8 and unit rows D >= 2: below, distances are equal and have no order.
     """
-    options = OPTIONS[loss]
+    row = LOSSES[loss]
+    factors = FACTORS | row.levels
+    factors["rows"] = tuple(rows for rows in ROWS if rows <= row.max_rows)
+    factors["distance"] = row.distances or (row.default_distance,)
+    if not row.distances:
+        factors["normalize"] = (False,)
+    if row.proxies:
+        factors["refs"] = ("classes", "fewer", "more")
     cases = []
-    for row in covering(FACTORS | options, seed=len(loss)):
-        chosen = tuple((name, row.pop(name)) for name in options)
-        case = Case(loss, options=chosen, **row)
+    for levels in covering(factors, seed=len(loss)):
+        chosen = tuple((name, levels.pop(name)) for name in row.levels)
+        case = Case(loss, options=chosen, **levels)
         if case.dtype in HALF and case.features < 8:
             case = replace(case, dtype=torch.float32)
-        if case.features == 1 and (case.normalize or case.distance == "cosine"):
+        if case.features == 1 and unit_rows(case):
             case = replace(case, features=2)
         cases.append(case)
-    for dtype, features, refs in itertools.product(HALF, (8, 17, 130), ("self", "more")):
-        defaults = tuple((name, levels[0]) for name, levels in options.items())
-        cases.append(Case(loss, 49, features, "ragged", refs, dtype, options=defaults))
-    return cases
+    sides = ("classes", "more") if row.proxies else ("self", "more")
+    for dtype, features, refs in itertools.product(HALF, (8, 17, 130), sides):
+        cases.append(usual(loss, rows=49, features=features, refs=refs, dtype=dtype))
+    return tuple(cases)
+
+
+def usual(loss: str, **changes: Any) -> Case:
+    """A case with the first level of every option and the default distance of the loss."""
+    row = LOSSES[loss]
+    first = tuple((name, levels[0]) for name, levels in row.levels.items())
+    case = Case(loss, distance=row.default_distance, options=first)
+    if row.proxies:
+        case = replace(case, refs="more")
+    return replace(case, **changes)
+
+
+def unit_rows(case: Case) -> bool:
+    mined = case.loss == "triplet_distance_weighted"
+    return case.normalize or case.distance == "cosine" or mined
 
 
 def make_labels(pattern: str, rows: int, generator: torch.Generator) -> Tensor:
@@ -175,98 +214,102 @@ def make_problem(case: Case) -> Problem:
     """The tensors of a case, redrawn until no pair sits on a kink within rounding error."""
     for seed in range(60):
         problem = _draw(case, seed)
-        if far_from_kinks(case, problem):
+        if far_from_kinks(case.loss, problem):
             return problem
     raise AssertionError(f"no draw of {case.id} keeps away from kinks")
 
 
 def _draw(case: Case, seed: int) -> Problem:
     g = torch.Generator().manual_seed(1000 * seed + case.rows + 7 * case.features)
-    count = {"self": 0, "fewer": max(1, case.rows // 2 - 1), "more": case.rows + 20}[case.refs]
-    labels = make_labels(case.pattern, case.rows + count, g)
-    if case.pattern == "different" and count:
-        labels = torch.cat([torch.arange(case.rows), torch.arange(count) + case.rows // 2])
-    label_dtype = torch.int64 if case.pattern == "wild" else case.label_dtype
-    if label_dtype == torch.uint8:
+    count = {"self": 0, "fewer": max(1, case.rows // 2 - 1), "more": case.rows + 20}
+    if case.refs == "classes":
+        labels = make_labels(case.pattern, case.rows, g).unique(return_inverse=True)[1]
+        labels = torch.cat([labels, torch.arange(int(labels.max()) + 1)])
+    else:
+        labels = make_labels(case.pattern, case.rows + count[case.refs], g)
+        others = len(labels) - case.rows
+        if case.pattern == "different" and others:
+            labels = torch.cat([torch.arange(case.rows), torch.arange(others) + case.rows // 2])
+    wild = case.pattern == "wild" and case.refs != "classes"
+    label_dtype = torch.int64 if wild else case.label_dtype
+    if label_dtype == torch.uint8 and case.refs != "classes":
         labels = labels % 256
+    elif label_dtype == torch.uint8 and labels.max() > 255:
+        label_dtype = torch.int32
     _, groups = torch.unique(labels, return_inverse=True)
     centres = torch.randn(int(groups.max()) + 1, case.features, generator=g, dtype=torch.float64)
     noise = torch.randn(len(labels), case.features, generator=g, dtype=torch.float64)
-    points = (0.7 * centres[groups] + noise).to(case.dtype)
+    points = (_scale(case) * (0.7 * centres[groups] + noise)).to(case.dtype)
     labels = labels.to(label_dtype)
     x = lay_out(points[: case.rows], case.layout)
-    y = lay_out(points[case.rows :], case.layout) if count else None
-    ref_labels = labels[case.rows :] if count else None
+    y = ref_labels = None
+    if len(labels) > case.rows:
+        y, ref_labels = lay_out(points[case.rows :], case.layout), labels[case.rows :]
     problem = Problem(x, labels[: case.rows], y, ref_labels, {})
-    problem.keywords = _keywords(case, problem)
+    problem.keywords = choose_keywords(case, problem, seed)
+    if case.refs == "classes":
+        problem.ref_labels = None
     return problem
 
 
-def _distances(case: Case, problem: Problem) -> Tensor:
-    x = problem.x.double()
-    y = x if problem.y is None else problem.y.double()
-    return pair_distances(x, y, distance=case.distance, normalize=case.normalize)
+def _scale(case: Case) -> float:
+    """Brings the standard deviation of distances of un-normalised points near `Row.spread`.
+
+    Coordinates have a variance of about 1.5.
+    """
+    wanted = LOSSES[case.loss].spread
+    if wanted is None or unit_rows(case):
+        return 1.0
+    if case.distance == "euclidean":
+        return wanted / 1.5**0.5
+    root = case.features**0.5
+    return (wanted / (1.5 * root if case.distance == "dot" else 4.3 * root)) ** 0.5
 
 
-def between(values: Tensor, share: float) -> float:
-    """A threshold that about this share of the values lies below, and that equals none of them."""
-    ordered = values.unique()
-    rank = min(int(share * len(ordered)), len(ordered) - 1)
-    upper = ordered[rank].item()
-    lower = ordered[rank - 1].item() if rank else upper - 0.1 * abs(upper) - 0.01
-    return (lower + upper) / 2
-
-
-def _keywords(case: Case, problem: Problem) -> dict[str, Any]:
-    """Margins chosen so that some hinges are active and others are not."""
-    options = dict(case.options)
-    shared = {
-        "distance": case.distance,
-        "normalize": case.normalize,
-        "reduction": case.reduction,
+def choose_keywords(case: Case, problem: Problem, seed: int = 0) -> dict[str, Any]:
+    """Every keyword of the call: margins such that some hinges are active and others are not."""
+    row = LOSSES[case.loss]
+    shared: dict[str, Any] = {"reduction": case.reduction}
+    if row.distances:
+        shared |= {"distance": case.distance, "normalize": case.normalize}
+    geometry = {"distance": case.distance, "normalize": unit_rows(case)}
+    double = problem.cast(torch.float64).named()
+    anchors = (*double.args()[2:], *double.args()[:2])
+    pairs = make_pairs(*(anchors if case.loss == "proxy_anchor" else double.args()), **geometry)
+    draw = Draw(
+        pairs.d,
+        pairs.positives,
+        pairs.negatives,
+        pairs.labels,
+        case.distance,
+        case.reduction,
+        seed=1 + seed + 31 * case.rows,
+        terms=functools.partial(FORMULAS[case.loss], pairs),
+    )
+    chosen = row.choose(draw, **dict(case.options))
+    dtype = torch.float64 if case.dtype == torch.float64 else torch.float32
+    return shared | {
+        name: value.to(dtype) if isinstance(value, Tensor) else value
+        for name, value in chosen.items()
     }
-    d = _distances(case, problem)
-    positives, negatives = pair_masks(problem.labels, problem.ref_labels)
-    if case.loss == "triplet":
-        far = d.masked_fill(~positives, -torch.inf).amax(1)
-        near = d.masked_fill(~negatives, torch.inf).amin(1)
-        usual = (near - far)[torch.isfinite(near - far)]
-        margin = max(0.05, between(usual, 0.5)) if len(usual) else 0.3
-        return shared | {"margin": margin} | options
-    share = {"all": 1.0, "half": 0.5, "few": 0.03}[options.pop("active")]
-    pull, push = d[positives], d[negatives]
-    pos_margin = max(0.0, between(pull, 1 - share)) if len(pull) else 0.1
-    neg_margin = between(push, share) if len(push) else 1.0
-    if share == 1.0:
-        pos_margin, neg_margin = 0.0, 1.1 * neg_margin + 0.1
-    return shared | {"pos_margin": pos_margin, "neg_margin": neg_margin} | options
 
 
-def far_from_kinks(case: Case, problem: Problem) -> bool:
-    """Whether rounding of the compute dtype cannot change which terms and pairs are active."""
-    d = _distances(case, problem)
-    eps = torch.finfo(torch.float64 if case.dtype == torch.float64 else torch.float32).eps
-    gap = 4 * eps * max(1.0, d.max().item())
-    positives, negatives = pair_masks(problem.labels, problem.ref_labels)
-    keywords = problem.keywords
-    if case.loss == "contrastive":
-        hinges = [d[negatives] - keywords["neg_margin"]]
-        if keywords["pos_margin"] > 0:
-            hinges.append(d[positives] - keywords["pos_margin"])
-        elif case.distance == "euclidean":
-            hinges.append(d[positives])
-        return bool((torch.cat(hinges).abs() > gap).all())
-    if d.shape[1] < 2:
+def far_from_kinks(loss: str, problem: Problem) -> bool:
+    """Whether rounding of the compute dtype cannot change which terms and pairs are active.
+
+    Where positive terms are counted, none may be so small that rounding could lose it.
+    """
+    row = LOSSES[loss]
+    dtype = torch.float64 if problem.x.dtype == torch.float64 else torch.float32
+    keywords = {key: value for key, value in problem.keywords.items() if key != "reduction"}
+    arguments = problem.cast(torch.float64).named().args()
+    pairs, terms = pairs_and_terms(loss, *arguments, **(row.geometry(keywords) | keywords))
+    largest = max([1.0, *([pairs.d.abs().max().item()] if pairs.d.numel() else [])])
+    gap = 4 * torch.finfo(dtype).eps * largest
+    if any(bool((kink.abs() <= gap).any()) for kink in terms.kinks):
+        return False
+    if problem.keywords["reduction"] != "mean_nonzero" or not terms.soft:
         return True
-    valid = positives.any(1) & negatives.any(1)
-    far, p = d.masked_fill(~positives, -torch.inf)[valid].topk(2, dim=1)
-    near, n = d.masked_fill(~negatives, torch.inf)[valid].topk(2, dim=1, largest=False)
-    gaps = [far[:, 0] - far[:, 1], near[:, 0] - near[:, 1]]
-    gaps.append(far[:, 0] - near[:, 0] + keywords["margin"])
-    if keywords["swap"]:
-        refs = problem.x if problem.y is None else problem.y
-        options = {"distance": case.distance, "normalize": case.normalize}
-        swapped = pair_distances(refs.double(), refs.double(), **options)[p[:, 0], n[:, 0]]
-        gaps.append(near[:, 0] - swapped)
-        gaps.append(far[:, 0] - swapped + keywords["margin"])
-    return bool((torch.cat(gaps).abs() > gap).all())
+    values = torch.cat([group.values[group.counted] for group in terms.groups])
+    lost = gap * max(1, row.slope(keywords, largest)[0])
+    return not bool(((values > 0) & (values <= lost)).any())

@@ -1,126 +1,399 @@
-"""Value and gradient against pytorch-metric-learning at the same settings."""
+"""Value and gradient against pytorch-metric-learning at the same settings, in float64.
+
+The reference formulas are held against the peer as well, so that they are not only our reading of
+the papers.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from tests.losses.compare import FUSED
-from tests.losses.test_properties import draw
+from tests.losses.cases import Problem
+from tests.losses.compare import run, skip_unless_it_runs
+from tests.losses.losses_table import LOSSES
 
 pml = pytest.importorskip("pytorch_metric_learning", reason="pytorch-metric-learning is absent")
 from pytorch_metric_learning import distances, losses, miners, reducers  # noqa: E402
 
 REDUCERS = {"mean": reducers.MeanReducer, "mean_nonzero": reducers.AvgNonZeroReducer}
+CANDIDATES = ("reference", "torch", "cpu")
+BOTH = pytest.mark.parametrize("reduction", REDUCERS)
+REFS = pytest.mark.parametrize("refs", [False, True], ids=["self", "refs"])
+GEOMETRIES = {
+    "euclidean": ("euclidean", False),
+    "euclidean-unit": ("euclidean", True),
+    "sqeuclidean-unit": ("sqeuclidean", True),
+    "cosine": ("cosine", False),
+    "dot": ("dot", False),
+    "dot-unit": ("dot", True),
+}
+THREE = pytest.mark.parametrize("geometry", list(GEOMETRIES)[:4])
+FOUR = pytest.mark.parametrize("geometry", GEOMETRIES)
+
+Peer = Callable[[Tensor, Tensor, "Tensor | None", "Tensor | None"], Tensor]
 
 
-def peer_distance(distance: str, normalize: bool) -> Any:
+@pytest.fixture(params=CANDIDATES)
+def candidate(request: pytest.FixtureRequest) -> str:
+    """Who is compared with the peer: the reference formula or a backend."""
+    if request.param == "cpu":
+        request.getfixturevalue("native")
+    return request.param
+
+
+def peer_distance(geometry: str) -> Any:
+    distance, normalize = GEOMETRIES[geometry]
     if distance == "cosine":
         return distances.CosineSimilarity()
+    if distance == "dot":
+        return distances.DotProductSimilarity(normalize_embeddings=normalize)
     power = 2 if distance == "sqeuclidean" else 1
     return distances.LpDistance(normalize_embeddings=normalize, p=2, power=power)
 
 
-def assert_parity(loss: str, peer: Any, problem: Any, backend: str) -> None:
-    """float64, so that agreement is not a matter of rounding."""
-    results = []
-    for ours in (True, False):
-        x = problem.x.double().requires_grad_()
-        y = None if problem.y is None else problem.y.double().requires_grad_()
-        if ours:
-            value = FUSED[loss](
-                x, problem.labels, y, problem.ref_labels, backend=backend, **problem.keywords
-            )
-        else:
-            value = peer(x, problem.labels, y, problem.ref_labels)
-        value.backward()
-        results.append([value.detach(), x.grad, *(() if y is None else (y.grad,))])
-    assert results[1][0] > 0
-    for mine, theirs in zip(*results, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-11)
+def options_of(geometry: str, reduction: str, **own: Any) -> dict[str, Any]:
+    distance, normalize = GEOMETRIES[geometry]
+    return {"distance": distance, "normalize": normalize, "reduction": reduction} | own
 
 
-@pytest.mark.parametrize("reduction", REDUCERS)
-@pytest.mark.parametrize(
-    ("distance", "normalize"),
-    [("euclidean", False), ("euclidean", True), ("sqeuclidean", True), ("cosine", False)],
-)
+def draw(refs: bool, rows: int = 36, features: int = 6, unit: bool = False, **own: Any) -> Problem:
+    """Seven classes; in one of them a single row."""
+    g = torch.Generator().manual_seed(rows + features)
+    count = rows + (rows + 5 if refs else 0)
+    x = torch.randn(count, features, generator=g, dtype=torch.float64)
+    x = torch.nn.functional.normalize(x) if unit else x
+    labels = torch.randint(0, 6, (count,), generator=g)
+    labels[4] = 6
+    if not refs:
+        return Problem(x, labels, None, None, own)
+    return Problem(x[:rows], labels[:rows], x[rows:], labels[rows:], own)
+
+
+def result_of(candidate: str, loss: str, problem: Problem) -> list[Tensor]:
+    row = LOSSES[loss]
+    if candidate == "reference":
+        value, grads = run(row.reference, problem)
+    else:
+        skip_unless_it_runs(loss, candidate)
+        value, grads = run(row.fused, problem, backend=candidate)
+    return [value, *grads]
+
+
+def assert_parity(
+    loss: str,
+    peer: Peer,
+    problem: Problem,
+    candidate: str,
+    parameters: list[torch.nn.Parameter] | None = None,
+) -> None:
+    """``parameters`` of the peer, in the order of those of ours."""
+    ours = result_of(candidate, loss, problem)
+    x = problem.x.clone().requires_grad_()
+    y = None if problem.y is None else problem.y.clone().requires_grad_()
+    value = peer(x, problem.labels, y, problem.ref_labels)
+    value.backward()
+    theirs = [value.detach(), x.grad, *(() if y is None else (y.grad,))]
+    theirs += [parameter.grad for parameter in parameters or []]
+    assert value > 0
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, other.reshape(mine.shape), rtol=1e-9, atol=1e-11)
+
+
+@BOTH
+@THREE
 @pytest.mark.parametrize(
     ("swap", "smooth", "refs"),
     [(False, False, False), (True, False, False), (False, True, True), (False, False, True)],
-    ids=["hard", "swap", "smooth-refs", "refs"],
+    ids=["hinge", "swap", "smooth-refs", "refs"],
 )
+@pytest.mark.parametrize("mining", ["hard", "all"])
 def test_triplet(
+    mining: str,
     reduction: str,
-    distance: str,
-    normalize: bool,
+    geometry: str,
     swap: bool,
     smooth: bool,
     refs: bool,
-    backend: str,
+    candidate: str,
 ) -> None:
     """swap only in the self case: with references the peer reads d(p, n) from the wrong table."""
-    options = {"margin": 0.3, "swap": swap, "smooth": smooth}
-    problem = draw(
-        refs=refs, distance=distance, normalize=normalize, reduction=reduction, **options
-    )
-    measure = peer_distance(distance, normalize)
-    miner = miners.BatchHardMiner(distance=measure)
+    options = options_of(geometry, reduction, margin=0.3, swap=swap, smooth=smooth)
+    measure = peer_distance(geometry)
+    miner = miners.BatchHardMiner(distance=measure) if mining == "hard" else None
     function = losses.TripletMarginLoss(
-        margin=0.3,
-        swap=swap,
-        smooth_loss=smooth,
-        distance=measure,
-        reducer=REDUCERS[reduction](),
+        margin=0.3, swap=swap, smooth_loss=smooth, distance=measure, reducer=REDUCERS[reduction]()
     )
 
-    def peer(x: torch.Tensor, labels: torch.Tensor, y: Any, ref_labels: Any) -> torch.Tensor:
-        found = miner(x, labels, y, ref_labels)
+    def peer(x: Tensor, labels: Tensor, y: Any, ref_labels: Any) -> Tensor:
+        found = None if miner is None else miner(x, labels, y, ref_labels)
         return function(x, labels, found, y, ref_labels)
 
-    assert_parity("triplet", peer, problem, backend)
+    assert_parity(f"triplet_{mining}", peer, draw(refs, **options), candidate)
 
 
-@pytest.mark.parametrize("reduction", REDUCERS)
-@pytest.mark.parametrize("refs", [False, True], ids=["self", "refs"])
+def plain(function: Any) -> Peer:
+    return lambda x, labels, y, ref_labels: function(x, labels, None, y, ref_labels)
+
+
+@BOTH
+@REFS
 @pytest.mark.parametrize(
-    ("distance", "normalize", "margins"),
+    ("geometry", "margins"),
     [
-        ("euclidean", False, (1.0, 4.5)),
-        ("euclidean", True, (0.0, 1.4)),
-        ("sqeuclidean", True, (0.5, 2.0)),
-        ("cosine", False, (0.2, 1.1)),
+        ("euclidean", (1.0, 4.5)),
+        ("euclidean-unit", (0.0, 1.4)),
+        ("sqeuclidean-unit", (0.5, 2.0)),
+        ("cosine", (0.2, 1.1)),
     ],
 )
 def test_contrastive(
-    reduction: str,
-    refs: bool,
-    distance: str,
-    normalize: bool,
-    margins: tuple[float, float],
-    backend: str,
+    reduction: str, refs: bool, geometry: str, margins: tuple[float, float], candidate: str
 ) -> None:
     pos_margin, neg_margin = margins
-    problem = draw(
-        refs=refs,
-        distance=distance,
-        normalize=normalize,
-        reduction=reduction,
-        pos_margin=pos_margin,
-        neg_margin=neg_margin,
-    )
-    if distance == "cosine":  # the peer's margins are similarities
+    options = options_of(geometry, reduction, pos_margin=pos_margin, neg_margin=neg_margin)
+    if geometry == "cosine":  # the peer's margins are similarities
         pos_margin, neg_margin = 1 - pos_margin, 1 - neg_margin
     function = losses.ContrastiveLoss(
         pos_margin=pos_margin,
         neg_margin=neg_margin,
-        distance=peer_distance(distance, normalize),
+        distance=peer_distance(geometry),
         reducer=REDUCERS[reduction](),
     )
+    assert_parity("contrastive", plain(function), draw(refs, **options), candidate)
 
-    def peer(x: torch.Tensor, labels: torch.Tensor, y: Any, ref_labels: Any) -> torch.Tensor:
-        return function(x, labels, None, y, ref_labels)
 
-    assert_parity("contrastive", peer, problem, backend)
+@pytest.mark.parametrize("reduction", ["mean", "mean_nonzero"])
+@REFS
+@pytest.mark.parametrize("beta", ["number", "scalar", "classes"])
+@pytest.mark.parametrize(
+    ("geometry", "center"),
+    [("euclidean", 3.25), ("sqeuclidean-unit", 1.875), ("cosine", 0.875), ("euclidean-unit", 1.25)],
+)
+def test_margin(
+    reduction: str, refs: bool, beta: str, geometry: str, center: float, candidate: str
+) -> None:
+    """The peer's own reducer divides by the number of positive terms: our "mean_nonzero".
+
+    Its beta is a similarity for cosines.
+    """
+    function = losses.MarginLoss(
+        margin=0.25,
+        beta=1 - center if geometry == "cosine" else center,
+        learn_beta=beta != "number",
+        num_classes=7 if beta == "classes" else None,
+        distance=peer_distance(geometry),
+        reducer=reducers.MeanReducer() if reduction == "mean" else None,
+    ).double()
+    parameters = [] if beta == "number" else [function.beta]
+    if beta == "classes":
+        with torch.no_grad():
+            function.beta += torch.linspace(-0.2, 0.3, 7)
+    chosen: Any = center
+    if beta != "number":
+        chosen = function.beta.detach().clone()
+        chosen = 1 - chosen if geometry == "cosine" else chosen
+    options = options_of(geometry, reduction, margin=0.25, beta=chosen)
+
+    def peer(x: Tensor, labels: Tensor, y: Any, ref_labels: Any) -> Tensor:
+        value = function(x, labels, None, y, ref_labels)
+        if parameters and geometry == "cosine":
+            function.beta.register_hook(torch.neg)
+        return value
+
+    assert_parity("margin", peer, draw(refs, **options), candidate, parameters)
+
+
+@BOTH
+@REFS
+@FOUR
+@pytest.mark.parametrize("mined", [False, True], ids=["all", "mined"])
+def test_multi_similarity(
+    reduction: str, refs: bool, geometry: str, mined: bool, candidate: str
+) -> None:
+    own = {"alpha": 2.0, "beta": 10.0, "base": 0.5} | ({"epsilon": 0.3} if mined else {})
+    options = options_of(geometry, reduction, **own)
+    measure = peer_distance(geometry)
+    miner = miners.MultiSimilarityMiner(epsilon=0.3, distance=measure)
+    function = losses.MultiSimilarityLoss(
+        alpha=2.0, beta=10.0, base=0.5, distance=measure, reducer=REDUCERS[reduction]()
+    )
+
+    def peer(x: Tensor, labels: Tensor, y: Any, ref_labels: Any) -> Tensor:
+        found = miner(x, labels, y, ref_labels) if mined else None
+        return function(x, labels, found, y, ref_labels)
+
+    assert_parity("multi_similarity", peer, draw(refs, **options), candidate)
+
+
+@BOTH
+@REFS
+@THREE
+def test_lifted_structure(reduction: str, refs: bool, geometry: str, candidate: str) -> None:
+    options = options_of(geometry, reduction, pos_margin=0.3, neg_margin=0.7)
+    margins = {"pos_margin": 0.3, "neg_margin": 0.7}
+    if geometry == "cosine":  # the peer's margins are similarities
+        margins = {name: 1 - value for name, value in margins.items()}
+    function = losses.GeneralizedLiftedStructureLoss(
+        **margins, distance=peer_distance(geometry), reducer=REDUCERS[reduction]()
+    )
+    assert_parity("lifted_structure", plain(function), draw(refs, **options), candidate)
+
+
+@BOTH
+@THREE
+def test_lifted_structure_original(reduction: str, geometry: str, candidate: str) -> None:
+    """Only the self case: with references the peer takes row numbers of the references for row
+    numbers of the anchors when it looks for the negatives of a positive."""
+    options = options_of(geometry, reduction, pos_margin=0.3, neg_margin=0.7)
+    margins = {"pos_margin": 0.3, "neg_margin": 0.7}
+    if geometry == "cosine":
+        margins = {name: 1 - value for name, value in margins.items()}
+    function = losses.LiftedStructureLoss(
+        **margins, distance=peer_distance(geometry), reducer=REDUCERS[reduction]()
+    )
+    problem = draw(False, **options)
+    assert_parity("lifted_structure_original", plain(function), problem, candidate)
+
+
+@BOTH
+@FOUR
+def test_n_pairs(reduction: str, geometry: str, candidate: str) -> None:
+    """Only the self case: the peer has no other."""
+    function = losses.NPairsLoss(distance=peer_distance(geometry), reducer=REDUCERS[reduction]())
+    problem = draw(False, **options_of(geometry, reduction))
+    assert_parity("n_pairs", plain(function), problem, candidate)
+
+
+@BOTH
+@REFS
+@FOUR
+@pytest.mark.parametrize("temperature", [0.07, 0.5])
+def test_nt_xent(
+    reduction: str, refs: bool, geometry: str, temperature: float, candidate: str
+) -> None:
+    """Temperatures in units of the geometry: the peer's logarithm loses terms below 1e-16."""
+    temperature *= 8 if geometry in ("euclidean", "dot") else 1
+    function = losses.NTXentLoss(
+        temperature=temperature, distance=peer_distance(geometry), reducer=REDUCERS[reduction]()
+    )
+    problem = draw(refs, **options_of(geometry, reduction, temperature=temperature))
+    assert_parity("nt_xent", plain(function), problem, candidate)
+
+
+@BOTH
+@REFS
+@FOUR
+@pytest.mark.parametrize("temperature", [0.1, 0.5])
+def test_sup_con(
+    reduction: str, refs: bool, geometry: str, temperature: float, candidate: str
+) -> None:
+    function = losses.SupConLoss(
+        temperature=temperature, distance=peer_distance(geometry), reducer=REDUCERS[reduction]()
+    )
+    problem = draw(refs, **options_of(geometry, reduction, temperature=temperature))
+    assert_parity("sup_con", plain(function), problem, candidate)
+
+
+@BOTH
+@REFS
+@pytest.mark.parametrize("alpha", [30.0, 40.0])
+def test_angular(reduction: str, refs: bool, alpha: float, candidate: str) -> None:
+    """On unit rows, behind a normalisation: the peer leaves negatives at their length.
+
+    It does not normalise them again, so that the gradients agree in what is tangential only; a
+    normalisation in front of both makes them equal.
+    """
+    function = losses.AngularLoss(alpha=alpha, reducer=REDUCERS[reduction]())
+
+    def peer(x: Tensor, labels: Tensor, y: Any, ref_labels: Any) -> Tensor:
+        unit = torch.nn.functional.normalize
+        return function(unit(x), labels, None, None if y is None else unit(y), ref_labels)
+
+    problem = draw(refs, reduction=reduction, alpha=alpha)
+    assert_parity("angular", peer, problem, candidate)
+
+
+@BOTH
+@REFS
+@pytest.mark.parametrize(("m", "gamma"), [(0.4, 80.0), (0.25, 16.0)])
+def test_circle(reduction: str, refs: bool, m: float, gamma: float, candidate: str) -> None:
+    """Value and gradient: both hold the factors of the exponents constant."""
+    function = losses.CircleLoss(m=m, gamma=gamma, reducer=REDUCERS[reduction]())
+    problem = draw(refs, reduction=reduction, m=m, gamma=gamma)
+    assert_parity("circle", plain(function), problem, candidate)
+
+
+def proxy_problem(classes: int, centers: int, **own: Any) -> Problem:
+    """36 rows of 6 features against ``centers`` proxies for each of ``classes`` labels."""
+    problem = draw(False, **own)
+    g = torch.Generator().manual_seed(classes * centers)
+    problem.y = torch.randn(classes * centers, 6, generator=g, dtype=torch.float64)
+    problem.ref_labels = torch.arange(classes).repeat_interleave(centers)
+    return problem
+
+
+def with_proxies(function: Any, transposed: bool = False) -> Peer:
+    """The peer with our proxies in place of its parameter, so that their gradient flows."""
+
+    def peer(x: Tensor, labels: Tensor, y: Any, ref_labels: Any) -> Tensor:
+        name = "fc" if transposed else "proxies"
+        function._parameters.pop(name, None)
+        setattr(function, name, y.t() if transposed else y)
+        function.cast_types = lambda dtype, device: None
+        return function(x, labels)
+
+    return peer
+
+
+@BOTH
+@FOUR
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_proxy_nca(reduction: str, geometry: str, scale: float, candidate: str) -> None:
+    function = losses.ProxyNCALoss(
+        9, 6, softmax_scale=scale, distance=peer_distance(geometry), reducer=REDUCERS[reduction]()
+    )
+    problem = proxy_problem(9, 1, **options_of(geometry, reduction, softmax_scale=scale))
+    assert_parity("proxy_nca", with_proxies(function), problem, candidate)
+
+
+@BOTH
+@pytest.mark.parametrize("geometry", ["cosine", "dot", "dot-unit"])
+@pytest.mark.parametrize(("margin", "alpha"), [(0.1, 32.0), (0.3, 4.0)])
+def test_proxy_anchor(
+    reduction: str, geometry: str, margin: float, alpha: float, candidate: str
+) -> None:
+    """ "mean" is the peer's own reducer: 9 proxies of which 7 have positives."""
+    function = losses.ProxyAnchorLoss(
+        9,
+        6,
+        margin=margin,
+        alpha=alpha,
+        distance=peer_distance(geometry),
+        reducer=None if reduction == "mean" else reducers.AvgNonZeroReducer(),
+    )
+    problem = proxy_problem(9, 1, **options_of(geometry, reduction, margin=margin, alpha=alpha))
+    assert_parity("proxy_anchor", with_proxies(function), problem, candidate)
+
+
+@BOTH
+@pytest.mark.parametrize("geometry", ["cosine", "dot", "dot-unit"])
+@pytest.mark.parametrize("centers", [1, 4])
+def test_soft_triple(reduction: str, geometry: str, centers: int, candidate: str) -> None:
+    function = losses.SoftTripleLoss(
+        8,
+        6,
+        centers_per_class=centers,
+        la=20,
+        gamma=0.1,
+        margin=0.01,
+        distance=peer_distance(geometry),
+        reducer=REDUCERS[reduction](),
+    )
+    own = {"la": 20.0, "gamma": 0.1, "margin": 0.01}
+    problem = proxy_problem(8, centers, **options_of(geometry, reduction, **own))
+    assert_parity("soft_triple", with_proxies(function, transposed=True), problem, candidate)

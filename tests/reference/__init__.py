@@ -8,18 +8,19 @@ PyTorch" whose error sets the bar.
 from __future__ import annotations
 
 from tests.reference.distances import normalize_rows, pair_distances, pair_masks
-from tests.reference.losses import contrastive, triplet_hard
+from tests.reference.losses import FORMULAS, loss, pairs_and_terms
 from tests.reference.search import hard_classes, nearest
 from tests.reference.stats import class_scores, pair_stats
 
 __all__ = [
+    "FORMULAS",
     "class_scores",
-    "contrastive",
     "hard_classes",
+    "loss",
     "nearest",
     "normalize_rows",
     "pair_distances",
     "pair_masks",
     "pair_stats",
-    "triplet_hard",
+    "pairs_and_terms",
 ]

@@ -22,11 +22,12 @@ def normalize_rows(x: Tensor) -> Tensor:
 def pair_distances(
     x: Tensor, y: Tensor, *, distance: str = "euclidean", normalize: bool = False
 ) -> Tensor:
-    """Distances (B, N) between the rows of x (B, D) and y (N, D)."""
+    """Distances (B, N) between the rows of x (B, D) and y (N, D); "dot" is minus the product."""
     if normalize or distance == "cosine":
         x, y = normalize_rows(x), normalize_rows(y)
-    if distance == "cosine":
-        return 1 - (x[:, None, :] * y[None, :, :]).sum(dim=2)
+    if distance in ("cosine", "dot"):
+        products = (x[:, None, :] * y[None, :, :]).sum(dim=2)
+        return 1 - products if distance == "cosine" else -products
     squares = (x[:, None, :] - y[None, :, :]).square().sum(dim=2)
     return squares if distance == "sqeuclidean" else safe_sqrt(squares)
 

@@ -3,70 +3,37 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from tests.reference.distances import pair_distances, pair_masks
-from tests.reference.losses import first_extreme, mine_hard
+from tests.reference.losses import pairs_and_terms
 
 
 def pair_stats(
-    loss: str,
+    name: str,
     x: Tensor,
     labels: Tensor,
     y: Tensor | None = None,
     ref_labels: Tensor | None = None,
-    *,
-    distance: str = "euclidean",
-    normalize: bool = False,
-    **options: float | bool,
+    **options: Any,
 ) -> SimpleNamespace:
-    """The attributes of `dmlap_kernels.PairStats` for "triplet" or "contrastive".
-
-    ``options`` are those of the loss; what has no influence on statistics is ignored.
-    """
-    refs = x if y is None else y
-    names = labels if ref_labels is None else ref_labels
-    d = pair_distances(x, refs, distance=distance, normalize=normalize)
-    positives, negatives = pair_masks(labels, ref_labels)
-    hardest_positive = first_extreme(d, positives, names, largest=True)
-    hardest_negative = first_extreme(d, negatives, names, largest=False)
-    if loss == "triplet":
-        margin = options.get("margin", 0.2)
-        triplets = mine_hard(
-            x,
-            labels,
-            y,
-            ref_labels,
-            swap=bool(options.get("swap", False)),
-            distance=distance,
-            normalize=normalize,
-        )
-        hinges = (triplets.d_ap - triplets.d_an + margin).clamp_min(0)[triplets.valid]
-        constraints = int(triplets.valid.sum())
-        has_positive = hardest_positive >= 0
-        thresholds = torch.where(
-            has_positive,
-            triplets.d_ap + margin if len(refs) else torch.zeros(len(x), dtype=x.dtype),
-            torch.full((len(x),), -torch.inf, dtype=x.dtype),
-        )
-    else:
-        pull = (d - options.get("pos_margin", 0.0)).clamp_min(0)[positives]
-        neg_margin = options.get("neg_margin", 1.0)
-        push = (neg_margin - d).clamp_min(0)[negatives]
-        hinges = torch.cat([pull, push])
-        constraints = len(hinges)
-        thresholds = torch.full((len(x),), float(neg_margin), dtype=x.dtype)
+    """The attributes of `dmlap_kernels.PairStats`; beside them the matrix ``d`` and every term."""
+    pairs, terms = pairs_and_terms(name, x, labels, y, ref_labels, **options)
+    violations = torch.cat([group.violations().flatten() for group in terms.groups])
+    thresholds = pairs.farthest() if terms.thresholds is None else terms.thresholds
     return SimpleNamespace(
-        constraints=constraints,
-        violated=int((hinges > 0).sum()),
-        violation=hinges.sum(),
-        mean_positive_distance=d[positives].mean(),
-        mean_negative_distance=d[negatives].mean(),
-        hardest_positive=hardest_positive,
-        hardest_negative=hardest_negative,
-        class_scores=class_scores(d, labels, names, thresholds),
+        constraints=sum(int(group.counted.sum()) for group in terms.groups),
+        violated=int((violations > 0).sum()),
+        violation=violations.sum(),
+        mean_positive_distance=pairs.d[pairs.positives].mean(),
+        mean_negative_distance=pairs.d[pairs.negatives].mean(),
+        hardest_positive=pairs.hardest_positive(),
+        hardest_negative=pairs.hardest_negative(),
+        class_scores=class_scores(pairs.d, pairs.labels, pairs.ref_labels, thresholds),
+        d=pairs.d,
+        violations=violations,
     )
 
 

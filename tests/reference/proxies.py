@@ -1,0 +1,58 @@
+"""Losses against learnable proxies: the references."""
+
+from __future__ import annotations
+
+import torch
+
+from tests.reference.pairs import Group, Pairs, Terms, log_one_plus_sum_exp, log_sum_exp
+
+
+def proxy_nca(pairs: Pairs, *, softmax_scale: float = 1.0) -> Terms:
+    """-log of the softmax share of the anchor's own proxies (1703.07464, as 1711.02071 sums).
+
+    Anchors without a proxy of their own are left out.
+    """
+    logits = -softmax_scale * pairs.d
+    everyone = log_sum_exp(logits, pairs.positives | pairs.negatives)
+    values = everyone - log_sum_exp(logits, pairs.positives)
+    return Terms([Group(values[:, None], pairs.positives.any(1, keepdim=True))], soft=True)
+
+
+def proxy_anchor(pairs: Pairs, *, margin: float = 0.1, alpha: float = 32.0) -> Terms:
+    """Log-sum-exp over the positives and over the negatives of each proxy (2003.13911, eq. 4).
+
+    The anchors of ``pairs`` are the proxies.
+    """
+    c0 = pairs.zero_similarity
+    pull = log_one_plus_sum_exp(alpha * (pairs.d - (c0 - margin)), pairs.positives)
+    push = log_one_plus_sum_exp(alpha * ((c0 + margin) - pairs.d), pairs.negatives)
+    everyone = torch.ones(len(pull), 1, dtype=torch.bool)
+    return Terms(
+        [
+            Group(pull[:, None], pairs.positives.any(1, keepdim=True)),
+            Group(push[:, None], everyone),
+        ],
+        soft=True,
+    )
+
+
+def soft_triple(
+    pairs: Pairs, *, la: float = 20.0, gamma: float = 0.1, margin: float = 0.01
+) -> Terms:
+    """Cross entropy over the classes' softly nearest centres (1909.05235, eq. 6 and 7).
+
+    Anchors whose label has no centre are left out.
+    """
+    s = pairs.zero_similarity - pairs.d
+    classes = torch.unique(pairs.ref_labels)
+    own = pairs.labels[:, None] == classes
+    counted = own.any(1)
+    if len(classes) == 0:
+        return Terms([Group(s.sum(1, keepdim=True), counted[:, None])], soft=True)
+    relaxed = []
+    for c in classes:
+        centres = s[:, pairs.ref_labels == c]
+        relaxed.append((torch.softmax(centres / gamma, 1) * centres).sum(1))
+    logits = la * (torch.stack(relaxed, 1) - margin * own.to(s.dtype))
+    values = torch.logsumexp(logits, 1) - (logits * own).sum(1)
+    return Terms([Group(values[:, None], counted[:, None])], soft=True)
