@@ -166,11 +166,17 @@ def table(loss: str) -> tuple[Case, ...]:
 def usual(loss: str, **changes: Any) -> Case:
     """A case with the first level of every option and the default distance of the loss."""
     row = LOSSES[loss]
-    first = tuple((name, levels[0]) for name, levels in row.levels.items())
-    case = Case(loss, distance=row.default_distance, options=first)
+    case = Case(loss, distance=row.default_distance, options=variants(loss)[0])
     if row.proxies:
         case = replace(case, refs="more")
     return replace(case, **changes)
+
+
+def variants(loss: str) -> list[tuple[tuple[str, Any], ...]]:
+    """Options of all first and of all last levels."""
+    levels = LOSSES[loss].levels
+    ends = [tuple((name, found[end]) for name, found in levels.items()) for end in (0, -1)]
+    return ends[: 1 + (ends[0] != ends[1])]
 
 
 def unit_rows(case: Case) -> bool:
@@ -210,16 +216,23 @@ def lay_out(x: Tensor, layout: str) -> Tensor:
     return x
 
 
-def make_problem(case: Case) -> Problem:
-    """The tensors of a case, redrawn until no pair sits on a kink within rounding error."""
+def make_problem(case: Case, gap: float = 0.0) -> Problem:
+    """The tensors of a case, redrawn until no pair sits on a kink within rounding error or gap."""
     for seed in range(60):
         problem = _draw(case, seed)
-        if far_from_kinks(case.loss, problem):
+        if far_from_kinks(case.loss, problem, gap):
             return problem
     raise AssertionError(f"no draw of {case.id} keeps away from kinks")
 
 
 def _draw(case: Case, seed: int) -> Problem:
+    problem = draw_problem(case, seed)
+    problem.keywords = choose_keywords(case, problem, seed)
+    return problem
+
+
+def draw_problem(case: Case, seed: int = 0) -> Problem:
+    """The tensors of a case, without keywords."""
     g = torch.Generator().manual_seed(1000 * seed + case.rows + 7 * case.features)
     count = {"self": 0, "fewer": max(1, case.rows // 2 - 1), "more": case.rows + 20}
     if case.refs == "classes":
@@ -245,11 +258,7 @@ def _draw(case: Case, seed: int) -> Problem:
     y = ref_labels = None
     if len(labels) > case.rows:
         y, ref_labels = lay_out(points[case.rows :], case.layout), labels[case.rows :]
-    problem = Problem(x, labels[: case.rows], y, ref_labels, {})
-    problem.keywords = choose_keywords(case, problem, seed)
-    if case.refs == "classes":
-        problem.ref_labels = None
-    return problem
+    return Problem(x, labels[: case.rows], y, None if case.refs == "classes" else ref_labels, {})
 
 
 def _scale(case: Case) -> float:
@@ -294,7 +303,7 @@ def choose_keywords(case: Case, problem: Problem, seed: int = 0) -> dict[str, An
     }
 
 
-def far_from_kinks(loss: str, problem: Problem) -> bool:
+def far_from_kinks(loss: str, problem: Problem, gap: float = 0.0) -> bool:
     """Whether rounding of the compute dtype cannot change which terms and pairs are active.
 
     Where positive terms are counted, none may be so small that rounding could lose it.
@@ -305,7 +314,7 @@ def far_from_kinks(loss: str, problem: Problem) -> bool:
     arguments = problem.cast(torch.float64).named().args()
     pairs, terms = pairs_and_terms(loss, *arguments, **(row.geometry(keywords) | keywords))
     largest = max([1.0, *([pairs.d.abs().max().item()] if pairs.d.numel() else [])])
-    gap = 4 * torch.finfo(dtype).eps * largest
+    gap = max(gap, 4 * torch.finfo(dtype).eps * largest)
     if any(bool((kink.abs() <= gap).any()) for kink in terms.kinks):
         return False
     if problem.keywords["reduction"] != "mean_nonzero" or not terms.soft:

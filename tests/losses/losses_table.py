@@ -80,7 +80,9 @@ class Row:
             exponentials of distances without a factor of their own.
         detached: whether the gradient is by definition not the derivative of the value.
         sum_over_references: whether "sum" adds up when references are split.
-        random: whether rows are numbered for random draws, so that their order matters.
+        ordered: whether the order of rows matters: the first rows of a class, or numbered draws.
+        drawn: whether negatives are drawn at random, with weights that depend on D.
+        extreme: options that make exponents huge.
     """
 
     name: str
@@ -97,7 +99,9 @@ class Row:
     spread: float | None = None
     detached: bool = False
     sum_over_references: bool = False
-    random: bool = False
+    ordered: bool = False
+    drawn: bool = False
+    extreme: dict[str, Any] = field(default_factory=dict)
 
     def fused(self, *args: Any, **keywords: Any) -> Any:
         return getattr(dmlap_kernels, self.function)(*args, **self.fixed, **keywords)
@@ -260,7 +264,8 @@ LOSSES: dict[str, Row] = {
             levels=_SWAPS | {"seeded": (True,), "nonzero_loss_cutoff": (1.4, 1.8)},
             slope=_smooth,
             max_rows=49,
-            random=True,
+            ordered=True,
+            drawn=True,
         ),
         Row(
             "contrastive",
@@ -285,6 +290,7 @@ LOSSES: dict[str, Row] = {
             slope=lambda options, largest: (1, max(options["alpha"], options["beta"])),
             distances=ALL,
             default_distance="cosine",
+            extreme={"alpha": 1e3, "beta": 1e4},
         ),
         Row(
             "lifted_structure",
@@ -310,6 +316,7 @@ LOSSES: dict[str, Row] = {
             distances=ALL,
             default_distance="dot",
             spread=2.0,
+            ordered=True,
         ),
         Row(
             "nt_xent",
@@ -319,6 +326,7 @@ LOSSES: dict[str, Row] = {
             slope=lambda options, largest: (1 / options["temperature"],) * 2,
             distances=ALL,
             default_distance="cosine",
+            extreme={"temperature": 0.005},
         ),
         Row(
             "sup_con",
@@ -328,6 +336,7 @@ LOSSES: dict[str, Row] = {
             slope=lambda options, largest: (1 / options["temperature"],) * 2,
             distances=ALL,
             default_distance="cosine",
+            extreme={"temperature": 0.005},
         ),
         Row(
             "angular",
@@ -338,6 +347,7 @@ LOSSES: dict[str, Row] = {
             distances=(),
             default_distance="cosine",
             max_rows=130,
+            extreme={"alpha": 70.0},
         ),
         Row(
             "circle",
@@ -348,6 +358,7 @@ LOSSES: dict[str, Row] = {
             distances=(),
             default_distance="cosine",
             detached=True,
+            extreme={"gamma": 1e4},
         ),
         Row(
             "proxy_nca",
@@ -359,6 +370,7 @@ LOSSES: dict[str, Row] = {
             default_distance="sqeuclidean",
             default_normalize=True,
             proxies=True,
+            extreme={"softmax_scale": 1e4},
         ),
         Row(
             "proxy_anchor",
@@ -369,6 +381,7 @@ LOSSES: dict[str, Row] = {
             distances=PRODUCTS,
             default_distance="cosine",
             proxies=True,
+            extreme={"alpha": 1e4},
         ),
         Row(
             "soft_triple",
@@ -379,6 +392,7 @@ LOSSES: dict[str, Row] = {
             distances=PRODUCTS,
             default_distance="cosine",
             proxies=True,
+            extreme={"la": 1e4, "gamma": 1e-4},
         ),
     )
 }
