@@ -38,17 +38,22 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def skip_unless_it_runs(loss: str, backend: str) -> None:
-    """Skip a loss whose function or kernel is not there yet."""
+def why_not(loss: str, backend: str) -> str | None:
+    """Why a backend does not run a loss; None if it does."""
     row = LOSSES[loss]
     if not row.exists():
-        pytest.skip(f"there is no {row.function}")
-    try:
-        refusal = backends()[backend].refuses(PairSpec(loss, ()), "cpu", torch.float32)
-    except KeyError:
-        refusal = "unknown loss"
-    if refusal:
-        pytest.skip(f"backend {backend!r} does not run {loss}: {refusal}")
+        return f"there is no {row.function}"
+    return backends()[backend].refuses(PairSpec(loss, ()), "cpu", torch.float32)
+
+
+def runs(loss: str, backend: str) -> bool:
+    return why_not(loss, backend) is None
+
+
+def skip_unless_it_runs(loss: str, backend: str) -> None:
+    """Skip a loss whose function or kernel is not there yet."""
+    if reason := why_not(loss, backend):
+        pytest.skip(f"backend {backend!r} does not run {loss}: {reason}")
 
 
 def run(
@@ -109,7 +114,8 @@ def gradient_epsilon(loss: str, problem: Problem, truth: Tensor) -> float:
     """64 ulp of the largest entry, plus one rounding to the dtype of the gradient.
 
     The weight of a pair in a smooth loss carries the absolute error of its distance as a relative
-    one, times the slope of the logarithm of the weight.
+    one, times the slope of the logarithm of the weight. The gradient of a parameter is a sum of
+    weights of both signs, up to one each.
     """
     if not truth.numel():
         return 0.0
@@ -118,7 +124,8 @@ def gradient_epsilon(loss: str, problem: Problem, truth: Tensor) -> float:
     relative = GRADIENT_ULPS * torch.finfo(compute_dtype(dtype)).eps
     relative *= max(1.0, slopes(loss, problem)[1] * largest_distance(loss, problem))
     rounding = info.eps if dtype.itemsize == 2 else 0.0
-    return (relative + rounding) * truth.abs().max().item() + info.smallest_normal * rounding
+    largest = max(truth.abs().max().item(), 1.0 if truth.ndim < 2 else 0.0)
+    return (relative + rounding) * largest + info.smallest_normal * rounding
 
 
 def compare(loss: str, problem: Problem, backend: str) -> None:

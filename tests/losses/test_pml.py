@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from tests.losses.cases import Problem
-from tests.losses.compare import run, skip_unless_it_runs
-from tests.losses.losses_table import LOSSES
+from tests.losses.peers import candidate, draw, result_of
 
 pml = pytest.importorskip("pytorch_metric_learning", reason="pytorch-metric-learning is absent")
 from pytorch_metric_learning import distances, losses, miners, reducers  # noqa: E402
 
+__all__ = ["candidate"]
+
 REDUCERS = {"mean": reducers.MeanReducer, "mean_nonzero": reducers.AvgNonZeroReducer}
-CANDIDATES = ("reference", "torch", "cpu")
 BOTH = pytest.mark.parametrize("reduction", REDUCERS)
 REFS = pytest.mark.parametrize("refs", [False, True], ids=["self", "refs"])
 GEOMETRIES = {
@@ -38,14 +38,6 @@ FOUR = pytest.mark.parametrize("geometry", GEOMETRIES)
 Peer = Callable[[Tensor, Tensor, "Tensor | None", "Tensor | None"], Tensor]
 
 
-@pytest.fixture(params=CANDIDATES)
-def candidate(request: pytest.FixtureRequest) -> str:
-    """Who is compared with the peer: the reference formula or a backend."""
-    if request.param == "cpu":
-        request.getfixturevalue("native")
-    return request.param
-
-
 def peer_distance(geometry: str) -> Any:
     distance, normalize = GEOMETRIES[geometry]
     if distance == "cosine":
@@ -59,29 +51,6 @@ def peer_distance(geometry: str) -> Any:
 def options_of(geometry: str, reduction: str, **own: Any) -> dict[str, Any]:
     distance, normalize = GEOMETRIES[geometry]
     return {"distance": distance, "normalize": normalize, "reduction": reduction} | own
-
-
-def draw(refs: bool, rows: int = 36, features: int = 6, unit: bool = False, **own: Any) -> Problem:
-    """Seven classes; in one of them a single row."""
-    g = torch.Generator().manual_seed(rows + features)
-    count = rows + (rows + 5 if refs else 0)
-    x = torch.randn(count, features, generator=g, dtype=torch.float64)
-    x = torch.nn.functional.normalize(x) if unit else x
-    labels = torch.randint(0, 6, (count,), generator=g)
-    labels[4] = 6
-    if not refs:
-        return Problem(x, labels, None, None, own)
-    return Problem(x[:rows], labels[:rows], x[rows:], labels[rows:], own)
-
-
-def result_of(candidate: str, loss: str, problem: Problem) -> list[Tensor]:
-    row = LOSSES[loss]
-    if candidate == "reference":
-        value, grads = run(row.reference, problem)
-    else:
-        skip_unless_it_runs(loss, candidate)
-        value, grads = run(row.fused, problem, backend=candidate)
-    return [value, *grads]
 
 
 def assert_parity(
