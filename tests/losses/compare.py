@@ -115,7 +115,8 @@ def gradient_epsilon(loss: str, problem: Problem, truth: Tensor) -> float:
 
     The weight of a pair in a smooth loss carries the absolute error of its distance as a relative
     one, times the slope of the logarithm of the weight. The gradient of a parameter is a sum of
-    weights of both signs, up to one each.
+    weights of both signs, up to one each; where the weights of pairs cancel likewise, what rounding
+    leaves of them stays.
     """
     if not truth.numel():
         return 0.0
@@ -125,7 +126,12 @@ def gradient_epsilon(loss: str, problem: Problem, truth: Tensor) -> float:
     relative *= max(1.0, slopes(loss, problem)[1] * largest_distance(loss, problem))
     rounding = info.eps if dtype.itemsize == 2 else 0.0
     largest = max(truth.abs().max().item(), 1.0 if truth.ndim < 2 else 0.0)
-    return (relative + rounding) * largest + info.smallest_normal * rounding
+    absolute = info.smallest_normal * rounding
+    if LOSSES[loss].cancels:
+        share = len(problem.x) if problem.keywords["reduction"].startswith("mean") else 1
+        slope = slopes(loss, problem)[0]
+        absolute += VALUE_ULPS * torch.finfo(compute_dtype(dtype)).eps * slope / share
+    return (relative + rounding) * largest + absolute
 
 
 def compare(loss: str, problem: Problem, backend: str) -> None:

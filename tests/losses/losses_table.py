@@ -82,6 +82,7 @@ class Row:
         sum_over_references: whether "sum" adds up when references are split.
         ordered: whether the order of rows matters: the first rows of a class, or numbered draws.
         drawn: whether negatives are drawn at random, with weights that depend on D.
+        cancels: whether weights of both signs cancel where an anchor is done with.
         extreme: options that make exponents huge.
     """
 
@@ -101,6 +102,7 @@ class Row:
     sum_over_references: bool = False
     ordered: bool = False
     drawn: bool = False
+    cancels: bool = False
     extreme: dict[str, Any] = field(default_factory=dict)
 
     def fused(self, *args: Any, **keywords: Any) -> Any:
@@ -337,6 +339,7 @@ LOSSES: dict[str, Row] = {
             distances=ALL,
             default_distance="cosine",
             extreme={"temperature": 0.005},
+            cancels=True,
         ),
         Row(
             "angular",
@@ -371,6 +374,7 @@ LOSSES: dict[str, Row] = {
             default_normalize=True,
             proxies=True,
             extreme={"softmax_scale": 1e4},
+            cancels=True,
         ),
         Row(
             "proxy_anchor",
@@ -393,6 +397,7 @@ LOSSES: dict[str, Row] = {
             default_distance="cosine",
             proxies=True,
             extreme={"la": 1e4, "gamma": 1e-4},
+            cancels=True,
         ),
     )
 }

@@ -44,6 +44,7 @@ def test_backends_agree_on_a_large_batch(loss: str, refs: bool, distance: str, n
     chosen for the first 40 rows.
     """
     skip_unless_it_runs(loss, native)
+    skip_unless_it_runs(loss, "torch")
     if LOSSES[loss].proxies and not refs:
         pytest.skip("proxies are references")
     case = usual(loss, rows=900, features=40, dtype=torch.float64, distance=distance)

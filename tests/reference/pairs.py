@@ -154,9 +154,7 @@ def log_sum_exp(values: Tensor, mask: Tensor) -> Tensor:
 
 def log_one_plus_sum_exp(values: Tensor, mask: Tensor) -> Tensor:
     """log(1 + the sum of exp over the masked entries of the last dimension)."""
-    filled = torch.where(mask, values, -torch.inf)
-    one = torch.zeros_like(filled.narrow(-1, 0, 0).sum(-1, keepdim=True))
-    return torch.logsumexp(torch.cat([filled, one], -1), -1)
+    return softplus(log_sum_exp(values, mask)) * mask.any(-1)
 
 
 def softplus(values: Tensor) -> Tensor:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import torch
 
-from tests.reference.pairs import Group, Pairs, Terms, log_one_plus_sum_exp, log_sum_exp
+from tests.reference.pairs import Group, Pairs, Terms, log_one_plus_sum_exp, log_sum_exp, softplus
 
 
 def proxy_nca(pairs: Pairs, *, softmax_scale: float = 1.0) -> Terms:
-    """-log of the softmax share of the anchor's own proxies (1703.07464, as 1711.02071 sums).
+    """-log of the softmax share of the anchor's own proxies (1703.07464, in the softmax form).
 
     Anchors without a proxy of their own are left out.
     """
     logits = -softmax_scale * pairs.d
-    everyone = log_sum_exp(logits, pairs.positives | pairs.negatives)
-    values = everyone - log_sum_exp(logits, pairs.positives)
+    own = log_sum_exp(logits, pairs.positives)
+    values = softplus(log_sum_exp(logits, pairs.negatives) - own)
+    values = values * pairs.negatives.any(1)
     return Terms([Group(values[:, None], pairs.positives.any(1, keepdim=True))], soft=True)
 
 
@@ -54,5 +55,5 @@ def soft_triple(
         centres = s[:, pairs.ref_labels == c]
         relaxed.append((torch.softmax(centres / gamma, 1) * centres).sum(1))
     logits = la * (torch.stack(relaxed, 1) - margin * own.to(s.dtype))
-    values = torch.logsumexp(logits, 1) - (logits * own).sum(1)
+    values = softplus(log_sum_exp(logits, ~own) - (logits * own).sum(1)) * (~own).any(1)
     return Terms([Group(values[:, None], counted[:, None])], soft=True)
