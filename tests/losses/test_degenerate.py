@@ -147,12 +147,16 @@ def test_all_rows_non_finite(loss: str, options: Options, dtype: torch.dtype, ba
         value.backward()
 
 
-@EVERY
+@of_losses(lambda row: row.name not in ("triplet_semihard", "triplet_distance_weighted"))
 @pytest.mark.parametrize("distance", ["cosine", "euclidean"])
 def test_zero_rows_are_normalised_as_pytorch_does(
     loss: str, options: Options, distance: str, backend: str
 ) -> None:
-    """A zero row stays zero: its cosine with everything is 0, its cosine distance 1."""
+    """A zero row stays zero: its cosine with everything is 0, its cosine distance 1.
+
+    Mining by order or by weight is left out: everything is equally far from a zero row, and
+    rounding decides.
+    """
     row = LOSSES[loss]
     if distance not in (row.distances or (row.default_distance,)):
         pytest.skip(f"{loss} does not accept {distance}")
