@@ -25,10 +25,6 @@ from tests import reference
 from tests.losses.cases import Problem
 from tests.losses.losses_table import LOSSES
 
-FUSED: dict[str, Callable[..., Any]] = {
-    "triplet": LOSSES["triplet_hard"].fused,
-    "contrastive": LOSSES["contrastive"].fused,
-}
 # The stated epsilons, in units of the machine epsilon of the dtype of the loss.
 VALUE_ULPS = 16
 GRADIENT_ULPS = 64
