@@ -34,7 +34,7 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-# Known to be wrong: in float64 it takes the margin in float32. Its tests pass once that is put right.
+# Wrong in float64: the margin is taken in float32. The tests pass once that is put right.
 BROKEN = {("soft_triple", "torch"): "it rounds the margin to float32"}
 
 
