@@ -303,6 +303,12 @@ def choose_keywords(case: Case, problem: Problem, seed: int = 0) -> dict[str, An
     }
 
 
+def keywords_of_some(case: Case, problem: Problem) -> dict[str, Any]:
+    """`choose_keywords` for 40 rows, the last label among them: formulas may be cubic."""
+    rows = torch.cat([problem.labels.argmax()[None], torch.arange(len(problem.x))[:39]])
+    return choose_keywords(case, replace(problem, x=problem.x[rows], labels=problem.labels[rows]))
+
+
 def far_from_kinks(loss: str, problem: Problem, gap: float = 0.0) -> bool:
     """Whether rounding of the compute dtype cannot change which terms and pairs are active.
 

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dmlap_kernels import hard_classes, nearest
-from tests.losses.cases import Case, choose_keywords, draw_problem, usual, variants
+from tests.losses.cases import Case, draw_problem, keywords_of_some, usual, variants
 from tests.losses.compare import run, skip_unless_it_runs
 from tests.losses.losses_table import LOSSES
 
@@ -55,8 +54,7 @@ def everything(case: Case, backend: str) -> list[Tensor]:
     """Value, gradients and statistics of a case."""
     skip_unless_it_runs(case.loss, backend)
     problem = draw_problem(case)
-    few = replace(problem, x=problem.x[:40], labels=problem.labels[:40])
-    problem.keywords = choose_keywords(case, few)
+    problem.keywords = keywords_of_some(case, problem)
     fused = LOSSES[case.loss].fused
     value, grads = run(fused, problem, backend=backend)
     _, stats = fused(
