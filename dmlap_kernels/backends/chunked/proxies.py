@@ -45,7 +45,7 @@ def soft_triple(params: Params, block: Block) -> Iterator[Terms]:
     present = total > 0
     similarity = weighted / torch.where(present, total, 1)
     own = torch.zeros_like(s).scatter_add(1, column, block.positive.to(s.dtype)) > 0
-    logits = la * (similarity - margin * own)
+    logits = la * (similarity - margin * own.to(s.dtype))  # a bool times a number is float32
     counted = block.positive.any(1)
     others = log_sum_exp(logits, present & ~own)
     mine = torch.where(own, logits, 0).sum(1)
