@@ -123,7 +123,7 @@ def test_every_instruction_set(level: str, native: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", WORKER, str(ROOT), level],
         cwd=tmp_path,
-        env=os.environ | {"DMLAP_SIMD": level, "OMP_NUM_THREADS": "2"},
+        env=os.environ | {"DMLAP_SIMD": level, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
     )

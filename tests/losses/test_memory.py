@@ -48,6 +48,8 @@ for name, options, proxies in {calls}:
     assert growth < {bound}, f"{{name}} {{options}}: peak grew by {{growth / 2**20:.0f}} MiB"
 print("every peak is below the bound")
 """
+# The portable backend takes its time: one loss of each kind.
+TORCH = ("triplet_hard", "contrastive", "nt_xent", "angular", "proxy_nca")
 OPTIONS = {
     "triplet_distance_weighted": {"seed": 1},
     "triplet_all": {"swap": True},
@@ -63,7 +65,7 @@ def test_peak_memory(backend: str, tmp_path: Path) -> None:
     calls = [
         (row.function, row.fixed | OPTIONS.get(name, {}), row.proxies)
         for name, row in LOSSES.items()
-        if runs(name, backend)
+        if runs(name, backend) and (backend == "cpu" or name in TORCH)
     ]
     script = SCRIPT.format(
         rows=rows, features=FEATURES[backend], backend=backend, calls=calls, bound=BOUND

@@ -8,10 +8,15 @@ import pytest
 import torch
 
 from tests.losses.cases import Case, draw_problem, keywords_of_some, make_problem, table, usual
-from tests.losses.compare import compare, compare_stats, run, skip_unless_it_runs
+from tests.losses.compare import compare, compare_stats, run, skip_unless_it_runs, why_not
 from tests.losses.losses_table import LOSSES
 
 CASES = [case for loss in LOSSES for case in table(loss)]
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_backend_for_the_cpu_runs_every_loss(loss: str, backend: str) -> None:
+    assert why_not(loss, backend) is None
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
