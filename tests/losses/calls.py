@@ -50,16 +50,6 @@ class Call:
         y = torch.randn(rows + 9, features, generator=g)
         return [x, labels, y, torch.randint(0, 7, (rows + 9,), generator=g)]
 
-    def skip_unless(self, backend: str) -> None:
-        """Skip if the backend has no kernel for this loss."""
-        empty = torch.empty(0, 2), torch.empty(0, dtype=torch.int64)
-        try:
-            self(*empty, *(empty if self.proxies else ()), backend=backend)
-        except ValueError as error:
-            if "has no policy" not in str(error):
-                raise
-            pytest.skip(str(error))
-
 
 CALLS = [
     Call("triplet", {"margin": 0.3, "swap": True, "normalize": True, "distance": "cosine"}),

@@ -15,12 +15,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
-from dmlap_kernels.backends.registry import backends
-from dmlap_kernels.problem import PairSpec
 from tests import reference
 from tests.losses.cases import Problem
 from tests.losses.losses_table import LOSSES
@@ -32,24 +29,6 @@ GRADIENT_ULPS = 64
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def why_not(loss: str, backend: str) -> str | None:
-    """Why a backend does not run a loss; None if it does."""
-    row = LOSSES[loss]
-    if not row.exists():
-        return f"there is no {row.function}"
-    return backends()[backend].refuses(PairSpec(loss, ()), "cpu", torch.float32)
-
-
-def runs(loss: str, backend: str) -> bool:
-    return why_not(loss, backend) is None
-
-
-def skip_unless_it_runs(loss: str, backend: str) -> None:
-    """Skip a loss that a backend refuses; those for the cpu may refuse none (`test_table`)."""
-    if reason := why_not(loss, backend):
-        pytest.skip(f"backend {backend!r} does not run {loss}: {reason}")
 
 
 def run(

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from dmlap_kernels import fused_triplet_loss
 from tests import reference
-from tests.losses.compare import skip_unless_it_runs
 from tests.reference.pairs import make_pairs
 from tests.reference.triplets import negative_weights, uniform01
 
@@ -50,8 +49,6 @@ def counts_of(backend: str, seed: int) -> Tensor:
 def candidate(request: pytest.FixtureRequest) -> str:
     if request.param == "cpu":
         request.getfixturevalue("native")
-    if request.param != "reference":
-        skip_unless_it_runs(LOSS, request.param)
     return request.param
 
 
@@ -104,7 +101,6 @@ def test_numbers_of_the_generator() -> None:
 
 
 def test_without_a_seed_the_generator_of_torch_decides(backend: str) -> None:
-    skip_unless_it_runs(LOSS, backend)
     anchor, label, refs, names = problem()
 
     def draw() -> float:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from dmlap_kernels import fused_triplet_loss
 from tests import reference
-from tests.losses.compare import skip_unless_it_runs
 
 MINING = pytest.mark.parametrize("mining", ["semihard", "all"])
 MARGIN = 0.3
@@ -61,7 +60,6 @@ def test_the_searching_formula_is_the_reference(mining: str) -> None:
 @MINING
 def test_two_classes_of_a_thousand(mining: str, native: str) -> None:
     """Value and gradient; the gradient of the formula is taken for a few anchors."""
-    skip_unless_it_runs(f"triplet_{mining}", native)
     x, labels = draw(2_048, 6)
     few = range(0, 2_048, 128)
     leaf = x.clone().requires_grad_()
@@ -83,7 +81,6 @@ def test_two_classes_of_a_thousand(mining: str, native: str) -> None:
 @MINING
 def test_two_classes_of_eight_thousand(mining: str, native: str) -> None:
     """Hundreds of billions of triplets of float32 points, forward and backward."""
-    skip_unless_it_runs(f"triplet_{mining}", native)
     x, labels = draw(16_384, 3)
     few = range(0, 16_384, 2_048)
     rounded = x.float()

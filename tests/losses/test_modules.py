@@ -46,7 +46,6 @@ def test_every_function_has_one_module() -> None:
 @PAIRS
 @pytest.mark.parametrize("refs", [False, True], ids=["self", "refs"])
 def test_pair_modules_equal_functions(call: Call, refs: bool, backend: str) -> None:
-    call.skip_unless(backend)
     tensors = call.draw(refs)
     module = make(call, backend=backend)
     truth = call(*tensors, backend=backend)
@@ -69,7 +68,6 @@ def test_modules_without_arguments_have_the_defaults_of_functions(loss: str) -> 
 
 @PROXIES
 def test_proxy_modules_equal_functions(call: Call, backend: str) -> None:
-    call.skip_unless(backend)
     x, labels, *_ = call.draw(False)
     module = make(call, backend=backend)
     truth = call(x, labels, module.proxies, module.proxy_labels, backend=backend)
@@ -106,7 +104,6 @@ def test_proxies_start_as_those_of_the_peer(loss: str) -> None:
 @PROXIES
 def test_proxies_keep_their_precision_under_autocast(call: Call, backend: str) -> None:
     """Half embeddings meet float32 proxies: nothing is rounded that was not."""
-    call.skip_unless(backend)
     x, labels, *_ = call.draw(False)
     half = x.bfloat16().requires_grad_()
     module = make(call, backend=backend)

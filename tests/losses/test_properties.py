@@ -12,7 +12,7 @@ from torch import Tensor
 from dmlap_kernels import fused_triplet_loss
 from tests import reference
 from tests.losses.cases import Problem, make_problem, usual, variants
-from tests.losses.compare import compare, compare_stats, run, run_reference, skip_unless_it_runs
+from tests.losses.compare import compare, compare_stats, run, run_reference
 from tests.losses.losses_table import LOSSES
 
 Options = tuple[tuple[str, Any], ...]
@@ -49,15 +49,12 @@ def problem_of(
     loss: str,
     options: Options | None = None,
     refs: bool = False,
-    backend: str | None = None,
     **changes: Any,
 ) -> Problem:
     """45 rows of 12 features in small classes; proxies, where the loss has them, as references.
 
-    Skips where the backend lacks the loss, and where the loss has no self case.
+    Skips where the loss has no self case.
     """
-    if backend is not None:
-        skip_unless_it_runs(loss, backend)
     if LOSSES[loss].proxies and not refs:
         pytest.skip("proxies are references")
     changes = {"rows": 45, "features": 12, "refs": "more" if refs else "self"} | changes
@@ -100,7 +97,7 @@ def test_translation_of_all_points(
     """Points on a grid of 2^-10 can be moved by 1,000 without rounding."""
     if LOSSES[loss].drawn:
         pytest.skip("is mined among unit rows")
-    problem = problem_of(loss, options, refs, backend, distance=distance)
+    problem = problem_of(loss, options, refs, distance=distance)
     problem.x = (problem.x * 1024).round() / 1024
     problem.y = None if problem.y is None else (problem.y * 1024).round() / 1024
     moved_y = None if problem.y is None else problem.y + offset
@@ -114,7 +111,7 @@ def test_translation_of_all_points(
 @REFS
 def test_permutation_of_rows(loss: str, options: Options, refs: bool, backend: str) -> None:
     """Not where rows are numbered for draws, or the first rows of a class are its pair."""
-    problem = problem_of(loss, options, refs, backend)
+    problem = problem_of(loss, options, refs)
     order = torch.randperm(45, generator=torch.Generator().manual_seed(1))
     shuffled = replace(problem, x=problem.x[order], labels=problem.labels[order])
     assert_same(loss, problem, shuffled, backend, rows=order)
@@ -127,7 +124,7 @@ def test_relabelling(loss: str, options: Options, refs: bool, backend: str) -> N
 
     A beta for each label moves along.
     """
-    problem = problem_of(loss, options, refs, backend)
+    problem = problem_of(loss, options, refs)
     count = int(max(problem.labels.max(), 0 if not refs else problem.ref_labels.max())) + 1
     names = torch.randperm(count, generator=torch.Generator().manual_seed(3))
     if LOSSES[loss].drawn:
@@ -153,7 +150,7 @@ def test_relabelling(loss: str, options: Options, refs: bool, backend: str) -> N
 def test_padding_features_with_zeros(
     loss: str, options: Options, refs: bool, extra: int, backend: str
 ) -> None:
-    problem = problem_of(loss, options, refs, backend)
+    problem = problem_of(loss, options, refs)
     pad = torch.nn.functional.pad
     y = None if problem.y is None else pad(problem.y, (0, extra))
     assert_same(loss, problem, replace(problem, x=pad(problem.x, (0, extra)), y=y), backend)
@@ -161,7 +158,7 @@ def test_padding_features_with_zeros(
 
 @of_losses(lambda row: row.sum_over_references)
 def test_splitting_references_adds_up(loss: str, options: Options, backend: str) -> None:
-    problem = problem_of(loss, options, True, backend, reduction="sum")
+    problem = problem_of(loss, options, True, reduction="sum")
     fused = LOSSES[loss].fused
     whole, (gx, gy) = run(fused, problem, backend=backend)
     total, gx_sum, gy_parts = torch.zeros(()), torch.zeros_like(gx), []
@@ -196,7 +193,7 @@ def test_references_equal_to_the_batch_add_the_pairs_of_a_row_with_itself(
     loss: str, options: Options, backend: str
 ) -> None:
     """With references every pair exists, also when both tensors are one object."""
-    problem = problem_of(loss, options, False, backend, dtype=torch.float64)
+    problem = problem_of(loss, options, False, dtype=torch.float64)
     fused = LOSSES[loss].fused
     alone = fused(*problem.args(), backend=backend, **problem.keywords)
     problem.y, problem.ref_labels = problem.x, problem.labels
@@ -215,7 +212,6 @@ def test_no_pairs_is_zero_and_attached(
     loss: str, options: Options, reduction: str, case: str, backend: str
 ) -> None:
     """Anchors without pairs have terms, of zero, in some losses; the reference counts them."""
-    skip_unless_it_runs(loss, backend)
     row = LOSSES[loss]
     rows = {"no-rows": 0, "no-references": 5, "one-row": 1, "neither": 0}[case]
     refs = {"no-rows": 4, "no-references": 0, "one-row": None, "neither": 0}[case]
@@ -253,7 +249,7 @@ def test_one_sided_label_sets(loss: str, pattern: str, reduction: str, backend: 
     options = variants(loss)[-1]
     proxies = LOSSES[loss].proxies
     changes = {"rows": 20, "features": 5, "pattern": pattern, "reduction": reduction}
-    problem = problem_of(loss, options, proxies, backend, **changes)
+    problem = problem_of(loss, options, proxies, **changes)
     compare(loss, problem, backend)
     compare_stats(loss, problem, backend)
     if loss.startswith("triplet"):
@@ -265,7 +261,7 @@ def test_one_sided_label_sets(loss: str, pattern: str, reduction: str, backend: 
 def test_gradient_flows_only_where_it_is_asked_for(
     loss: str, options: Options, backend: str
 ) -> None:
-    problem = problem_of(loss, options, True, backend)
+    problem = problem_of(loss, options, True)
     fused = LOSSES[loss].fused
     _, (gx, gy, *_) = run(fused, problem, backend=backend)
     for wants_x, wants_y in ((True, False), (False, True), (False, False)):
@@ -287,7 +283,7 @@ def test_upstream_gradient_scales_and_selects_rows(
     loss: str, options: Options, refs: bool, backend: str
 ) -> None:
     """reduction="none" is linear in the upstream gradient, zeros and negative ones included."""
-    problem = problem_of(loss, options, refs, backend, reduction="none")
+    problem = problem_of(loss, options, refs, reduction="none")
     fused = LOSSES[loss].fused
     anchors = len(problem.y if loss == "proxy_anchor" else problem.x)
     g = torch.Generator().manual_seed(2)
@@ -312,7 +308,7 @@ def test_upstream_gradient_scales_and_selects_rows(
 def test_inputs_are_left_alone_and_results_do_not_share_memory(
     loss: str, options: Options, backend: str
 ) -> None:
-    problem = problem_of(loss, options, True, backend, reduction="none")
+    problem = problem_of(loss, options, True, reduction="none")
     fused = LOSSES[loss].fused
     before = [tensor.clone() for tensor in problem.args()]
     first, grads = run(fused, problem, backend=backend)

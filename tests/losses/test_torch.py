@@ -36,7 +36,6 @@ def why_no_inductor() -> str | None:
 @EVERY_CALL
 @REFS
 def test_second_derivative_is_refused_with_a_sentence(call: Call, refs: bool, backend: str) -> None:
-    call.skip_unless(backend)
     x, labels, y, ref_labels = call.draw(refs)
     leaves = [t.requires_grad_() for t in (x, y) if t is not None]
     value = call(x, labels, y, ref_labels, backend=backend)
@@ -58,7 +57,6 @@ def test_second_derivative_of_a_learnable_boundary_is_refused(backend: str) -> N
 @EVERY_CALL
 def test_create_graph_alone_is_allowed(call: Call, backend: str) -> None:
     """Trainers that always pass create_graph get the usual gradient."""
-    call.skip_unless(backend)
     x, *others = call.draw(False)
     value = call(x.requires_grad_(), *others, backend=backend)
     (plain,) = torch.autograd.grad(value, x, retain_graph=True)
@@ -74,7 +72,6 @@ def test_compile_full_graph(call: Call, reduction: str, backend: str) -> None:
 
     In the self case with the mean, with references with one value an anchor.
     """
-    call.skip_unless(backend)
     assert_compiles(call, reduction == "none", reduction, "aot_eager", backend)
 
 
@@ -149,7 +146,6 @@ def test_a_seed_must_be_given_to_the_compiler() -> None:
 def test_autocast_changes_nothing_for_given_embeddings(
     call: Call, dtype: torch.dtype, backend: str
 ) -> None:
-    call.skip_unless(backend)
     rows, *others = call.draw(False)
     layer = torch.nn.Linear(12, 12, bias=False)
     for x in (rows, rows.to(dtype)):
@@ -172,7 +168,6 @@ def test_autocast_changes_nothing_for_given_embeddings(
 
 @EVERY_CALL
 def test_no_grad_and_inference_mode(call: Call, backend: str) -> None:
-    call.skip_unless(backend)
     x, *others = call.draw(True)
     x.requires_grad_()
     truth = call(x, *others, backend=backend)
@@ -186,7 +181,6 @@ def test_no_grad_and_inference_mode(call: Call, backend: str) -> None:
 
 @EVERY_CALL
 def test_statistics_are_detached(call: Call, backend: str) -> None:
-    call.skip_unless(backend)
     x, *others = call.draw(False)
     value, stats = call(x.requires_grad_(), *others, backend=backend, return_stats=True)
     assert isinstance(stats, PairStats) and stats.class_scores is None
@@ -199,7 +193,6 @@ def test_statistics_are_detached(call: Call, backend: str) -> None:
 
 @EVERY_CALL
 def test_backward_twice_with_retain_graph_adds_up(call: Call, backend: str) -> None:
-    call.skip_unless(backend)
     x, *others = call.draw(True)
     value = call(x.requires_grad_(), *others, backend=backend)
     value.backward(retain_graph=True)
@@ -210,7 +203,6 @@ def test_backward_twice_with_retain_graph_adds_up(call: Call, backend: str) -> N
 
 @EVERY_CALL
 def test_embeddings_changed_before_backward_are_noticed(call: Call, backend: str) -> None:
-    call.skip_unless(backend)
     leaf, *others = call.draw(False)
     x = leaf.requires_grad_() * 1.0
     value = call(x, *others, backend=backend)
@@ -223,7 +215,6 @@ def test_embeddings_changed_before_backward_are_noticed(call: Call, backend: str
 def test_draws_follow_the_default_generator(backend: str) -> None:
     """Without a seed, `torch.manual_seed` decides; with one, nothing else does."""
     call = next(call for call in CALLS if call.variant == "drawn")
-    call.skip_unless(backend)
     x, labels, *_ = call.draw(False)
 
     def value(seed: int | None, manual: int) -> Tensor:
