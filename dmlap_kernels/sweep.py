@@ -75,12 +75,14 @@ class _PairLoss(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor):
         call = ctx.call
         problem = call.restore(ctx.saved_tensors)
+        # A loss that is kept for the log must not keep its batch; a second backward does without.
+        context, call.context = call.context, None
         if not torch.is_grad_enabled():
-            found = call.runner.backward(call.spec, problem, call.saved, grad, call.context)
+            found = call.runner.backward(call.spec, problem, call.saved, grad, context)
             return *found, None, None, None
         with torch.no_grad():
             plain = grad.detach()
-            found = call.runner.backward(call.spec, problem, call.saved, plain, call.context)
+            found = call.runner.backward(call.spec, problem, call.saved, plain, context)
         inputs = (problem.x, problem.y, problem.anchor_params)
         once = (
             g if g is None else _Once.apply(g, t, grad) for g, t in zip(found, inputs, strict=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import weakref
 from typing import Any
 
 import pytest
@@ -280,3 +281,20 @@ def test_every_function_is_in_the_table_of_signatures() -> None:
     public = [name for name in dmlap_kernels.__all__ if name.startswith("fused_")]
     assert sorted(public) == sorted(f"fused_{loss}_loss" for loss in OWN_KEYWORDS)
     assert sorted(public) == sorted(dmlap_kernels.functional.__all__)
+
+
+def test_a_loss_lets_go_of_its_batch_after_backward(backend: str) -> None:
+    leaf = torch.randn(20, 5, requires_grad=True)
+    x = 1 * leaf
+    held = weakref.ref(x)
+    loss = dmlap_kernels.fused_contrastive_loss(x, torch.arange(20) // 4, backend=backend)
+    loss.backward()
+    del x
+    assert held() is None, "the loss still holds its embeddings"
+
+
+def test_a_second_backward_equals_the_first(backend: str) -> None:
+    x = torch.randn(20, 5, requires_grad=True)
+    loss = dmlap_kernels.fused_nt_xent_loss(x, torch.arange(20) // 4, backend=backend)
+    first, second = (torch.autograd.grad(loss, x, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
