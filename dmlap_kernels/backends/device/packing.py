@@ -1,0 +1,177 @@
+"""Rows in label order, ready for kernels."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dmlap_kernels.problem import PairProblem, PairSpec
+
+# Rows shorter than this are not brought to unit length, as in torch.nn.functional.normalize.
+_SHORT = 1e-12
+# Features are padded with zeros to a multiple of this.
+_WIDTH = 16
+
+
+class Sides(NamedTuple):
+    """The two sides of a pair problem as kernels read them; all tensors contiguous on the device.
+
+    Attributes:
+        x: (B, Dp) float32 anchors in stable label order; of unit length where the loss asks for it,
+            less the mean anchor for (sq)euclidean; features padded with zeros to a multiple of 16.
+        y: (N, Dp) references likewise, less the mean of the anchors; ``x`` itself in the self case.
+        x_norms, y_norms: (B,) and (N,) float32 a and b such that a + b - 2 x.y is the squared
+            distance; for cosine and dot, whose d is a + b - x.y, they are 1 or 0 and 0. A column
+            with b = inf does not exist: its d is inf, and it is in no run.
+        first, last: (B,) int32; the columns [first, last) of y have the anchor's label.
+        col_first, col_last: (N,) int32 the same of the columns over the anchors.
+        order_x, order_y: (B,) and (N,) int64, what row of the caller's each row is.
+        self_case: the pair of a row with itself does not exist.
+        distance: a name of `dmlap_kernels.problem.DISTANCES`.
+        precision: of matrix products, a name of `dmlap_kernels.problem.PRECISIONS`.
+        features: D, before padding.
+    """
+
+    x: Tensor
+    y: Tensor
+    x_norms: Tensor
+    y_norms: Tensor
+    first: Tensor
+    last: Tensor
+    col_first: Tensor
+    col_last: Tensor
+    order_x: Tensor
+    order_y: Tensor
+    self_case: bool
+    distance: str
+    precision: str
+    features: int
+
+    @property
+    def anchors(self) -> int:
+        """B."""
+        return self.x.shape[0]
+
+    @property
+    def columns(self) -> int:
+        """N."""
+        return self.y.shape[0]
+
+    @property
+    def positives(self) -> Tensor:
+        """(B,) int64, how many positive pairs each anchor has."""
+        return (self.last - self.first - int(self.self_case)).long()
+
+    @property
+    def negatives(self) -> Tensor:
+        """(B,) int64, how many negative pairs each anchor has."""
+        return (self.columns - (self.last - self.first)).long()
+
+    def swapped(self) -> Sides:
+        """Anchors and references exchanged; the same in the self case."""
+        if self.self_case:
+            return self
+        # The part of d that belongs to one side may be on either.
+        return self._replace(
+            x=self.y,
+            y=self.x,
+            x_norms=self.y_norms,
+            y_norms=self.x_norms,
+            first=self.col_first,
+            last=self.col_last,
+            col_first=self.first,
+            col_last=self.last,
+            order_x=self.order_y,
+            order_y=self.order_x,
+        )
+
+
+def pack(spec: PairSpec, problem: PairProblem) -> Sides:
+    """The sides of a loss call."""
+    precision = spec.precision or torch.get_float32_matmul_precision()
+    labels = (problem.labels, problem.ref_labels)
+    return pack_rows(problem.x, problem.y, labels, spec.distance, spec.normalize, precision)
+
+
+def pack_rows(
+    x: Tensor,
+    y: Tensor | None,
+    labels: tuple[Tensor, Tensor | None],
+    distance: str,
+    normalize: bool,
+    precision: str,
+) -> Sides:
+    """The sides of anchors (B, D) and references (N, D), or None, with their labels."""
+    self_case, features = y is None, x.shape[1]
+    unit = normalize or distance == "cosine"
+    order_x = torch.argsort(labels[0], stable=True)
+    sorted_x = labels[0][order_x]
+    x = _ready(x, unit)
+    y = None if y is None else _ready(y, unit)
+    if distance in ("euclidean", "sqeuclidean") and x.shape[0]:
+        mean = x.mean(0)
+        x, y = x - mean, None if y is None else y - mean
+    x = _padded(x[order_x])
+    x_norms, y_norms = norms(x, distance, True), norms(x, distance, False)
+    if y is None or labels[1] is None:
+        y, order_y, sorted_y = x, order_x, sorted_x
+    else:
+        order_y = torch.argsort(labels[1], stable=True)
+        sorted_y = labels[1][order_y]
+        y = _padded(y[order_y])
+        y_norms = norms(y, distance, False)
+    first, last = _runs(sorted_x, sorted_y)
+    col_first, col_last = (first, last) if self_case else _runs(sorted_y, sorted_x)
+    return Sides(
+        x,
+        y,
+        x_norms,
+        y_norms,
+        first,
+        last,
+        col_first,
+        col_last,
+        order_x,
+        order_y,
+        self_case,
+        distance,
+        precision,
+        features,
+    )
+
+
+def norms(rows: Tensor, distance: str, anchors: bool) -> Tensor:
+    """The part (B,) of d that a row (B, Dp) brings along, see `Sides`."""
+    if distance in ("euclidean", "sqeuclidean"):
+        return rows.square().sum(1)
+    return rows.new_full((rows.shape[0],), float(anchors and distance == "cosine"))
+
+
+def unpacked(sides: Sides, grad: Tensor, raw: Tensor, unit: bool, references: bool) -> Tensor:
+    """The gradient at the caller's rows ``raw`` (B, D), given that at packed rows (B, Dp)."""
+    order = sides.order_y if references else sides.order_x
+    found = torch.empty((raw.shape[0], sides.features), dtype=grad.dtype, device=grad.device)
+    found[order] = grad[:, : sides.features]
+    if unit:
+        with torch.enable_grad():
+            leaf = raw.detach().float().requires_grad_()
+            (found,) = torch.autograd.grad(F.normalize(leaf, eps=_SHORT), leaf, found)
+    return found
+
+
+def _ready(rows: Tensor, unit: bool) -> Tensor:
+    rows = rows.detach().float()
+    return F.normalize(rows, eps=_SHORT) if unit else rows
+
+
+def _padded(rows: Tensor) -> Tensor:
+    return F.pad(rows, (0, -rows.shape[1] % _WIDTH)).contiguous()
+
+
+def _runs(labels: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """The first and the end (B,) of the run of each label among sorted ones."""
+    first = torch.searchsorted(others, labels, out_int32=True)
+    return first, torch.searchsorted(others, labels, right=True, out_int32=True)

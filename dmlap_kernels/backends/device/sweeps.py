@@ -1,0 +1,206 @@
+"""The one interface between the driver and the kernels of a GPU backend.
+
+All vectors are on the device and in the order of `Sides`; anchors are rows i, references columns j;
+-1 stands for no column; equal distances go to the lower column. Every method is deterministic,
+launches on the current stream of its tensors' device and waits for nothing. No method holds a
+(B, N) tensor, and any of them may be called with no anchors or no columns.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+from dmlap_kernels.backends.device.packing import Sides
+
+
+class Exponent(NamedTuple):
+    """e(d) = rate (d - zero), or with a side (1 or -1): rate [side (d - pivot)]+ (d - zero), whose
+    bracket counts as a constant in the derivative; as in ``csrc/include/dmlap/policies/soft.h``."""
+
+    rate: float
+    zero: float = 0.0
+    side: int = 0
+    pivot: float = 0.0
+
+
+class Extremes(NamedTuple):
+    """Farthest positive and nearest negative of each anchor.
+
+    Distances (B,) float32 (-inf and inf where there is none) and columns (B,) int32; the sums (B,)
+    of the distances of positives and of negatives are None unless asked for.
+    """
+
+    positive: Tensor
+    positive_column: Tensor
+    negative: Tensor
+    negative_column: Tensor
+    positive_sum: Tensor | None
+    negative_sum: Tensor | None
+
+
+class HingeSums(NamedTuple):
+    """Of each anchor (B,): the sums of the hinges of positives and negatives, plain and as the loss
+    takes them (squared or not), float32; how many are strictly positive, int32."""
+
+    positive: Tensor
+    negative: Tensor
+    positive_hinge: Tensor
+    negative_hinge: Tensor
+    positive_active: Tensor
+    negative_active: Tensor
+
+
+class LogSums(NamedTuple):
+    """Of each anchor (B,) float32: log of the sum of e^exponent(d) over positives and over
+    negatives (-inf if there is none), and the sum of the exponents of the positives."""
+
+    zp: Tensor
+    zn: Tensor
+    exponent_sum: Tensor
+
+
+class PairTerms(NamedTuple):
+    """Of each anchor (B,) over its positive pairs: the sum of terms, float32; how many are strictly
+    positive, int32; the sum of their derivatives by the anchor's zn, float32."""
+
+    total: Tensor
+    nonzero: Tensor
+    by_zn: Tensor
+
+
+class Weigher(NamedTuple):
+    """What gives d loss / d d of a pair, for `Sweeps.gradient`.
+
+    The weight of a pair is the part of its anchor, from a column of ``anchors``, plus the part of
+    its reference, from a column of ``columns``, where there are such; in the self case each row is
+    both, and ``columns`` is None. With e_p and e_n the exponents, the part of an end is:
+
+    ``hinge``, of [d - pb]+ and [nb - d]+; rows pb, nb, sp, sn:
+        sp [d > pb] of positives, -sn [d < nb] of negatives
+    ``squared_hinge``, the same rows:
+        2 sp [d - pb]+ and -2 sn [nb - d]+
+    ``exponential``; rows zp, zn, by_zp, by_zn, by_exponent:
+        (by_zp e^(e_p(d) - zp) + by_exponent) slope_p(d) and by_zn e^(e_n(d) - zn) slope_n(d)
+    ``mined``; two more rows, above and below: the same of positives with d > above and of negatives
+        with d < below
+    ``nt_xent``, terms log(1 + e^(e_p(d) + zn)); rows zn, weight, by_zn:
+        weight sigmoid(e_p(d) + zn) slope_p(d) and by_zn e^(e_n(d) - zn) slope_n(d)
+    ``lifted``, terms [e_p(d) + log(e^zn + e^zn')]+^2 / 2 with zn' of the other end (the logarithm
+        is 0 if both are -inf); both ``anchors`` and ``columns`` are given; the same rows:
+        weight [...]+ slope_p(d) and by_zn e^(e_n(d) - zn) slope_n(d)
+
+    Kinds of losses that see more than a pair are with the methods that they belong to.
+
+    Attributes:
+        kind: one of the names above.
+        anchors: (rows, B) float32, or None.
+        columns: (rows, N) float32, or None.
+        positive, negative: exponents of the kinds that have them.
+        numbers: whatever else a kind needs.
+    """
+
+    kind: str
+    anchors: Tensor | None
+    columns: Tensor | None = None
+    positive: Exponent = Exponent(0.0)
+    negative: Exponent = Exponent(0.0)
+    numbers: tuple[float, ...] = ()
+
+
+class Sweeps(Protocol):
+    """The kernels of a backend."""
+
+    def extremes(self, sides: Sides, sums: bool) -> Extremes: ...
+
+    def hinge_sums(
+        self, sides: Sides, positive_bound: Tensor, negative_bound: Tensor, squared: bool
+    ) -> HingeSums:
+        """Sums of [d - positive_bound]+ over positives, [negative_bound - d]+ over negatives, the
+        bounds (B,) float32."""
+
+    def log_sums(
+        self,
+        sides: Sides,
+        positive: Exponent,
+        negative: Exponent,
+        positive_above: Tensor | None = None,
+        negative_below: Tensor | None = None,
+    ) -> LogSums:
+        """Log-sums over the positives with d > positive_above and the negatives with
+        d < negative_below, (B,) float32 each; over all where None (both are, or neither)."""
+
+    def pair_terms(
+        self,
+        sides: Sides,
+        kind: str,
+        exponent: Exponent,
+        zn: Tensor,
+        zn_of_columns: Tensor | None = None,
+        weight_of_columns: Tensor | None = None,
+    ) -> PairTerms:
+        """Terms of positive pairs, of kind ``nt_xent`` or ``lifted`` as in `Weigher`.
+
+        ``zn`` (B,), ``zn_of_columns`` (N,) for lifted. With ``weight_of_columns`` (N,) each
+        derivative counts with the weight of its column in ``by_zn``: called with exchanged sides,
+        that is what the anchors' weighted terms give their references.
+        """
+
+    def gradient(self, sides: Sides, weigher: Weigher) -> tuple[Tensor, Tensor | None]:
+        """The gradients (B, Dp) at x and (N, Dp) at y of a loss whose pairs have these weights.
+
+        In the self case the first holds both halves, and the second is None. A pair at Euclidean
+        distance 0 adds nothing.
+        """
+
+    def positive_distances(self, sides: Sides, window: int, slots: int) -> Tensor:
+        """Distances (B, slots) of each anchor to the columns first + window * slots and up of its
+        run; nan where the run has ended and in the place of the anchor itself."""
+
+    def semihard(self, sides: Sides, distances: Tensor) -> tuple[Tensor, Tensor]:
+        """For each of the given distances (B, S) the nearest negative beyond it, else the farthest
+        negative: columns int32 and distances float32, (B, S); -1 and inf where there is none."""
+
+    def all_triplets(
+        self, sides: Sides, distances: Tensor, margin: float, smooth: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Triplets of the positives at the given distances (B, S), nan for none, with every
+        negative: of each anchor (B,) the sum of terms float32, of hinges float32 and the count of
+        positive hinges int64; of each slot (B, S) float32 the sum of slopes."""
+
+    def draw(
+        self, sides: Sides, window: int, slots: int, cutoff: float, beyond: float, seed: int
+    ) -> Tensor:
+        """Columns (B, slots) int32 of the negatives drawn for the positives of a window by the
+        inverse of the density of distances; -1 where there is none."""
+
+    def angular_terms(self, sides: Sides, tangent: float) -> Tensor:
+        """For the positives of each anchor the terms log(1 + sum over negatives n of
+        e^(4 t (s_an + s_pn) - 2 (1 + t) s_ap)) with t = tangent^2: their sums (B,) and how many
+        are strictly positive (B,), stacked (2, B) float32."""
+
+    def angular_gradient(
+        self, sides: Sides, tangent: float, weight: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """As `gradient`, of the sums of `angular_terms` times weight (B,)."""
+
+    def soft_triple(self, sides: Sides, la: float, gamma: float, margin: float) -> Tensor:
+        """SoftTriple's terms (B,) float32 and what its backward needs of each anchor (K, B),
+        stacked (1 + K, B); anchors without positives count 0."""
+
+    def soft_triple_gradient(
+        self, sides: Sides, la: float, gamma: float, margin: float, kept: Tensor, weight: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """As `gradient`, of the terms of `soft_triple` times weight (B,)."""
+
+    def nearest(self, sides: Sides, k: int) -> tuple[Tensor, Tensor]:
+        """The k nearest columns of each anchor whatever the labels: distances (B, k) ascending and
+        columns (B, k) int64; in the self case without the anchor itself."""
+
+    def class_scores(
+        self, sides: Sides, thresholds: Tensor, ends_x: Tensor, ends_y: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Negative pairs between classes, whose anchors end before ``ends_x`` (Ca,) and columns
+        before ``ends_y`` (Cr,), int64: sums of [thresholds_i - d]+ and smallest distances, (Ca, Cr)
+        float32; 0 and inf where the labels are equal."""

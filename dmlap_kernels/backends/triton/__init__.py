@@ -1,0 +1,1 @@
+"""The `triton` backend. Importing this package does not import Triton."""

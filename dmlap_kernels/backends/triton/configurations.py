@@ -1,0 +1,63 @@
+"""How kernels are launched: block sizes, warps and stages as data. Nothing is tuned at a call."""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import torch
+
+from dmlap_kernels.backends.device.packing import Sides
+from dmlap_kernels.backends.triton.tile import INTERPRETED
+
+
+class Launch(NamedTuple):
+    """Rows, columns and features of a tile; warps of a program and stages of its pipeline."""
+
+    BM: int
+    BN: int
+    BK: int
+    warps: int
+    stages: int
+
+
+# Chosen so that no chip from sm_80 on runs out of registers or shared memory; not measured.
+LAUNCHES = {
+    "extremes": Launch(128, 64, 32, 8, 3),
+    "hinge_sums": Launch(128, 64, 32, 8, 3),
+    "log_sums": Launch(128, 64, 32, 8, 3),
+    "pair_terms": Launch(64, 64, 32, 4, 3),
+    "gradient": Launch(64, 64, 32, 8, 2),
+}
+# Small enough for the interpreter, and for several tiles in small tests.
+_INTERPRETED = Launch(16, 16, 16, 4, 1)
+# Programs for each multiprocessor that a launch aims at by splitting its columns.
+_WAVES = 2
+_MOST_SPLITS = 64
+
+
+def launch_of(kernel: str) -> Launch:
+    return _INTERPRETED if INTERPRETED else LAUNCHES[kernel]
+
+
+@functools.cache
+def _multiprocessors(device: torch.device) -> int:
+    # In the interpreter as many as make small problems split.
+    return (
+        2
+        if device.type == "cpu"
+        else torch.cuda.get_device_properties(device).multi_processor_count
+    )
+
+
+def splits_of(sides: Sides, launch: Launch, programs: int = 1) -> tuple[int, int]:
+    """Parts into which the columns are cut, and the columns of a part, a multiple of the tile's.
+
+    ``programs`` run for each block of rows and part.
+    """
+    row_blocks = -(-sides.anchors // launch.BM) * programs
+    tiles = max(1, -(-sides.columns // launch.BN))
+    wanted = -(-_WAVES * _multiprocessors(sides.x.device) // max(1, row_blocks))
+    splits = min(wanted, tiles, _MOST_SPLITS)
+    span = -(-tiles // splits)
+    return -(-tiles // span), span * launch.BN

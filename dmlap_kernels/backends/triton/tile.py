@@ -1,0 +1,159 @@
+"""A tile of distances: what every sweep is made of.
+
+A kernel owns a block of anchors and goes through tiles of columns. Tensors that all kernels read
+come as one `Pairs`, compile-time choices as one `Tiling`.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from dmlap_kernels.backends.device.packing import Sides
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+# Squared distances below this share of |x|^2 + |y|^2 are taken again from differences: what the
+# rounding of products leaves of them is then less than a few parts in ten thousand ("highest").
+_NEAR = {"highest": 2e-2, "high": 5e-2, "medium": 1e-1}
+
+
+class Pairs(NamedTuple):
+    """`Sides` as a kernel reads them; in kernels ``x`` and the others are pointers."""
+
+    x: Any  # (rows, features)
+    y: Any  # (columns, features)
+    x_norms: Any  # (rows,)
+    y_norms: Any  # (columns,)
+    first: Any  # (rows,)
+    last: Any  # (rows,)
+    rows: int
+    columns: int
+    features: int
+
+    @staticmethod
+    def of(sides: Sides) -> Pairs:
+        sizes = sides.anchors, sides.columns, sides.x.shape[1]
+        tensors = sides.x, sides.y, sides.x_norms, sides.y_norms, sides.first, sides.last
+        return Pairs(*tensors, *sizes)
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """What a kernel is compiled for: distance, precision, and the tile's rows, columns, features.
+
+    Triton before 3.9 wants each of them to be a constexpr of its own.
+    """
+
+    distance: tl.constexpr
+    precision: tl.constexpr
+    near: tl.constexpr
+    self_case: tl.constexpr
+    BM: tl.constexpr
+    BN: tl.constexpr
+    BK: tl.constexpr
+
+    @staticmethod
+    def of(sides: Sides, BM: int, BN: int, BK: int) -> Tiling:
+        constants = (
+            sides.distance,
+            sides.precision,
+            _NEAR[sides.precision],
+            sides.self_case,
+            BM,
+            BN,
+            BK,
+        )
+        return Tiling(*map(tl.constexpr, constants))
+
+
+@triton.jit
+def product(a, b, total, how: tl.constexpr):
+    """total + a @ b, of float32 (M, K) and (K, N), in the precision asked for."""
+    if how.precision == "medium":
+        return tl.dot(a.to(tl.bfloat16), b.to(tl.bfloat16), total)
+    elif how.precision == "high":
+        return tl.dot(a, b, total, input_precision="tf32")
+    else:
+        return tl.dot(a, b, total, input_precision="tf32x3")
+
+
+@triton.jit
+def row_block(pairs, block, how: tl.constexpr):
+    """A block's anchors (BM,), their runs, and the least run of columns that holds all of these."""
+    rows = block * how.BM + tl.arange(0, how.BM)
+    exists = rows < pairs.rows
+    first = tl.load(pairs.first + rows, mask=exists, other=0)
+    last = tl.load(pairs.last + rows, mask=exists, other=0)
+    low = tl.min(tl.where(exists, first, pairs.columns))
+    high = tl.max(last)
+    return rows, first, last, low, high
+
+
+@triton.jit
+def sides_of(pairs, rows, columns, first, last, how: tl.constexpr):
+    """Masks (BM, BN) of the positive and the negative pairs of a tile."""
+    same = (columns[None, :] >= first[:, None]) & (columns[None, :] < last[:, None])
+    exists = (rows < pairs.rows)[:, None] & (columns < pairs.columns)[None, :]
+    positive = same & exists
+    if how.self_case:
+        positive &= rows[:, None] != columns[None, :]
+    return positive, exists & ~same
+
+
+@triton.jit
+def squared_or_plain(pairs, rows, columns, how: tl.constexpr):
+    """(BM, BN) squared Euclidean distances for (sq)euclidean, else distances."""
+    at_x = pairs.x + rows.to(tl.int64)[:, None] * pairs.features
+    at_y = pairs.y + columns.to(tl.int64)[None, :] * pairs.features
+    row_exists, column_exists = rows < pairs.rows, columns < pairs.columns
+    dots = tl.zeros((how.BM, how.BN), dtype=tl.float32)
+    for k in range(0, pairs.features, how.BK):
+        feature = k + tl.arange(0, how.BK)
+        inside = feature < pairs.features
+        x = tl.load(at_x + feature[None, :], row_exists[:, None] & inside[None, :], other=0.0)
+        y = tl.load(at_y + feature[:, None], column_exists[None, :] & inside[:, None], other=0.0)
+        dots = product(x, y, dots, how)
+    a = tl.load(pairs.x_norms + rows, mask=row_exists, other=0.0)
+    b = tl.load(pairs.y_norms + columns, mask=column_exists, other=0.0)
+    total = a[:, None] + b[None, :]
+    if how.distance == "cosine" or how.distance == "dot":
+        q = total - dots
+    else:
+        q = tl.maximum(total - 2.0 * dots, 0.0)
+        near = (q < how.near * total) & row_exists[:, None] & column_exists[None, :]
+        if how.self_case:
+            near &= rows[:, None] != columns[None, :]
+        if tl.max(near.to(tl.int32)) > 0:
+            q = tl.where(near, _from_differences(pairs, rows, columns, how), q)
+    return q
+
+
+@triton.jit
+def _from_differences(pairs, rows, columns, how: tl.constexpr):
+    at_x = pairs.x + rows.to(tl.int64) * pairs.features
+    at_y = pairs.y + columns.to(tl.int64) * pairs.features
+    row_exists, column_exists = rows < pairs.rows, columns < pairs.columns
+    total = tl.zeros((how.BM, how.BN), dtype=tl.float32)
+    for feature in range(0, pairs.features):
+        x = tl.load(at_x + feature, mask=row_exists, other=0.0)
+        y = tl.load(at_y + feature, mask=column_exists, other=0.0)
+        difference = x[:, None] - y[None, :]
+        total += difference * difference
+    return total
+
+
+@triton.jit
+def distances(pairs, rows, columns, how: tl.constexpr):
+    """(BM, BN) distances of a block's anchors ``rows`` (BM,) to ``columns`` (BN,).
+
+    What lies outside of the sides is some finite number.
+    """
+    q = squared_or_plain(pairs, rows, columns, how)
+    if how.distance == "euclidean":
+        q = tl.sqrt(q)
+    return q
