@@ -70,6 +70,26 @@ class PairTerms(NamedTuple):
     by_zn: Tensor
 
 
+class Triplets(NamedTuple):
+    """Terms [d_ap - d_an + margin]+, or their softplus if smooth; with swap d_an is the lesser of
+    d_an and d_pn.
+
+    Attributes:
+        mining: what negatives a positive pair meets. ``semihard``: the nearest one with d_an > d_ap,
+            else the farthest. ``all``. ``distance_weighted``: one drawn by the inverse of the density
+            of distances between unit rows, as ``csrc/include/dmlap/policies/
+            triplet_distance_weighted.h`` says, with the last three numbers.
+    """
+
+    mining: str
+    margin: float
+    smooth: bool = False
+    swap: bool = False
+    cutoff: float = 0.0
+    beyond: float = 0.0
+    seed: int = 0
+
+
 class Weigher(NamedTuple):
     """What gives d loss / d d of a pair, for `Sweeps.gradient`.
 
@@ -154,26 +174,14 @@ class Sweeps(Protocol):
         distance 0 adds nothing.
         """
 
-    def positive_distances(self, sides: Sides, window: int, slots: int) -> Tensor:
-        """Distances (B, slots) of each anchor to the columns first + window * slots and up of its
-        run; nan where the run has ended and in the place of the anchor itself."""
+    def triplet_sums(self, sides: Sides, triplets: Triplets) -> Tensor:
+        """Of each anchor's triplets (B, 5) float64: the sum of terms and how many are strictly
+        positive, the sum of hinges and how many are strictly positive, how many there are."""
 
-    def semihard(self, sides: Sides, distances: Tensor) -> tuple[Tensor, Tensor]:
-        """For each of the given distances (B, S) the nearest negative beyond it, else the farthest
-        negative: columns int32 and distances float32, (B, S); -1 and inf where there is none."""
-
-    def all_triplets(
-        self, sides: Sides, distances: Tensor, margin: float, smooth: bool
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Triplets of the positives at the given distances (B, S), nan for none, with every
-        negative: of each anchor (B,) the sum of terms float32, of hinges float32 and the count of
-        positive hinges int64; of each slot (B, S) float32 the sum of slopes."""
-
-    def draw(
-        self, sides: Sides, window: int, slots: int, cutoff: float, beyond: float, seed: int
-    ) -> Tensor:
-        """Columns (B, slots) int32 of the negatives drawn for the positives of a window by the
-        inverse of the density of distances; -1 where there is none."""
+    def triplet_gradient(
+        self, sides: Sides, triplets: Triplets, weight: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """As `gradient`, of the sums of terms of `triplet_sums` times weight (B,)."""
 
     def angular_terms(self, sides: Sides, tangent: float) -> Tensor:
         """For the positives of each anchor the terms log(1 + sum over negatives n of

@@ -19,7 +19,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 # Squared distances below this share of |x|^2 + |y|^2 are taken again from differences: what the
 # rounding of products leaves of them is then less than a few parts in ten thousand ("highest").
-_NEAR = {"highest": 2e-2, "high": 5e-2, "medium": 1e-1}
+NEAR = {"highest": 2e-2, "high": 5e-2, "medium": 1e-1}
 
 
 class Pairs(NamedTuple):
@@ -62,7 +62,7 @@ class Tiling:
         constants = (
             sides.distance,
             sides.precision,
-            _NEAR[sides.precision],
+            NEAR[sides.precision],
             sides.self_case,
             BM,
             BN,
