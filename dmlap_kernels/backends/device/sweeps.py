@@ -75,10 +75,10 @@ class Triplets(NamedTuple):
     d_an and d_pn.
 
     Attributes:
-        mining: what negatives a positive pair meets. ``semihard``: the nearest one with d_an > d_ap,
-            else the farthest. ``all``. ``distance_weighted``: one drawn by the inverse of the density
-            of distances between unit rows, as ``csrc/include/dmlap/policies/
-            triplet_distance_weighted.h`` says, with the last three numbers.
+        mining: what negatives a positive pair meets. ``semihard``: the nearest with d_an > d_ap,
+            else the farthest. ``all``: every one. ``distance_weighted``: one drawn by the inverse of
+            the density of distances between unit rows, by the last three numbers, as
+            ``csrc/include/dmlap/policies/triplet_distance_weighted.h`` says.
     """
 
     mining: str
