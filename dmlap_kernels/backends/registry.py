@@ -57,7 +57,7 @@ class Backend(Protocol):
     ) -> HardClasses: ...
 
 
-NAMES = ("auto", "cpu", "torch", "cuda")
+NAMES = ("auto", "cpu", "torch", "triton", "cuda")
 # For `auto`: the first one of the device's list that neither is unavailable nor refuses.
 _ORDER = {"cpu": ("cpu", "torch")}
 _ELSEWHERE = ("torch",)
@@ -69,8 +69,9 @@ def backends() -> dict[str, Backend]:
     from dmlap_kernels.backends.chunked import TorchBackend
     from dmlap_kernels.backends.cpu import CpuBackend
     from dmlap_kernels.backends.cuda import CudaBackend
+    from dmlap_kernels.backends.triton.backend import TritonBackend
 
-    return {b.name: b for b in (CpuBackend(), TorchBackend(), CudaBackend())}
+    return {b.name: b for b in (CpuBackend(), TorchBackend(), TritonBackend(), CudaBackend())}
 
 
 def why_not(

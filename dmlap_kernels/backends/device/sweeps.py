@@ -28,8 +28,9 @@ class Exponent(NamedTuple):
 class Extremes(NamedTuple):
     """Farthest positive and nearest negative of each anchor.
 
-    Distances (B,) float32 (-inf and inf where there is none) and columns (B,) int32; the sums (B,)
-    of the distances of positives and of negatives are None unless asked for.
+    Distances (B,) float32 (-inf and inf where there is none) and columns (B,) int32. Unless asked
+    for, the sums are None: (k,) float32 numbers that add up to the sums of the distances of all
+    positive and of all negative pairs of the call.
     """
 
     positive: Tensor

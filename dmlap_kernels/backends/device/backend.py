@@ -1,0 +1,123 @@
+"""A `dmlap_kernels.backends.registry.Backend` made of `Sweeps`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dmlap_kernels.backends.chunked.blocks import full_precision
+from dmlap_kernels.backends.device.losses import FAMILIES
+from dmlap_kernels.backends.device.packing import unpacked
+from dmlap_kernels.backends.device.stats import pair_stats
+from dmlap_kernels.backends.device.sweeps import Sweeps
+from dmlap_kernels.backends.device.terms import Call, reduce
+from dmlap_kernels.problem import (
+    Forward,
+    Gradients,
+    HardClasses,
+    Nearest,
+    PairProblem,
+    PairSpec,
+)
+
+
+class DeviceBackend(ABC):
+    """The losses of a GPU backend.
+
+    Subclasses say what they are called, whether they run here (`unavailable`), what device types
+    they serve, and how `sweeps` are made.
+    """
+
+    name: str
+
+    def device_types(self) -> tuple[str, ...]:
+        return ("cuda",)
+
+    @abstractmethod
+    def sweeps(self) -> Sweeps:
+        """The kernels; called only where they run."""
+
+    @abstractmethod
+    def unavailable(self) -> str | None:
+        """Why they do not run on this machine; None if they do."""
+
+    def refuses(self, spec: PairSpec | None, device_type: str, dtype: torch.dtype) -> str | None:
+        if device_type not in self.device_types():
+            return f"it serves tensors on cuda, got tensors on {device_type}"
+        if spec is None:
+            return "it offers no searches"
+        if spec.loss not in FAMILIES:
+            return f"it has no policy {spec.loss!r}"
+        if dtype == torch.float64:
+            return "it computes in float32, got float64 (the torch backend serves it)"
+        return None
+
+    def saved_like(self, spec: PairSpec, problem: PairProblem) -> Tensor:
+        family = FAMILIES[spec.loss]
+        rows = family.groups(spec) + family.kept_rows(spec, problem)
+        return problem.x.new_empty((rows, problem.x.shape[0]), dtype=torch.float32)
+
+    def forward(self, spec: PairSpec, problem: PairProblem, stats: bool, scores: bool) -> Forward:
+        with _at(problem.x):
+            call = Call.of(spec, problem, self.sweeps(), stats or scores)
+            found = FAMILIES[spec.loss].forward(call)
+            loss, weights = reduce(found.groups, spec.reduction)
+            if spec.reduction == "none":
+                loss = torch.empty_like(loss).index_copy_(0, call.sides.order_x, loss)
+            saved = weights if found.kept is None else torch.cat((weights, found.kept))
+            summary = pair_stats(call, found, problem, scores) if stats or scores else None
+            return Forward(loss + _poison(call), saved, summary, call)
+
+    def backward(
+        self,
+        spec: PairSpec,
+        problem: PairProblem,
+        saved: Tensor,
+        grad: Tensor,
+        context: Any = None,
+    ) -> Gradients:
+        with _at(problem.x):
+            call = context or Call.of(spec, problem, self.sweeps())
+            family, sides, poison = FAMILIES[spec.loss], call.sides, _poison(call)
+            grad = grad.float()
+            weights, kept = saved.tensor_split((family.groups(spec),))
+            weights = weights * (grad if grad.ndim == 0 else grad[sides.order_x])
+            found = family.backward(call, kept, weights)
+            gx = unpacked(sides, found.x, problem.x, spec.unit_rows, False) + poison
+            gy = g_params = None
+            if problem.y is not None and found.y is not None:
+                gy = unpacked(sides, found.y, problem.y, spec.unit_rows, True) + poison
+                gy = gy.to(problem.y.dtype)
+            if found.anchor_params is not None:
+                g_params = torch.empty_like(found.anchor_params)
+                g_params.index_copy_(0, sides.order_x, found.anchor_params + poison)
+            return Gradients(gx.to(problem.x.dtype), gy, g_params)
+
+    def nearest(
+        self, queries: Tensor, refs: Tensor | None, k: int, distance: str, normalize: bool
+    ) -> Nearest:
+        raise ValueError(f"backend {self.name!r} cannot run nearest: it offers no searches")
+
+    def hard_classes(
+        self, rows: Tensor, labels: Tensor, k: int, margin: float, distance: str, normalize: bool
+    ) -> HardClasses:
+        raise ValueError(f"backend {self.name!r} cannot run hard_classes: it offers no searches")
+
+
+def _poison(call: Call) -> Tensor:
+    """0, or NaN where an embedding is not finite."""
+    poison = call.sides.x.mul(0).sum()
+    return poison if call.sides.self_case else poison + call.sides.y.mul(0).sum()
+
+
+def _at(tensor: Tensor) -> AbstractContextManager:
+    """Makes the tensor's device current, and keeps autocast off."""
+    stack = ExitStack()
+    stack.enter_context(full_precision(tensor))
+    if tensor.is_cuda:
+        stack.enter_context(torch.cuda.device(tensor.device))
+    return stack

@@ -1,0 +1,85 @@
+"""Batch-hard triplets: one triplet an anchor, so that all but mining is O(B * D)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dmlap_kernels.backends.device.terms import (
+    Call,
+    Found,
+    PackedGradients,
+    anchor_group,
+    rows_at,
+    softplus,
+)
+from dmlap_kernels.problem import PairProblem, PairSpec
+
+
+class Hard:
+    """The loss ``triplet_hard``. Keeps the mined columns, int32 numbers in the place of floats."""
+
+    def groups(self, spec: PairSpec) -> int:
+        return 1
+
+    def kept_rows(self, spec: PairSpec, problem: PairProblem) -> int:
+        return 2
+
+    def forward(self, call: Call) -> Found:
+        mined = torch.stack((call.extremes.positive_column, call.extremes.negative_column))
+        exists = (mined >= 0).all(0)
+        excess = _excess(call, call.sides.x, *(rows_at(call.sides.y, side) for side in mined))
+        hinge = torch.where(exists, excess.relu(), 0)
+        group = anchor_group(_term(call, excess), exists)
+        violated, violation = (hinge > 0).sum(), hinge.double().sum()
+        kept = mined.int().view(torch.float32)
+        return Found((group,), kept, group.terms.sum(), violated, violation)
+
+    def backward(self, call: Call, kept: Tensor, weights: Tensor) -> PackedGradients:
+        x, y = call.sides.x, call.sides.y
+        mined = kept.view(torch.int32)
+        exists = (mined >= 0).all(0)
+        with torch.enable_grad():
+            rows = x, *(rows_at(y, side) for side in mined)
+            leaves = [row.detach().requires_grad_() for row in rows]
+            terms = torch.where(exists, _term(call, _excess(call, *leaves)), 0)
+            gx, *partners = torch.autograd.grad((terms * weights[0]).sum(), leaves)
+        gy = add_at(y, mined.reshape(-1), torch.cat(partners))
+        return PackedGradients(gx + gy, None) if call.sides.self_case else PackedGradients(gx, gy)
+
+
+def add_at(rows: Tensor, columns: Tensor, values: Tensor) -> Tensor:
+    """Zeros like ``rows`` (N, Dp) to which values (k, Dp) are added at columns (k,).
+
+    Values of the column -1 must be 0. The order of additions is fixed.
+    """
+    total = torch.zeros_like(rows)
+    if rows.shape[0]:
+        # index_put_ sorts before it adds.
+        total.index_put_((columns.clamp(min=0).long(),), values, accumulate=True)
+    return total
+
+
+def row_distances(a: Tensor, b: Tensor, distance: str) -> Tensor:
+    """Distances (k,) of packed rows (k, Dp) to rows (k, Dp), without gradient at distance 0."""
+    if distance in ("cosine", "dot"):
+        return float(distance == "cosine") - (a * b).sum(1)
+    squared = (a - b).square().sum(1)
+    if distance == "sqeuclidean":
+        return squared
+    apart = squared > 0
+    return torch.where(apart, torch.where(apart, squared, 1).sqrt(), squared)
+
+
+def _excess(call: Call, x: Tensor, p: Tensor, n: Tensor) -> Tensor:
+    """d_ap - d_an + margin (B,)."""
+    margin, _, swap = call.spec.params
+    distance = call.spec.distance
+    d_an = row_distances(x, n, distance)
+    if swap:
+        d_an = torch.minimum(d_an, row_distances(p, n, distance))
+    return row_distances(x, p, distance) - d_an + margin
+
+
+def _term(call: Call, excess: Tensor) -> Tensor:
+    return softplus(excess) if call.spec.params[1] else excess.relu()

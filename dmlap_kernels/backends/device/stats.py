@@ -1,0 +1,60 @@
+"""`PairStats` from what the sweeps found."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dmlap_kernels.backends.device.terms import Call, Found, rows_at
+from dmlap_kernels.problem import ClassScores, PairProblem, PairStats
+
+
+def pair_stats(call: Call, found: Found, problem: PairProblem, scores: bool) -> PairStats:
+    """The statistics of a call whose extremes come with sums."""
+    sides, extremes = call.sides, call.extremes
+    assert extremes.positive_sum is not None and extremes.negative_sum is not None
+    positive = extremes.positive_sum.double().sum() / sides.positives.sum()
+    negative = extremes.negative_sum.double().sum() / sides.negatives.sum()
+    return PairStats(
+        constraints=found.constraints,
+        violated=found.violated,
+        violation=found.violation.float(),
+        mean_positive_distance=positive.float(),
+        mean_negative_distance=negative.float(),
+        hardest_positive=_original(call, extremes.positive_column),
+        hardest_negative=_original(call, extremes.negative_column),
+        class_scores=_class_scores(call, problem) if scores else None,
+    )
+
+
+def _original(call: Call, columns: Tensor) -> Tensor:
+    """Columns (B,) as indices of the caller's references, in the order of its anchors."""
+    indices = torch.where(columns >= 0, rows_at(call.sides.order_y, columns), -1)
+    return torch.empty_like(indices).index_copy_(0, call.sides.order_x, indices)
+
+
+def thresholds(call: Call) -> Tensor:
+    """The bound (B,) of each anchor's negatives in the scores of classes."""
+    loss, params = call.spec.loss, call.spec.params
+    if loss == "contrastive":
+        return torch.full_like(call.sides.x_norms, params[1])
+    if loss == "margin":
+        assert call.anchor_params is not None
+        return call.anchor_params + params[0]
+    hardest = call.extremes.positive
+    return hardest + params[0] if loss.startswith("triplet") else hardest
+
+
+def _class_scores(call: Call, problem: PairProblem) -> ClassScores:
+    """How many classes there are depends on the data: this waits for the device."""
+    sides = call.sides
+    labels, ref_labels = problem.labels[sides.order_x], problem.ref_side[1][sides.order_y]
+    classes, sizes = torch.unique_consecutive(labels, return_counts=True)
+    ref_classes, ref_sizes = torch.unique_consecutive(ref_labels, return_counts=True)
+    shape = len(classes), len(ref_classes)
+    if 0 in shape:
+        empty = sides.x.new_zeros(shape)
+        return ClassScores(classes, ref_classes, empty, torch.full_like(empty, torch.inf))
+    ends = sizes.cumsum(0), ref_sizes.cumsum(0)
+    sums, smallest = call.sweeps.class_scores(sides, thresholds(call), *ends)
+    return ClassScores(classes, ref_classes, sums / torch.outer(sizes, ref_sizes), smallest)

@@ -1,0 +1,126 @@
+"""What a loss makes of its anchors, and how their terms are reduced."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from dmlap_kernels.backends.device.packing import Sides, pack
+from dmlap_kernels.backends.device.sweeps import Extremes, Sweeps
+from dmlap_kernels.problem import PairProblem, PairSpec
+
+
+class Group(NamedTuple):
+    """One group of terms: of each anchor (B,) their sum float32, and int64 how many there are and
+    how many are strictly positive. The means of a batch divide by the sums of these numbers."""
+
+    total: Tensor
+    terms: Tensor
+    nonzero: Tensor
+
+
+class Found(NamedTuple):
+    """What the forward half of a loss finds; all in the order of `Sides`.
+
+    ``kept`` (rows, B) float32 is handed to the backward half, or None. The last three (), for
+    `PairStats`: numbers of terms and of positive ones, and their sum.
+    """
+
+    groups: tuple[Group, ...]
+    kept: Tensor | None
+    constraints: Tensor
+    violated: Tensor
+    violation: Tensor
+
+
+class PackedGradients(NamedTuple):
+    """Gradients at packed rows (B, Dp) and (N, Dp), at ``anchor_params`` (B,); None where none."""
+
+    x: Tensor
+    y: Tensor | None
+    anchor_params: Tensor | None = None
+
+
+@dataclass
+class Call:
+    """One call as losses see it, in the order of `Sides`."""
+
+    spec: PairSpec
+    sweeps: Sweeps
+    sides: Sides
+    anchor_params: Tensor | None
+    with_sums: bool = False
+    _extremes: Extremes | None = field(default=None, repr=False)
+
+    @staticmethod
+    def of(spec: PairSpec, problem: PairProblem, sweeps: Sweeps, with_sums: bool = False) -> Call:
+        sides = pack(spec, problem)
+        params = problem.anchor_params
+        sorted_params = None if params is None else params.detach()[sides.order_x]
+        return Call(spec, sweeps, sides, sorted_params, with_sums)
+
+    @property
+    def extremes(self) -> Extremes:
+        """Found once, when first asked for."""
+        if self._extremes is None:
+            self._extremes = self.sweeps.extremes(self.sides, self.with_sums)
+        return self._extremes
+
+
+class Family(Protocol):
+    """Losses that are computed alike."""
+
+    def groups(self, spec: PairSpec) -> int:
+        """How many groups the terms come in."""
+
+    def kept_rows(self, spec: PairSpec, problem: PairProblem) -> int:
+        """Rows of `Found.kept`."""
+
+    def forward(self, call: Call) -> Found: ...
+
+    def backward(self, call: Call, kept: Tensor, weights: Tensor) -> PackedGradients:
+        """The gradient of the sum of weights (groups, B) times the totals of each anchor."""
+
+
+def anchor_group(term: Tensor, counted: Tensor) -> Group:
+    """One term (B,) an anchor, which counts where the mask says so."""
+    term = torch.where(counted, term, 0)
+    return Group(term, counted.long(), (term > 0).long())
+
+
+def found(groups: tuple[Group, ...], kept: Tensor | None) -> Found:
+    """Terms that each are a constraint, and their own violation."""
+    constraints = torch.stack([group.terms for group in groups]).sum()
+    violated = torch.stack([group.nonzero for group in groups]).sum()
+    violation = torch.stack([group.total for group in groups]).double().sum()
+    return Found(groups, kept, constraints, violated, violation)
+
+
+def reduce(groups: tuple[Group, ...], reduction: str) -> tuple[Tensor, Tensor]:
+    """The loss, and the weight (groups, B) of each anchor's sum in it."""
+    total, count, nonzero = (torch.stack(parts) for parts in zip(*groups, strict=True))
+    if reduction == "none":
+        weights = 1 / count.clamp(min=1).float()
+        return (total * weights).sum(0), weights
+    if reduction == "sum":
+        weights = torch.ones_like(total)
+    else:
+        terms = count if reduction == "mean" else nonzero
+        share = 1 / terms.sum(1, keepdim=True).clamp(min=1).float()
+        weights = share.expand_as(total).contiguous()
+    return (total.double() * weights.double()).sum().float(), weights
+
+
+def softplus(x: Tensor) -> Tensor:
+    """log(1 + e^x); `torch.nn.functional.softplus` drops the exponential beyond 20."""
+    return -torch.nn.functional.logsigmoid(-x)
+
+
+def rows_at(rows: Tensor, columns: Tensor) -> Tensor:
+    """The rows (B, ...) of a table (N, ...) at columns (B,); any row for -1, zeros if N is 0."""
+    if rows.shape[0] == 0:
+        return rows.new_zeros(columns.shape[0], *rows.shape[1:])
+    return rows[columns.clamp(min=0).long()]

@@ -1,0 +1,111 @@
+"""Farthest positive and nearest negative of each anchor.
+
+A distance and its column make one integer, distance first, so that the least of such keys is the
+nearest pair, the lower column where distances are equal; farthest positives are the nearest by
+minus the distance. An atomic minimum of integers gives the same in any order. In the self case a
+tile serves its rows and its columns, and only tiles from the diagonal on are visited.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dmlap_kernels.backends.device.packing import Sides
+from dmlap_kernels.backends.device.sweeps import Extremes
+from dmlap_kernels.backends.triton.configurations import launch_of, splits_of
+from dmlap_kernels.backends.triton.tile import Pairs, Tiling, distances, row_block, sides_of
+
+_EMPTY = torch.iinfo(torch.int64).max
+
+
+@triton.jit
+def _keep_least(keys, index, count, d, other, pairs_of, axis: tl.constexpr):
+    """Lowers keys (count,) at ``index`` to the least of d over the mask ``pairs_of`` along axis.
+
+    ``other`` is the index, as (1, BN) or (BM, 1), of what lies along the axis.
+    """
+    d = tl.where(pairs_of, d + 0.0, float("inf"))  # -0.0 + 0.0 is 0.0
+    least = tl.min(d, axis=axis)
+    at_least = pairs_of & (d == tl.expand_dims(least, axis))
+    column = tl.min(tl.where(at_least, other, 2147483647), axis=axis)
+    bits = least.to(tl.int32, bitcast=True)
+    ordered = bits ^ ((bits >> 31) & 2147483647)
+    key = (ordered.to(tl.int64) << 32) | column.to(tl.int64)
+    tl.atomic_min(keys + index, key, mask=(index < count) & (column < 2147483647), sem="relaxed")
+
+
+@triton.jit
+def extremes_kernel(
+    pairs,
+    positive_keys,  # (rows,)
+    negative_keys,  # (rows,)
+    positive_sums,  # (splits, rows)
+    negative_sums,  # (splits, rows)
+    span,
+    sums: tl.constexpr,
+    how: tl.constexpr,
+):
+    rows, first, last, low, high = row_block(pairs, tl.program_id(0), how)
+    start = tl.program_id(1) * span
+    end = tl.minimum(start + span, pairs.columns)
+    if how.self_case:
+        start = tl.maximum(start, tl.program_id(0) * how.BM // how.BN * how.BN)
+    positive_sum = tl.zeros((how.BM,), dtype=tl.float32)
+    negative_sum = tl.zeros((how.BM,), dtype=tl.float32)
+    for c in range(start, end, how.BN):
+        columns = c + tl.arange(0, how.BN)
+        d = distances(pairs, rows, columns, how)
+        positive, negative = sides_of(pairs, rows, columns, first, last, how)
+        _keep_least(negative_keys, rows, pairs.rows, d, columns[None, :], negative, 1)
+        if how.self_case:
+            _keep_least(negative_keys, columns, pairs.columns, d, rows[:, None], negative, 0)
+        runs = (c < high) & (c + how.BN > low)
+        if runs:
+            _keep_least(positive_keys, rows, pairs.rows, -d, columns[None, :], positive, 1)
+            if how.self_case:
+                _keep_least(positive_keys, columns, pairs.columns, -d, rows[:, None], positive, 0)
+        if sums:
+            if how.self_case:
+                later = rows[:, None] < columns[None, :]
+                positive &= later
+                negative &= later
+            positive_sum += tl.sum(tl.where(positive, d, 0.0), axis=1)
+            negative_sum += tl.sum(tl.where(negative, d, 0.0), axis=1)
+    if sums:
+        share = 2.0 if how.self_case else 1.0
+        at = tl.program_id(1).to(tl.int64) * pairs.rows + rows
+        tl.store(positive_sums + at, share * positive_sum, mask=rows < pairs.rows)
+        tl.store(negative_sums + at, share * negative_sum, mask=rows < pairs.rows)
+
+
+def extremes(sides: Sides, sums: bool) -> Extremes:
+    launch = launch_of("extremes")
+    splits, span = splits_of(sides, launch)
+    keys = torch.full((2, sides.anchors), _EMPTY, dtype=torch.int64, device=sides.x.device)
+    parts = sides.x.new_empty((2, splits, sides.anchors if sums else 0))
+    if sides.anchors:
+        extremes_kernel[(triton.cdiv(sides.anchors, launch.BM), splits)](
+            Pairs.of(sides),
+            *keys,
+            *parts,
+            span,
+            sums,
+            Tiling.of(sides, launch.BM, launch.BN, launch.BK),
+            num_warps=launch.warps,
+            num_stages=launch.stages,
+        )
+    (positive, negative), (p, n) = _decoded(keys)
+    found = Extremes(-positive, p, negative, n, None, None)
+    return found._replace(positive_sum=parts[0], negative_sum=parts[1]) if sums else found
+
+
+def _decoded(keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Distances and columns; inf and -1 for empty keys."""
+    ordered = (keys >> 32).int()
+    d = (ordered ^ ((ordered >> 31) & 0x7FFFFFFF)).view(torch.float32)
+    none = keys == _EMPTY
+    column = (keys & 0x7FFFFFFF).int()
+    return torch.where(none, torch.inf, d), torch.where(none, -1, column)
