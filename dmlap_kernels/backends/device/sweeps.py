@@ -77,8 +77,8 @@ class Triplets(NamedTuple):
 
     Attributes:
         mining: what negatives a positive pair meets. ``semihard``: the nearest with d_an > d_ap,
-            else the farthest. ``all``: every one. ``distance_weighted``: one drawn by the inverse of
-            the density of distances between unit rows, by the last three numbers, as
+            else the farthest. ``all``: every one. ``distance_weighted``: one drawn by the inverse
+            of the density of distances between unit rows, by the last three numbers, as
             ``csrc/include/dmlap/policies/triplet_distance_weighted.h`` says.
     """
 
@@ -109,7 +109,7 @@ class Weigher(NamedTuple):
     ``nt_xent``, terms log(1 + e^(e_p(d) + zn)); rows zn, weight, by_zn:
         weight sigmoid(e_p(d) + zn) slope_p(d) and by_zn e^(e_n(d) - zn) slope_n(d)
     ``lifted``, terms [e_p(d) + log(e^zn + e^zn')]+^2 / 2 with zn' of the other end (the logarithm
-        is 0 if both are -inf); both ``anchors`` and ``columns`` are given; the same rows:
+        is 0 if both are -inf), for which both ends have coefficients; the same rows:
         weight [...]+ slope_p(d) and by_zn e^(e_n(d) - zn) slope_n(d)
 
     Kinds of losses that see more than a pair are with the methods that they belong to.
@@ -119,7 +119,6 @@ class Weigher(NamedTuple):
         anchors: (rows, B) float32, or None.
         columns: (rows, N) float32, or None.
         positive, negative: exponents of the kinds that have them.
-        numbers: whatever else a kind needs.
     """
 
     kind: str
@@ -127,7 +126,6 @@ class Weigher(NamedTuple):
     columns: Tensor | None = None
     positive: Exponent = Exponent(0.0)
     negative: Exponent = Exponent(0.0)
-    numbers: tuple[float, ...] = ()
 
 
 class Sweeps(Protocol):

@@ -61,3 +61,9 @@ def splits_of(sides: Sides, launch: Launch, programs: int = 1) -> tuple[int, int
     splits = min(wanted, tiles, _MOST_SPLITS)
     span = -(-tiles // splits)
     return -(-tiles // span), span * launch.BN
+
+
+def width_of(features: int) -> int:
+    """Features (a power of two, at least 16) of a gradient that one program holds."""
+    most = 32 if INTERPRETED else 128
+    return min(most, max(16, 1 << (features - 1).bit_length()))

@@ -1,0 +1,89 @@
+"""Hinges on single pairs: contrastive and margin."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dmlap_kernels.backends.device.sweeps import HingeSums, Weigher
+from dmlap_kernels.backends.device.terms import Call, Found, Group, PackedGradients
+from dmlap_kernels.problem import PairProblem, PairSpec
+
+
+class Contrastive:
+    """[d - pos_margin]+ and [neg_margin - d]+, squared or not: a group each."""
+
+    def groups(self, spec: PairSpec) -> int:
+        return 2
+
+    def kept_rows(self, spec: PairSpec, problem: PairProblem) -> int:
+        return 0
+
+    def forward(self, call: Call) -> Found:
+        squared = bool(call.spec.params[2])
+        sums = call.sweeps.hinge_sums(call.sides, *self._bounds(call), squared)
+        groups = (
+            Group(sums.positive, call.sides.positives, sums.positive_active.long()),
+            Group(sums.negative, call.sides.negatives, sums.negative_active.long()),
+        )
+        terms = (call.sides.positives + call.sides.negatives).sum()
+        return _found(groups, None, terms, sums, call.sides.positives >= 0)
+
+    def backward(self, call: Call, kept: Tensor, weights: Tensor) -> PackedGradients:
+        kind = "squared_hinge" if call.spec.params[2] else "hinge"
+        coefficients = torch.cat((torch.stack(self._bounds(call)), weights))
+        return PackedGradients(*call.sweeps.gradient(call.sides, Weigher(kind, coefficients)))
+
+    def _bounds(self, call: Call) -> tuple[Tensor, Tensor]:
+        pos_margin, neg_margin, _ = call.spec.params
+        like = call.sides.x_norms
+        return torch.full_like(like, pos_margin), torch.full_like(like, neg_margin)
+
+
+class Margin:
+    """[d - (beta - margin)]+ and [beta + margin - d]+ with a boundary beta of each anchor.
+
+    The terms are those of the triplets: a positive counts once for each negative, and vice versa.
+    Keeps the derivative of an anchor's total by its beta.
+    """
+
+    def groups(self, spec: PairSpec) -> int:
+        return 1
+
+    def kept_rows(self, spec: PairSpec, problem: PairProblem) -> int:
+        return 1
+
+    def forward(self, call: Call) -> Found:
+        positives, negatives = call.sides.positives, call.sides.negatives
+        sums = call.sweeps.hinge_sums(call.sides, *self._bounds(call), False)
+        total = negatives * sums.positive + positives * sums.negative
+        pulled, pushed = negatives * sums.positive_active, positives * sums.negative_active
+        triplets = positives * negatives
+        kept = (pushed - pulled).float()[None]
+        pairs = torch.where(triplets > 0, positives + negatives, 0).sum()
+        return _found((Group(total, triplets, pulled + pushed),), kept, pairs, sums, triplets > 0)
+
+    def backward(self, call: Call, kept: Tensor, weights: Tensor) -> PackedGradients:
+        (weight,) = weights
+        scales = weight * call.sides.negatives, weight * call.sides.positives
+        weigher = Weigher("hinge", torch.stack((*self._bounds(call), *scales)))
+        return PackedGradients(*call.sweeps.gradient(call.sides, weigher), weight * kept[0])
+
+    def _bounds(self, call: Call) -> tuple[Tensor, Tensor]:
+        (margin,), beta = call.spec.params, call.anchor_params
+        assert beta is not None
+        return beta - margin, beta + margin
+
+
+def _found(
+    groups: tuple[Group, ...],
+    kept: Tensor | None,
+    constraints: Tensor,
+    sums: HingeSums,
+    counted: Tensor,
+) -> Found:
+    """Statistics of the plain hinges of the anchors (B,) that are counted."""
+    active = sums.positive_active.long() + sums.negative_active
+    hinges = sums.positive_hinge.double() + sums.negative_hinge
+    violated = torch.where(counted, active, 0).sum()
+    return Found(groups, kept, constraints, violated, torch.where(counted, hinges, 0).sum())

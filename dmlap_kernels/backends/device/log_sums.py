@@ -1,0 +1,151 @@
+"""Losses of an anchor's log-sums: of e^exponent(d) over its positives and over its negatives.
+
+A loss is a pair of exponents and the terms of an anchor as a function of what the sweep finds. The
+derivatives of the terms are taken by autograd over (B,) vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dmlap_kernels.backends.device.sweeps import Exponent, LogSums, Weigher
+from dmlap_kernels.backends.device.terms import (
+    Call,
+    Found,
+    PackedGradients,
+    anchor_group,
+    found,
+    softplus,
+)
+from dmlap_kernels.problem import PairProblem, PairSpec
+
+
+class Anchors(NamedTuple):
+    """What terms may see of the anchors: `LogSums`, and how many positives and negatives there are.
+
+    All (B,); zp and zn are -inf where there is nothing to sum.
+    """
+
+    zp: Tensor
+    zn: Tensor
+    exponent_sum: Tensor
+    positives: Tensor
+    negatives: Tensor
+
+    @property
+    def every(self) -> Tensor:
+        return torch.ones_like(self.positives, dtype=torch.bool)
+
+
+# A value and a mask (B,) of the anchors that count, of each group.
+Terms = tuple[tuple[Tensor, Tensor], ...]
+
+
+class Policy(NamedTuple):
+    """A loss by its exponents and terms.
+
+    With ``epsilon`` only pairs are seen that are not easy: positives with d > nearest negative -
+    epsilon, negatives with d < farthest positive + epsilon.
+    """
+
+    positive: Exponent
+    negative: Exponent
+    terms: Callable[[Anchors], Terms]
+    epsilon: float | None = None
+
+
+def multi_similarity(
+    alpha: float, beta: float, threshold: float, mined: float, epsilon: float
+) -> Policy:
+    def terms(a: Anchors) -> Terms:
+        return ((softplus(a.zp) / alpha + softplus(a.zn) / beta, a.every),)
+
+    exponents = Exponent(alpha, threshold), Exponent(-beta, threshold)
+    return Policy(*exponents, terms, epsilon if mined else None)
+
+
+def lifted_structure(pos_margin: float, neg_margin: float) -> Policy:
+    def terms(a: Anchors) -> Terms:
+        pull, push = (torch.where(z > -torch.inf, z, 0) for z in (a.zp, a.zn))
+        return (((pull + push).relu(), a.every),)
+
+    return Policy(Exponent(1.0, pos_margin), Exponent(-1.0, neg_margin), terms)
+
+
+def sup_con(temperature: float) -> Policy:
+    def terms(a: Anchors) -> Terms:
+        some = a.positives > 0
+        whole = torch.logaddexp(torch.where(some, a.zp, 0), a.zn)
+        mean = a.exponent_sum / a.positives.clamp(min=1)
+        return ((torch.where(some, whole - mean, 0), a.every),)
+
+    exponent = Exponent(-1 / temperature)
+    return Policy(exponent, exponent, terms)
+
+
+def circle(m: float, gamma: float) -> Policy:
+    def terms(a: Anchors) -> Terms:
+        # Where either is empty the sum is -inf and the term 0.
+        return ((softplus(a.zp + a.zn), a.every),)
+
+    return Policy(Exponent(gamma, m, 1, -m), Exponent(-gamma, 1 - m, -1, 1 + m), terms)
+
+
+def proxy_nca(scale: float) -> Policy:
+    def terms(a: Anchors) -> Terms:
+        some = a.positives > 0
+        return ((softplus(a.zn - torch.where(some, a.zp, 0)), some),)
+
+    return Policy(Exponent(-scale), Exponent(-scale), terms)
+
+
+def proxy_anchor(alpha: float, near: float, far: float) -> Policy:
+    def terms(a: Anchors) -> Terms:
+        return (softplus(a.zp), a.positives > 0), (softplus(a.zn), a.every)
+
+    return Policy(Exponent(alpha, near), Exponent(-alpha, far), terms)
+
+
+class LogSumLoss:
+    """A loss by its policy. Keeps the log-sums, and the bounds of mined pairs."""
+
+    def __init__(self, policy: Callable[..., Policy], groups: int = 1) -> None:
+        self._policy, self._groups = policy, groups
+
+    def groups(self, spec: PairSpec) -> int:
+        return self._groups
+
+    def kept_rows(self, spec: PairSpec, problem: PairProblem) -> int:
+        return 3 if self._policy(*spec.params).epsilon is None else 5
+
+    def forward(self, call: Call) -> Found:
+        policy = self._policy(*call.spec.params)
+        bounds: tuple[Tensor, ...] = ()
+        if policy.epsilon is not None:
+            above, below = call.extremes.negative, call.extremes.positive
+            bounds = above - policy.epsilon, below + policy.epsilon
+        sums = call.sweeps.log_sums(call.sides, policy.positive, policy.negative, *bounds)
+        terms = policy.terms(_anchors(call, sums))
+        groups = tuple(anchor_group(value, counted) for value, counted in terms)
+        return found(groups, torch.stack((*sums, *bounds)))
+
+    def backward(self, call: Call, kept: Tensor, weights: Tensor) -> PackedGradients:
+        policy = self._policy(*call.spec.params)
+        with torch.enable_grad():
+            leaves = LogSums(*(row.detach().requires_grad_() for row in kept[:3]))
+            terms = policy.terms(_anchors(call, leaves))
+            counted = [torch.where(mask, value, 0) for value, mask in terms]
+            total = (torch.stack(counted) * weights).sum()
+            slopes = torch.autograd.grad(total, leaves, materialize_grads=True)
+        coefficients = torch.cat((kept[:2], torch.stack(slopes), kept[3:]))
+        kind = "exponential" if policy.epsilon is None else "mined"
+        weigher = Weigher(kind, coefficients, None, policy.positive, policy.negative)
+        return PackedGradients(*call.sweeps.gradient(call.sides, weigher))
+
+
+def _anchors(call: Call, sums: LogSums) -> Anchors:
+    return Anchors(*sums, call.sides.positives, call.sides.negatives)

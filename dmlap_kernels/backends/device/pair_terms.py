@@ -1,0 +1,167 @@
+"""Losses with a term for each positive pair, made of log-sums over negatives."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dmlap_kernels.backends.device.packing import Sides
+from dmlap_kernels.backends.device.sweeps import Exponent, Weigher
+from dmlap_kernels.backends.device.terms import Call, Found, Group, PackedGradients, found
+from dmlap_kernels.problem import PairProblem, PairSpec
+
+# In the place of the log-sum of an anchor without negatives, so that it may be subtracted.
+_LOWEST = -1e30
+
+
+class _PairTermLoss:
+    """Keeps the log-sum over the negatives of each anchor, and what its terms' slopes by it add up
+    to."""
+
+    def groups(self, spec: PairSpec) -> int:
+        return 1
+
+    def kept_rows(self, spec: PairSpec, problem: PairProblem) -> int:
+        return 2
+
+
+class NTXent(_PairTermLoss):
+    """log(1 + sum over N of e^((d_ip - d_in) / temperature))."""
+
+    def forward(self, call: Call) -> Found:
+        total, nonzero, kept = _nt_xent(call, call.sides, _temperature(call.spec))
+        return found((Group(total, call.sides.positives, nonzero),), kept)
+
+    def backward(self, call: Call, kept: Tensor, weights: Tensor) -> PackedGradients:
+        temperature = _temperature(call.spec)
+        return PackedGradients(*_nt_xent_gradient(call, call.sides, temperature, kept, weights[0]))
+
+
+class NPairs(_PairTermLoss):
+    """NT-Xent of temperature 1; in the self case between the first rows of all classes of two rows
+    or more as anchors, and their second rows."""
+
+    def __init__(self) -> None:
+        self._plain = NTXent()
+
+    def forward(self, call: Call) -> Found:
+        if not call.sides.self_case:
+            return self._plain.forward(call)
+        sides, at = _first_two(call.sides)
+        total, nonzero, kept = _nt_xent(call, sides, 1.0)
+        rows = call.sides.anchors
+        group = Group(*(_spread(part, at, rows) for part in (total, sides.positives, nonzero)))
+        return found((group,), F.pad(kept, (0, rows - kept.shape[1])))
+
+    def backward(self, call: Call, kept: Tensor, weights: Tensor) -> PackedGradients:
+        if not call.sides.self_case:
+            return self._plain.backward(call, kept, weights)
+        sides, at = _first_two(call.sides)
+        rows, pairs = call.sides.anchors, sides.anchors
+        weight = F.pad(weights[0], (0, 1))[at]
+        gx, gy = _nt_xent_gradient(call, sides, 1.0, kept[:, :pairs], weight)
+        assert gy is not None
+        second = torch.where(at < rows, at + 1, rows)
+        return PackedGradients(_spread(gx, at, rows) + _spread(gy, second, rows), None)
+
+
+class LiftedStructureOriginal(_PairTermLoss):
+    """[log(sum over N_i and N_p of e^(neg_margin - d)) + d_ip - pos_margin]+^2 / 2."""
+
+    def forward(self, call: Call) -> Found:
+        positive, negative = self._exponents(call)
+        zn = call.sweeps.log_sums(call.sides, positive, negative).zn
+        of_columns = self._of_columns(call, zn)
+        terms = call.sweeps.pair_terms(call.sides, "lifted", positive, zn, of_columns)
+        group = Group(terms.total, call.sides.positives, terms.nonzero.long())
+        return found((group,), torch.stack((zn, terms.by_zn)))
+
+    def backward(self, call: Call, kept: Tensor, weights: Tensor) -> PackedGradients:
+        positive, negative = self._exponents(call)
+        sides, (zn, by_zn), (weight,) = call.sides, kept, weights
+        zn = zn.contiguous()
+        of_columns = self._of_columns(call, zn)
+        ends = of_columns, zn, weight.contiguous()
+        as_columns = call.sweeps.pair_terms(sides.swapped(), "lifted", positive, *ends).by_zn
+        if sides.self_case:
+            anchors, columns = torch.stack((zn, weight, weight * by_zn + as_columns)), None
+        else:
+            anchors = torch.stack((zn, weight, weight * by_zn))
+            columns = torch.stack((of_columns, torch.zeros_like(of_columns), as_columns))
+        weigher = Weigher("lifted", anchors, columns, positive, negative)
+        return PackedGradients(*call.sweeps.gradient(sides, weigher))
+
+    def _exponents(self, call: Call) -> tuple[Exponent, Exponent]:
+        pos_margin, neg_margin = call.spec.params
+        return Exponent(1.0, pos_margin), Exponent(-1.0, neg_margin)
+
+    def _of_columns(self, call: Call, zn: Tensor) -> Tensor:
+        """The log-sums (N,) of the references over the anchors that differ in label."""
+        sides = call.sides
+        if sides.self_case:
+            return zn
+        return call.sweeps.log_sums(sides.swapped(), *self._exponents(call)).zn
+
+
+def _temperature(spec: PairSpec) -> float:
+    return spec.params[0] if spec.loss == "nt_xent" else 1.0
+
+
+def _exponents(temperature: float) -> tuple[Exponent, Exponent]:
+    return Exponent(1 / temperature), Exponent(-1 / temperature)
+
+
+def _nt_xent(call: Call, sides: Sides, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each anchor of the sides: the sum of terms, the number of positive ones; and what is
+    kept (2, B)."""
+    positive, negative = _exponents(temperature)
+    zn = call.sweeps.log_sums(sides, positive, negative).zn.clamp(min=_LOWEST)
+    terms = call.sweeps.pair_terms(sides, "nt_xent", positive, zn)
+    return terms.total, terms.nonzero.long(), torch.stack((zn, terms.by_zn))
+
+
+def _nt_xent_gradient(
+    call: Call, sides: Sides, temperature: float, kept: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    zn, by_zn = kept
+    coefficients = torch.stack((zn, weight, weight * by_zn))
+    weigher = Weigher("nt_xent", coefficients, None, *_exponents(temperature))
+    return call.sweeps.gradient(sides, weigher)
+
+
+def _first_two(sides: Sides) -> tuple[Sides, Tensor]:
+    """As anchors and columns the first and the second row of each class of two rows or more.
+
+    There are as many pairs as the rows allow for (B // 2,); of those that the classes do not fill
+    the column does not exist. Also where each first row is, (B // 2,) int64, B for unfilled pairs.
+    """
+    rows = sides.anchors
+    index = torch.arange(rows, device=sides.x.device)
+    first = (index == sides.first) & (sides.last - sides.first >= 2)
+    at = torch.where(first, index, rows).sort().values[: rows // 2]
+    exists = at < rows
+    own = torch.where(exists, at, 0)
+    other = own + 1
+    begin = torch.arange(len(at), dtype=torch.int32, device=at.device)
+    runs = begin, begin + exists.int()
+    return sides._replace(
+        x=sides.x[own],
+        y=sides.y[other],
+        x_norms=sides.x_norms[own],
+        y_norms=torch.where(exists, sides.y_norms[other], torch.inf),
+        first=runs[0],
+        last=runs[1],
+        col_first=runs[0],
+        col_last=runs[1],
+        order_x=sides.order_x[own],
+        order_y=sides.order_y[other],
+        self_case=False,
+    ), at
+
+
+def _spread(values: Tensor, at: Tensor, rows: int) -> Tensor:
+    """Values (k, ...) at rows ``at`` (k,) of zeros (rows, ...); those at ``rows`` are left out."""
+    whole = values.new_zeros(rows + 1, *values.shape[1:])
+    whole[at] = values
+    return whole[:rows]

@@ -1,0 +1,122 @@
+"""The gradient of a loss whose pairs have weights: tiles again, times the rows of the other side.
+
+With v_ij = d loss / d d_ij over d_ij (euclidean), times 2 (sqeuclidean), or as it is, the gradient
+at x_i is (sum of v_ij) x_i - sum of v_ij y_j, for products without the first part. In the self case
+a pair weighs with the coefficients of both of its ends, so that one sweep holds both halves.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dmlap_kernels.backends.device.packing import Sides
+from dmlap_kernels.backends.device.sweeps import Weigher
+from dmlap_kernels.backends.triton.configurations import launch_of, splits_of, width_of
+from dmlap_kernels.backends.triton.policies import TERMS, WEIGHERS, numbers_of, slope_of
+from dmlap_kernels.backends.triton.tile import (
+    Pairs,
+    Tiling,
+    distances,
+    product,
+    row_block,
+    sides_of,
+)
+
+
+@triton.jit
+def gradient_kernel(
+    pairs,
+    of_rows,  # (k, rows), read if rows_weigh
+    of_columns,  # (k, columns), read if columns_weigh
+    out,  # (splits, rows, features)
+    pe,
+    ne,
+    span,
+    weigh: tl.constexpr,
+    slope: tl.constexpr,
+    term: tl.constexpr,
+    rows_weigh: tl.constexpr,
+    columns_weigh: tl.constexpr,
+    sparse: tl.constexpr,  # whether tiles without a weight are to be expected
+    BD: tl.constexpr,
+    how: tl.constexpr,
+):
+    rows, first, last, _low, _high = row_block(pairs, tl.program_id(0), how)
+    feature = tl.program_id(1) * BD + tl.arange(0, BD)
+    inside = feature < pairs.features
+    total = tl.zeros((how.BM, BD), dtype=tl.float32)
+    weights = tl.zeros((how.BM,), dtype=tl.float32)
+    start = tl.program_id(2) * span
+    for c in range(start, tl.minimum(start + span, pairs.columns), how.BN):
+        columns = c + tl.arange(0, how.BN)
+        d = distances(pairs, rows, columns, how)
+        positive, negative = sides_of(pairs, rows, columns, first, last, how)
+        row = (of_rows, pairs.rows, rows[:, None])
+        column = (of_columns, pairs.columns, columns[None, :])
+        v = tl.zeros((how.BM, how.BN), dtype=tl.float32)
+        if rows_weigh:
+            v += weigh(slope, term, d, positive, negative, row, column, pe, ne)
+        if columns_weigh:
+            v += weigh(slope, term, d, positive, negative, column, row, pe, ne)
+        if how.distance == "euclidean":
+            v = tl.where(d > 0, v / tl.where(d > 0, d, 1.0), 0.0)
+        if how.distance == "sqeuclidean":
+            v = 2.0 * v
+        active = True
+        if sparse:
+            active = tl.max(tl.abs(v)) > 0
+        if active:
+            at = columns.to(tl.int64)[:, None] * pairs.features + feature[None, :]
+            there = (columns < pairs.columns)[:, None] & inside[None, :]
+            total = product(v, tl.load(pairs.y + at, mask=there, other=0.0), total, how)
+            weights += tl.sum(v, axis=1)
+    at = rows.to(tl.int64)[:, None] * pairs.features + feature[None, :]
+    there = (rows < pairs.rows)[:, None] & inside[None, :]
+    if how.distance == "euclidean" or how.distance == "sqeuclidean":
+        total = weights[:, None] * tl.load(pairs.x + at, mask=there, other=0.0) - total
+    else:
+        total = -total
+    part = tl.program_id(2).to(tl.int64) * pairs.rows * pairs.features
+    tl.store(out + part + at, total, mask=there)
+
+
+def gradient(sides: Sides, weigher: Weigher) -> tuple[Tensor, Tensor | None]:
+    if sides.self_case:
+        return _at_rows(sides, weigher, weigher.anchors, weigher.anchors), None
+    gx = _at_rows(sides, weigher, weigher.anchors, weigher.columns)
+    return gx, _at_rows(sides.swapped(), weigher, weigher.columns, weigher.anchors)
+
+
+def _at_rows(
+    sides: Sides, weigher: Weigher, of_rows: Tensor | None, of_columns: Tensor | None
+) -> Tensor:
+    """The gradient (B, Dp) at the anchors of these sides."""
+    launch = launch_of("gradient")
+    features = sides.x.shape[1]
+    width = width_of(features)
+    chunks = triton.cdiv(features, width)
+    splits, span = splits_of(sides, launch, chunks)
+    out = sides.x.new_empty((splits, *sides.x.shape))
+    if sides.anchors and features:
+        gradient_kernel[(triton.cdiv(sides.anchors, launch.BM), chunks, splits)](
+            Pairs.of(sides),
+            of_rows,
+            of_columns,
+            out,
+            numbers_of(weigher.positive),
+            numbers_of(weigher.negative),
+            span,
+            WEIGHERS[weigher.kind],
+            slope_of(weigher.positive, weigher.negative),
+            TERMS.get(weigher.kind),
+            of_rows is not None,
+            of_columns is not None,
+            weigher.kind.endswith("hinge"),
+            width,
+            Tiling.of(sides, launch.BM, launch.BN, launch.BK),
+            num_warps=launch.warps,
+            num_stages=launch.stages,
+        )
+    return out[0] if splits == 1 else out.sum(0)
