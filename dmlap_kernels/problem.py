@@ -169,8 +169,8 @@ class HardClasses(NamedTuple):
 class Gradients(NamedTuple):
     """What a backend's backward sweep returns, each of the shape and dtype of its input.
 
-    At the anchors, at the references (None in the self case) and at ``anchor_params`` (None if
-    there are none).
+    At the anchors, at the references (None in the self case, or where the eager call knows that
+    they need none) and at ``anchor_params`` (None if there are none).
     """
 
     x: Tensor

@@ -39,11 +39,12 @@ inline void add_pair(const Prepared<T>& p, const T* a, const T* b, T w, T* out) 
 // Where gradients gather while the sweep runs.
 template <class T>
 struct GradientSide {
-  T* out = nullptr;    // [n][dim], original order: positives, near and lone pairs
+  T* out = nullptr;    // [n][dim], original order: positives, near and lone pairs; null: not wanted
   Buffer<T> weighted;  // [panels][packed_dim][kWidth]: sum_j w_ij x_j of the dense tiles
   Buffer<T> weight;    // [panels * kWidth]: sum_j w_ij of the dense tiles
   Buffer<T> own;       // [n][dim], where `out` is not the caller's
 
+  bool wanted() const { return out != nullptr; }
   void reset(int64_t panels, int64_t packed_dim) {
     constexpr int W = Tile<T>::kWidth;
     weighted.reset(panels * packed_dim * W);
@@ -209,6 +210,7 @@ class BackwardWorker {
     const Prepared<T>& p = *s_.p;
     const Side<T>& y = p.y();
     add_pair(p, p.x.row(i), y.row(j), w, s_.x->out + p.x.order[i] * p.dim);
+    if (!s_.y->wanted()) return;
     add_pair(p, y.row(j), p.x.row(i), w, s_.y->out + y.order[j] * p.dim);
   }
 
@@ -233,8 +235,10 @@ class BackwardWorker {
       for (int64_t i = 0; i < W * W; ++i) wt[i] += w[i];
       return weighted_sums(xp, wt, 0, rows, rows, p.packed_dim, out_x);
     }
-    weighted_sums(xp, w, first, last - first, columns, p.packed_dim,
-                  s_.y->weighted.get() + py * size);
+    if (s_.y->wanted()) {
+      weighted_sums(xp, w, first, last - first, columns, p.packed_dim,
+                    s_.y->weighted.get() + py * size);
+    }
     weighted_sums(yp, wt, 0, columns, rows, p.packed_dim, out_x);
   }
 
@@ -245,7 +249,6 @@ class BackwardWorker {
   void add_weights(int64_t px, int64_t py, int64_t first, int64_t last) {
     const T* w = weights_.get();
     T* row_weight = s_.x->weight.get() + px * W;
-    T* column_weight = s_.y->weight.get() + py * W;
     V columns[P::kVectors] = {};
     for (int64_t i = first; i < last; ++i) {
       V sum{};
@@ -256,6 +259,8 @@ class BackwardWorker {
       }
       row_weight[i] += sum_lanes<T>(sum);
     }
+    if (!s_.y->wanted()) return;
+    T* column_weight = s_.y->weight.get() + py * W;
     for (int c = 0; c < P::kVectors; ++c) {
       T* at = column_weight + c * P::kLanes;
       store(at, load(at) + columns[c]);
@@ -334,19 +339,27 @@ template <class T, class Weigher>
 DMLAP_ONCE void sweep_backward(const Prepared<T>& p, const uint8_t* active, const Weigher& weigher,
                                GradientSide<T>& gx, GradientSide<T>& gy) {
   gx.reset(p.x.panels, p.packed_dim);
-  if (!p.self) gy.reset(p.y_storage.panels, p.packed_dim);
+  const bool references = !p.self && gy.wanted();
+  if (references) gy.reset(p.y_storage.panels, p.packed_dim);
   const BackwardShared<T> shared{
       &p, active, &gx, p.self ? &gx : &gy, Blocks(p.x.panels), Blocks(p.y().panels)};
   const int64_t rows = shared.rows.count, columns = shared.columns.count;
   const int64_t shorter = rows < columns ? rows : columns;
-  if (!p.self && shorter < 8 && shorter > 0 && rows + columns - shorter >= 16) {
+  if (!p.self && !references && rows >= 8) {
+    parallel_tasks(p.threads, rows, [&](auto next) {
+      BackwardWorker<T, Weigher> worker(shared, weigher);
+      for (int64_t bx; (bx = next()) < rows;) {
+        for (int64_t by = 0; by < columns; ++by) worker(bx, by);
+      }
+    });
+  } else if (!p.self && shorter < 8 && shorter > 0 && rows + columns - shorter >= 16) {
     sweep_backward_segments(shared, weigher);
   } else {
     Schedule schedule(rows, columns, p.self);
     schedule.run(p.threads, [&](int) { return BackwardWorker<T, Weigher>(shared, weigher); });
   }
   finish_gradient(p, p.x, gx);
-  if (!p.self) finish_gradient(p, p.y_storage, gy);
+  if (references) finish_gradient(p, p.y_storage, gy);
 }
 
 // out = sum over positives, each row on its own. slope(i, j, d) is d loss / d d of the pair of
@@ -370,7 +383,7 @@ inline void positive_gradients(const Prepared<T>& p, const Slope& slope, Gradien
       }
     }
   });
-  if (p.self) return;
+  if (p.self || !gy.wanted()) return;
   // The references' side: the anchors of a class are one run as well.
   Buffer<int64_t> first(p.ranks + 1);
   first.fill(p.ranks + 1, p.x.n);

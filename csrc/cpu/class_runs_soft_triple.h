@@ -363,6 +363,8 @@ inline void backward_soft_triple(const Pairs<T>& pairs, const LossOptions& optio
 
 template <class T>
 struct SoftTripleKernels {
+  static constexpr bool kSkipsReferences = false;
+
   static size_t saved_bytes(const Pairs<T>& pairs, const LossOptions&) {
     return SavedSoftTriple<T>::bytes(pairs.x.n);
   }

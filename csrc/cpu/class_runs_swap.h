@@ -77,6 +77,8 @@ struct SwapTerms {
 
 template <class T>
 struct TripletSwapKernels {
+  static constexpr bool kSkipsReferences = false;
+
   static size_t saved_bytes(const Pairs<T>&, const LossOptions&) { return sizeof(SavedHeader); }
   static void forward(const Pairs<T>& pairs, const LossOptions& options, const ForwardOut<T>& out) {
     if (options.params[1] != 0) {
@@ -98,6 +100,8 @@ struct TripletSwapKernels {
 // All triplets: with the swap the kernels above, without it those of Plain.
 template <class T, class Plain>
 struct WithSwapKernels {
+  static constexpr bool kSkipsReferences = false;
+
   static size_t saved_bytes(const Pairs<T>& pairs, const LossOptions& options) {
     const size_t plain = Plain::saved_bytes(pairs, options);
     const size_t swap = TripletSwapKernels<T>::saved_bytes(pairs, options);

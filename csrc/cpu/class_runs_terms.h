@@ -177,6 +177,8 @@ inline void backward_runs(const Pairs<T>& pairs, const LossOptions& options,
 
 template <class T, class Terms>
 struct RunKernels {
+  static constexpr bool kSkipsReferences = false;
+
   static size_t saved_bytes(const Pairs<T>&, const LossOptions&) { return sizeof(SavedHeader); }
   static void forward(const Pairs<T>& pairs, const LossOptions& options, const ForwardOut<T>& out) {
     forward_runs<T, Terms>(pairs, options, out);

@@ -13,6 +13,7 @@ struct AnchorState {
   double violation[2] = {};
   double term[2] = {};
   int64_t nonzero[2] = {};
+  int64_t counted[2] = {};        // terms, where that is not how many pairs there are
   T hardest_positive = -kInf<T>;  // squared distance
   T hardest_negative = kInf<T>;
   int64_t positive_at = -1;

@@ -191,6 +191,7 @@ inline double reduce_hinges(const Policy& policy, const ForwardState<T>& state, 
 template <class T, class Policy>
 struct HingeKernels {
   static constexpr bool kParams = Policy::kAnchorParams;
+  static constexpr bool kSkipsReferences = true;
 
   static size_t saved_bytes(const Pairs<T>& pairs, const LossOptions&) {
     return SavedHinge<T>::bytes(pairs, kParams);

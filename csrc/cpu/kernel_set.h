@@ -18,7 +18,8 @@
 
 namespace dmlap::cpu::DMLAP_ISA {
 
-// Calls f with the kernels of a loss: an empty struct of static saved_bytes, forward and backward.
+// Calls f with the kernels of a loss: an empty struct of static saved_bytes, forward and backward,
+// and kSkipsReferences: whether backward does without BackwardArgs::gy.
 template <class T, class F>
 inline void with_kernels(Loss loss, F f) {
   switch (loss) {
@@ -41,9 +42,18 @@ void forward(const Pairs<T>& pairs, const LossOptions& options, const ForwardOut
   with_kernels<T>(options.loss, [&](auto k) { k.forward(pairs, options, out); });
 }
 
+// Losses that cannot leave out the gradient of the references write it where nobody looks.
 template <class T>
 void backward(const Pairs<T>& pairs, const LossOptions& options, const BackwardArgs<T>& args) {
-  with_kernels<T>(options.loss, [&](auto k) { k.backward(pairs, options, args); });
+  with_kernels<T>(options.loss, [&](auto k) {
+    if (pairs.self || args.gy != nullptr || k.kSkipsReferences) {
+      return k.backward(pairs, options, args);
+    }
+    const Buffer<T> unwanted(pairs.y.n * pairs.dim);
+    BackwardArgs<T> all = args;
+    all.gy = unwanted.get();
+    k.backward(pairs, options, all);
+  });
 }
 
 template <class T>

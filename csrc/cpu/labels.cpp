@@ -2,10 +2,30 @@
 
 #include <algorithm>
 #include <numeric>
+#include <vector>
 
 namespace dmlap::cpu {
 
+namespace {
+
+// Stable, in O(n + span): labels are low .. low + span - 1.
+void count_by_label(const int64_t* labels, int64_t n, int64_t low, int64_t span, int64_t* order) {
+  std::vector<int64_t> next(span + 1, 0);
+  for (int64_t i = 0; i < n; ++i) ++next[labels[i] - low + 1];
+  for (int64_t c = 0; c < span; ++c) next[c + 1] += next[c];
+  for (int64_t i = 0; i < n; ++i) order[next[labels[i] - low]++] = i;
+}
+
+}  // namespace
+
 void sort_by_label(const int64_t* labels, int64_t n, int64_t* order) {
+  if (n == 0) return;
+  const auto [low, high] = std::minmax_element(labels, labels + n);
+  // Unsigned: the span of any two int64 fits, and 0 stands for 2^64.
+  const uint64_t span = static_cast<uint64_t>(*high) - static_cast<uint64_t>(*low) + 1;
+  if (span != 0 && span <= static_cast<uint64_t>(n) * 4 + 64) {
+    return count_by_label(labels, n, *low, static_cast<int64_t>(span), order);
+  }
   std::iota(order, order + n, int64_t{0});
   std::sort(order, order + n, [labels](int64_t a, int64_t b) {
     return labels[a] != labels[b] ? labels[a] < labels[b] : a < b;

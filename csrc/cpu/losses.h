@@ -6,6 +6,28 @@
 
 namespace dmlap::cpu::DMLAP_ISA {
 
+// Owns what forward may hand over to backward, until it does.
+template <class K>
+class Keeping {
+ public:
+  explicit Keeping(K* kept) : kept_(kept) {}
+  ~Keeping() {
+    if (kept_ != nullptr) kept_->destroy(kept_);
+  }
+  Keeping(const Keeping&) = delete;
+  Keeping& operator=(const Keeping&) = delete;
+
+  K& operator*() const { return *kept_; }
+  K* operator->() const { return kept_; }
+  void hand_over(Kept** to) {
+    *to = kept_;
+    kept_ = nullptr;
+  }
+
+ private:
+  K* kept_;
+};
+
 // A small problem's packed rows, kept for the backward sweep: there packing takes a share of the
 // time, and the rows take little memory.
 template <class T>
@@ -39,7 +61,7 @@ class BackwardRows {
 // The problem of a forward sweep, packed, and what it gathers.
 template <class T>
 class ForwardState {
-  KeptRows<T>* rows_ = new KeptRows<T>();
+  Keeping<KeptRows<T>> rows_{new KeptRows<T>()};
 
  public:
   const Prepared<T>& p = rows_->p;
@@ -56,17 +78,9 @@ class ForwardState {
     negative_sum.fill(blocks, 0.0);
   }
 
-  ~ForwardState() {
-    if (rows_ != nullptr) rows_->destroy(rows_);
-  }
-  ForwardState(const ForwardState&) = delete;
-  ForwardState& operator=(const ForwardState&) = delete;
-
   // Leaves the rows of a small problem to the backward sweep. Nothing may use `p` afterwards.
   void keep_rows(const ForwardOut<T>& out) {
-    if (out.kept == nullptr || !KeptRows<T>::small(p)) return;
-    *out.kept = rows_;
-    rows_ = nullptr;
+    if (out.kept != nullptr && KeptRows<T>::small(p)) rows_.hand_over(out.kept);
   }
 
   void count_references() {

@@ -53,6 +53,8 @@ struct FirstPairs {
 
 template <class T>
 struct NPairsKernels {
+  static constexpr bool kSkipsReferences = true;
+
   using Inner = SoftKernels<T, NPairs<T>>;
 
   static size_t saved_bytes(const Pairs<T>& pairs, const LossOptions& options) {

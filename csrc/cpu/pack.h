@@ -201,29 +201,70 @@ inline bool has_trouble(const Rows<T>& rows, int64_t dim) {
   return false;
 }
 
+// kLanes rows, kLanes features from k on: out[j * kWidth + r] = rows[r][k + j] - centre[k + j], and
+// their squares into `partial`, lane by lane, feature after feature.
+template <class T>
+inline void pack_square(const T* const* rows, int64_t k, const T* centre, T* out,
+                        typename Simd<T>::V& partial) {
+  constexpr int L = Simd<T>::kLanes;
+  typename Simd<T>::V v[L];
+#pragma GCC unroll 16
+  for (int r = 0; r < L; ++r) v[r] = load(rows[r] + k) - load(centre + k);
+  transpose<T>(v);
+#pragma GCC unroll 16
+  for (int j = 0; j < L; ++j) {
+    store(out + j * Tile<T>::kWidth, v[j]);
+    partial += v[j] * v[j];
+  }
+}
+
+// The same for what does not fill a square: `count` rows, `width` features.
+template <class T>
+inline void pack_rest(const T* const* rows, int count, int64_t k, int width, const T* centre,
+                      T* out, typename Simd<T>::V& partial) {
+  constexpr int L = Simd<T>::kLanes;
+  T part[L];
+  store(part, partial);
+  for (int j = 0; j < width; ++j) {
+    for (int r = 0; r < L; ++r) {
+      const T v = r < count ? rows[r][k + j] - centre[k + j] : T(0);
+      out[j * Tile<T>::kWidth + r] = v;
+      part[r] += v * v;
+    }
+  }
+  partial = load(part);
+}
+
 template <class T>
 inline void pack_panel(const Prepared<T>& p, Side<T>& side, int64_t panel, const T* centre) {
-  constexpr int W = Tile<T>::kWidth;
-  constexpr int64_t kChunk = 64;  // features at a time, so that a panel's lines stay in L1
+  using P = Tile<T>;
+  constexpr int W = P::kWidth, L = P::kLanes;
+  constexpr int64_t kChunk = 64;  // squares summed in T before they are added in double
   T* out = side.packed.get() + panel * p.packed_dim * W;
   const int64_t first = panel * W, rows = side.n - first < W ? side.n - first : W;
   double norm[W] = {};
-  for (int64_t k0 = 0; k0 < p.packed_dim; k0 += kChunk) {
-    const int64_t stop = k0 + kChunk < p.packed_dim ? k0 + kChunk : p.packed_dim;
-    const int64_t filled = stop < p.dim ? stop : p.dim;
-    for (int64_t r = 0; r < rows; ++r) {
-      const T* row = side.row(first + r);
-      for (int64_t k = k0; k < filled; ++k) out[k * W + r] = row[k] - centre[k];
-      for (int64_t k = filled; k < stop; ++k) out[k * W + r] = 0;
+  for (int c = 0; c < P::kVectors; ++c) {
+    const int64_t left = rows - c * L;
+    const int count = left < 0 ? 0 : (left < L ? int(left) : L);
+    const T* from[L];
+    for (int r = 0; r < count; ++r) from[r] = side.row(first + c * L + r);
+    for (int64_t k0 = 0; k0 < p.dim; k0 += kChunk) {
+      const int64_t stop = k0 + kChunk < p.dim ? k0 + kChunk : p.dim;
+      typename P::V partial{};
+      for (int64_t k = k0; k < stop; k += L) {
+        T* to = out + k * W + c * L;
+        const int width = stop - k < L ? int(stop - k) : L;
+        if (count == L && width == L) {
+          pack_square(from, k, centre, to, partial);
+        } else {
+          pack_rest(from, count, k, width, centre, to, partial);
+        }
+      }
+      for (int r = 0; r < L; ++r) norm[c * L + r] += partial[r];
     }
-    for (int64_t k = k0; rows < W && k < stop; ++k) {
-      for (int64_t r = rows; r < W; ++r) out[k * W + r] = 0;
-    }
-    T partial[W] = {};
-    for (int64_t k = k0; k < filled; ++k) {
-      for (int r = 0; r < W; ++r) partial[r] += out[k * W + r] * out[k * W + r];
-    }
-    for (int r = 0; r < W; ++r) norm[r] += partial[r];
+  }
+  for (int64_t k = p.dim; k < p.packed_dim; ++k) {
+    for (int r = 0; r < W; ++r) out[k * W + r] = 0;
   }
   T largest = 0;
   bool trouble = false;

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #if defined(__AVX2__)
 // GCC takes the undefined operands of its own intrinsics for a mistake of ours.
@@ -160,6 +161,40 @@ inline T sum_lanes(typename Simd<T>::V v) {
 template <class T>
 inline double wide_sum(typename Simd<T>::V v) {
   return add_halves<double>(v);
+}
+
+// Lanes of a, or of b where the bit `kHalf` of the lane is set (`kUpper`: of the other half each).
+template <int kHalf, bool kUpper, class T, size_t... kLane>
+inline typename Simd<T>::V exchange(typename Simd<T>::V a, typename Simd<T>::V b,
+                                    std::index_sequence<kLane...>) {
+  constexpr int L = Simd<T>::kLanes;
+  constexpr auto from = [](int lane) {
+    if (kUpper) return lane & kHalf ? L + lane : lane + kHalf;
+    return lane & kHalf ? L + lane - kHalf : lane;
+  };
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, from(kLane)...);
+#else
+  return __builtin_shuffle(a, b, typename Simd<T>::I{from(kLane)...});
+#endif
+}
+
+// Transposes kLanes vectors of kLanes numbers, halves of ever greater size changing places.
+template <class T, int kHalf = 1>
+inline __attribute__((always_inline)) void transpose(typename Simd<T>::V (&rows)[Simd<T>::kLanes]) {
+  constexpr int L = Simd<T>::kLanes;
+  using V = typename Simd<T>::V;
+  if constexpr (kHalf < L) {
+    constexpr std::make_index_sequence<L> lanes;
+#pragma GCC unroll 16
+    for (int r = 0; r < L; ++r) {
+      if (r & kHalf) continue;
+      const V a = rows[r], b = rows[r + kHalf];
+      rows[r] = exchange<kHalf, false, T>(a, b, lanes);
+      rows[r + kHalf] = exchange<kHalf, true, T>(a, b, lanes);
+    }
+    transpose<T, 2 * kHalf>(rows);
+  }
 }
 
 template <class T>

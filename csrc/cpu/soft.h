@@ -84,6 +84,8 @@ class ExponentSum {
 
 template <class T, class Policy>
 struct SoftKernels {
+  static constexpr bool kSkipsReferences = true;
+
   static constexpr int kGroups = Policy::kGroups;
 
   static size_t saved_bytes(const Pairs<T>& pairs, const LossOptions&) {
@@ -234,7 +236,7 @@ struct SoftKernels {
     const SoftTerm t = policy.term(anchor);
     for (int g = 0; g < kGroups; ++g) {
       a.term[g] = t.value[g];
-      a.violation[g] = t.counted[g];
+      a.counted[g] = t.counted[g];
       a.nonzero[g] = t.value[g] > 0;
     }
     saved.zp[i] = static_cast<T>(anchor.zp);
@@ -254,7 +256,7 @@ struct SoftKernels {
       a.nonzero[0] += t.value > 0;
       push += t.by_zn;
     }
-    a.violation[0] = double(positives_of(p, i));
+    a.counted[0] = positives_of(p, i);
     saved.zp[i] = saved.pull[i] = saved.shift[i] = 0;
     saved.push[i] = static_cast<T>(push);
   }
@@ -274,7 +276,6 @@ struct SoftKernels {
     }
   }
 
-  // violation[g] holds how many terms of group g an anchor counts.
   static void write_loss(const ForwardState<T>& state, Reduction reduction,
                          const SavedSoft<T>& saved, const ForwardOut<T>& out) {
     const Prepared<T>& p = state.p;
@@ -284,9 +285,9 @@ struct SoftKernels {
       double own = 0;
       for (int g = 0; g < kGroups; ++g) {
         total[g].term += a.term[g];
-        total[g].count += static_cast<int64_t>(a.violation[g]);
+        total[g].count += a.counted[g];
         total[g].nonzero += a.nonzero[g];
-        if (a.violation[g] > 0) own += a.term[g] / a.violation[g];
+        if (a.counted[g] > 0) own += a.term[g] / double(a.counted[g]);
       }
       if (reduction == Reduction::none) out.loss[p.x.order[i]] = poison(p, own);
     }
@@ -307,7 +308,7 @@ struct SoftKernels {
     for (int64_t i = 0; i < p.x.n; ++i) {
       const AnchorState<T>& a = state.anchors[i];
       for (int g = 0; g < kGroups; ++g) {
-        count += static_cast<int64_t>(a.violation[g]);
+        count += a.counted[g];
         violated += a.nonzero[g];
         violation += a.term[g];
       }

@@ -126,6 +126,7 @@ class SoftSink {
 
   bool take_bounded(const DistanceTile<T>& tile, const TilePlace& at) {
     const SoftRange<T>& range = *o_.range;
+    const bool both = s_.both();
     V any{};
     for (int r = 0; r < P::kRows; ++r) {
       V sum = rows_[at.row + r].sum;
@@ -135,13 +136,13 @@ class SoftSink {
         const V t = tile.d2[r][c] < kInf<T> ? e : V{};
         if (o_.reach == nullptr) {
           sum += t;
-          columns_[c].sum += t;
+          if (both) columns_[c].sum += t;
           continue;
         }
         const V mine = d < splat<T>(o_.reach[at.i0 + r]) ? t : V{};
         sum += mine;
         any += mine;
-        if (!s_.both()) continue;
+        if (!both) continue;
         const V theirs = d < load(o_.reach + at.j0 + c * P::kLanes) ? t : V{};
         columns_[c].sum += theirs;
         any += theirs;

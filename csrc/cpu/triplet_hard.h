@@ -92,7 +92,7 @@ inline void backward_triplet_hard(const Pairs<T>& pairs, const LossOptions& opti
   Prepared<T> p;
   prepare(p, unlabelled, false);
   const Side<T>& y = p.y();
-  T* gy = args.gy == nullptr ? args.gx : args.gy;
+  T* gy = pairs.self ? args.gx : args.gy;
   const Upstream<T> upstream{args.grad, options.reduction, saved.header};
   constexpr int64_t kSlice = 64;
   const int threads = double(n) * double(dim) < (1 << 15) ? 1 : pairs.threads;
@@ -111,6 +111,13 @@ inline void backward_triplet_hard(const Pairs<T>& pairs, const LossOptions& opti
       const T* b = y.rows + ip * y.stride + k0;
       const T* e = y.rows + in * y.stride + k0;
       T* ga = args.gx + i * dim + k0;
+      if (gy == nullptr) {
+        for (int64_t k = 0; k < width; ++k) {
+          ga[k] += pull * (a[k] - b[k]);
+          if (!saved.swapped[i]) ga[k] -= push * (a[k] - e[k]);
+        }
+        continue;
+      }
       T* gb = gy + ip * dim + k0;
       T* ge = gy + in * dim + k0;
       const T* s = saved.swapped[i] ? b : a;
@@ -134,6 +141,8 @@ inline void backward_triplet_hard(const Pairs<T>& pairs, const LossOptions& opti
 
 template <class T>
 struct TripletHardKernels {
+  static constexpr bool kSkipsReferences = true;
+
   static size_t saved_bytes(const Pairs<T>& pairs, const LossOptions&) {
     return SavedTriplet<T>::bytes(pairs.x.n);
   }

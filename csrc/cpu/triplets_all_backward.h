@@ -126,6 +126,8 @@ inline void backward_triplet_all(const Pairs<T>& pairs, const LossOptions& optio
 
 template <class T>
 struct TripletAllKernels {
+  static constexpr bool kSkipsReferences = false;
+
   static size_t saved_bytes(const Pairs<T>& pairs, const LossOptions&) {
     return sizeof(SavedHeader) + active_bytes(pairs);
   }

@@ -149,6 +149,8 @@ inline void backward_triplet_distance_weighted(const Pairs<T>& pairs, const Loss
 
 template <class T>
 struct TripletDistanceWeightedKernels {
+  static constexpr bool kSkipsReferences = false;
+
   static size_t saved_bytes(const Pairs<T>&, const LossOptions&) { return sizeof(SavedHeader); }
   static void forward(const Pairs<T>& pairs, const LossOptions& options, const ForwardOut<T>& out) {
     forward_triplet_distance_weighted(pairs, options, out);

@@ -75,7 +75,7 @@ inline void forward_triplet_semihard(const Pairs<T>& pairs, const LossOptions& o
   const Prepared<T>& p = state.p;
   Buffer<TripletTotals> totals(p.x.n);
   totals.fill(p.x.n, TripletTotals{});
-  auto* kept = new KeptTriplets<T>(p);
+  Keeping<KeptTriplets<T>> kept(new KeptTriplets<T>(p));
   MinedTriplets<T>& mined = kept->mined;
   mine_semihard(p, mined);
   mined.weigh(p, Triplet<T>(options.params), totals.get());
@@ -83,11 +83,7 @@ inline void forward_triplet_semihard(const Pairs<T>& pairs, const LossOptions& o
       p, options, [&](int64_t i) { return many_positives(p, i) > 0; },
       [&](auto& miner, int64_t i, const T* d2) { miner.add(i, d2, totals[i]); });
   finish_triplets(state, options, totals.get(), out);
-  if (out.kept != nullptr && kept->fits(p)) {
-    *out.kept = kept;
-  } else {
-    kept->destroy(kept);
-  }
+  if (out.kept != nullptr && kept->fits(p)) kept.hand_over(out.kept);
 }
 
 template <class T>
@@ -110,6 +106,8 @@ inline void backward_triplet_semihard(const Pairs<T>& pairs, const LossOptions& 
 
 template <class T>
 struct TripletSemihardKernels {
+  static constexpr bool kSkipsReferences = false;
+
   static size_t saved_bytes(const Pairs<T>&, const LossOptions&) { return sizeof(SavedHeader); }
   static void forward(const Pairs<T>& pairs, const LossOptions& options, const ForwardOut<T>& out) {
     forward_triplet_semihard(pairs, options, out);

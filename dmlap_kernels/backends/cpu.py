@@ -87,6 +87,7 @@ class CpuBackend:
     def forward(self, spec: PairSpec, problem: PairProblem, stats: bool, scores: bool) -> Forward:
         call = _Call(spec, problem)
         keep = any(t is not None and t.requires_grad for t in problem)
+        call.wants_refs = problem.y is not None and problem.y.requires_grad
         anchors = problem.x.shape[0]
         real = call.x.dtype
         loss = torch.empty(anchors if spec.reduction == "none" else (), dtype=real)
@@ -190,7 +191,17 @@ def _saved_bytes(spec: PairSpec, problem: PairProblem) -> int:
 class _Call:
     """The addresses that a forward and its backward hand to the extension, and their tensors."""
 
-    __slots__ = ("arguments", "kept", "labels", "params", "ref_labels", "source", "x", "y")
+    __slots__ = (
+        "arguments",
+        "kept",
+        "labels",
+        "params",
+        "ref_labels",
+        "source",
+        "wants_refs",
+        "x",
+        "y",
+    )
 
     def __init__(self, spec: PairSpec, problem: PairProblem) -> None:
         x, labels, y, ref_labels, params = problem
@@ -210,6 +221,8 @@ class _Call:
         )
         self.source = _addresses(problem)
         self.kept: Any = None  # what the forward sweep leaves for the backward sweep
+        # A memory bank needs no gradient: a backward that knows of it writes none.
+        self.wants_refs = self.y is not None
 
     def serves(self, problem: PairProblem) -> bool:
         """Whether the tensors of ``problem`` are still where they were."""
@@ -221,7 +234,8 @@ class _Call:
 
     def backward(self, saved: Tensor, grad: Tensor) -> Gradients:
         gx = torch.empty(self.x.shape, dtype=self.x.dtype)
-        gy = None if self.y is None else torch.empty(self.y.shape, dtype=self.x.dtype)
+        wanted = self.y is not None and self.wants_refs
+        gy = torch.empty(self.y.shape, dtype=self.x.dtype) if wanted else None
         g_anchor = None if self.params is None else torch.empty_like(self.params)
         native().backward(
             *self.arguments,

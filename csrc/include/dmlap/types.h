@@ -72,7 +72,7 @@ struct BackwardArgs {
   const uint8_t* saved = nullptr;
   const T* grad = nullptr;     // [1], or [x.n] for Reduction::none
   T* gx = nullptr;             // [x.n][dim]
-  T* gy = nullptr;             // [y.n][dim]; null in the self case
+  T* gy = nullptr;             // [y.n][dim]; null in the self case, or where nobody wants it
   T* g_anchor = nullptr;       // null, or [x.n]: gradient at Pairs::anchor_params
   const Kept* kept = nullptr;  // null, or what the forward sweep kept
 };
