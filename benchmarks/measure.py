@@ -1,9 +1,10 @@
 """Fair timing on a noisy machine: candidates take turns, and every round is kept.
 
-`round_robin` measures all candidates of a comparison in one process, one call each in turn, so that
-a slow minute of the machine slows all of them. pytest-benchmark times one function at a time; its
-report still holds real rounds, because its clock is replaced by `recorded_clock`, which plays the
-measured durations back.
+`round_robin` measures all candidates of a comparison in one process, in turn, so that a slow minute
+of the machine slows all of them. A turn is one call, or as many as last `SHORTEST_TURN`: a single
+call of a tenth of a millisecond would be measured in the caches that another candidate left.
+pytest-benchmark times one function at a time; its report still holds real rounds, because its clock
+is replaced by `recorded_clock`, which plays the measured durations back.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 from torch import Tensor
 
 MAX_ROUNDS = 60
+SHORTEST_TURN = 2e-3  # seconds
 # A call that takes this many budgets is not repeated.
 LONG_CALL = 4
 
@@ -25,10 +27,12 @@ summary: list[str] = []
 Steps = dict[str, Callable[[], Any]]
 
 
-def call_time(function: Callable[[], Any]) -> float:
+def call_time(function: Callable[[], Any], calls: int = 1) -> float:
+    """Seconds a call."""
     start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
+    for _ in range(calls):
+        function()
+    return (time.perf_counter() - start) / calls
 
 
 def round_robin(
@@ -44,15 +48,17 @@ def round_robin(
     for name, step in steps.items():
         long = first.get(name, 0.0) > LONG_CALL * seconds
         times[name] = [first[name] if long else call_time(step)]
+    calls = {name: max(1, int(SHORTEST_TURN / taken)) for name, (taken,) in times.items()}
     rounds = {
-        name: max(1, min(MAX_ROUNDS, int(seconds / taken))) for name, (taken,) in times.items()
+        name: max(1, min(MAX_ROUNDS, int(seconds / taken / calls[name])))
+        for name, (taken,) in times.items()
     }
     longest = max(rounds.values(), default=0)
     for turn in range(1, longest):
         for name, count in rounds.items():
             # A slow candidate's few rounds are spread over the whole measurement.
             if turn * count // longest != (turn - 1) * count // longest:
-                times[name].append(call_time(steps[name]))
+                times[name].append(call_time(steps[name], calls[name]))
     return times
 
 
