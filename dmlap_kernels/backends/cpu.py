@@ -234,8 +234,9 @@ class _Call:
 
     def backward(self, saved: Tensor, grad: Tensor) -> Gradients:
         gx = torch.empty(self.x.shape, dtype=self.x.dtype)
-        wanted = self.y is not None and self.wants_refs
-        gy = torch.empty(self.y.shape, dtype=self.x.dtype) if wanted else None
+        gy = None
+        if self.y is not None and self.wants_refs:
+            gy = torch.empty(self.y.shape, dtype=self.x.dtype)
         g_anchor = None if self.params is None else torch.empty_like(self.params)
         native().backward(
             *self.arguments,
