@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dmlap_kernels.backends.chunked.blocks import full_precision
+from dmlap_kernels.backends.device import search
 from dmlap_kernels.backends.device.losses import FAMILIES
 from dmlap_kernels.backends.device.packing import unpacked
 from dmlap_kernels.backends.device.stats import pair_stats
@@ -48,9 +49,7 @@ class DeviceBackend(ABC):
     def refuses(self, spec: PairSpec | None, device_type: str, dtype: torch.dtype) -> str | None:
         if device_type not in self.device_types():
             return f"it serves tensors on cuda, got tensors on {device_type}"
-        if spec is None:
-            return "it offers no searches"
-        if spec.loss not in FAMILIES:
+        if spec is not None and spec.loss not in FAMILIES:
             return f"it has no policy {spec.loss!r}"
         if dtype == torch.float64:
             return "it computes in float32, got float64 (the torch backend serves it)"
@@ -100,12 +99,14 @@ class DeviceBackend(ABC):
     def nearest(
         self, queries: Tensor, refs: Tensor | None, k: int, distance: str, normalize: bool
     ) -> Nearest:
-        raise ValueError(f"backend {self.name!r} cannot run nearest: it offers no searches")
+        with _at(queries):
+            return search.nearest(self.sweeps(), queries, refs, k, distance, normalize)
 
     def hard_classes(
         self, rows: Tensor, labels: Tensor, k: int, margin: float, distance: str, normalize: bool
     ) -> HardClasses:
-        raise ValueError(f"backend {self.name!r} cannot run hard_classes: it offers no searches")
+        with _at(rows):
+            return search.hard_classes(self.sweeps(), rows, labels, k, margin, distance, normalize)
 
 
 def _poison(call: Call) -> Tensor:

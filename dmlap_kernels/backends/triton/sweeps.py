@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dmlap_kernels.backends.triton import extremes as mining
 from dmlap_kernels.backends.triton import gradient as backward
-from dmlap_kernels.backends.triton import hinge, soft
+from dmlap_kernels.backends.triton import hinge, slots, soft
+from dmlap_kernels.backends.triton import nearest as search
+from dmlap_kernels.backends.triton.class_scores import class_scores
 
 
 class TritonSweeps:
@@ -15,3 +17,9 @@ class TritonSweeps:
     log_sums = staticmethod(soft.log_sums)
     pair_terms = staticmethod(soft.pair_terms)
     gradient = staticmethod(backward.gradient)
+    triplet_sums = staticmethod(slots.triplet_sums)
+    triplet_gradient = staticmethod(slots.triplet_gradient)
+    angular_terms = staticmethod(slots.angular_terms)
+    angular_gradient = staticmethod(slots.angular_gradient)
+    nearest = staticmethod(search.nearest)
+    class_scores = staticmethod(class_scores)

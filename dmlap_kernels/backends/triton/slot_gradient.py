@@ -1,0 +1,269 @@
+"""Gradient of what `slot_mining` and `slot_sums` compute, window by window.
+
+A sweep over tiles of rows and columns. A row takes part in up to four ways, each switched on where
+the two sides of the tile can meet so: as the anchor of a triplet whose negative is the column, as
+its negative whose anchor is the column, and likewise with the positive in place of the anchor (for
+swap, and for the angular loss). A batch without references needs one sweep with all of them.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from dmlap_kernels.backends.triton.gathered import (
+    matmul,
+    sigmoid,
+    tile,
+)
+from dmlap_kernels.backends.triton.slot_mining import positive_at, positives_of
+from dmlap_kernels.backends.triton.slot_sums import ANGULAR, MINED, SWAPPED
+
+
+@triton.jit
+def _as_positive(
+    member, k, first, col_first, col_last, member_in, base, SELF: tl.constexpr, SLOTS: tl.constexpr
+):
+    """The k-th anchor of each positive's class, the positive's slot there, and if it is one."""
+    begin = tl.load(col_first + member, mask=member_in, other=0).to(tl.int64)
+    end = tl.load(col_last + member, mask=member_in, other=0)
+    anchor = begin + k
+    there = member_in & (anchor < end)
+    start = tl.load(first + anchor, mask=there, other=0)
+    slot = member - start
+    if SELF:
+        slot -= (member > anchor).to(tl.int64)
+        there = there & (anchor != member)
+    slot -= base
+    return anchor, slot, there & (slot >= 0) & (slot < SLOTS)
+
+
+@triton.jit
+def _triplet_weights(
+    d, negative, other_negative_d, at, anchor, there, dp, weights, share, margin, spread,
+    AXIS: tl.constexpr, KIND: tl.constexpr, SMOOTH: tl.constexpr,
+):  # fmt: skip
+    """d loss / d d of the pairs (member, negative) whose partner is at other_negative_d from it."""
+    live = negative & tl.expand_dims(there, AXIS)
+    if KIND == ANGULAR:
+        by_sum = tl.expand_dims(tl.load(share + at, mask=there, other=0.0), AXIS)
+        power = tl.exp(spread * (1 - d)) * tl.exp(spread * (1 - other_negative_d))
+        return tl.where(live, -spread * by_sum * power, 0.0)
+    else:
+        inner = tl.expand_dims(tl.load(dp + at, mask=there, other=0.0), AXIS)
+        upstream = tl.expand_dims(tl.load(weights + anchor, mask=there, other=0.0), AXIS)
+        excess = inner - tl.minimum(d, other_negative_d) + margin
+        slope = (excess > 0).to(tl.float32)
+        if SMOOTH:
+            slope = sigmoid(excess)
+        if KIND == SWAPPED:
+            even = tl.where(d == other_negative_d, 0.5, 0.0)
+            slope *= tl.where(d < other_negative_d, 1.0, even)
+        return tl.where(live, -upstream * slope, 0.0)
+
+
+@triton.jit
+def _member_weights(
+    d, negative, member, member_in, opposite, opposite_in, X, Y, x_norms, y_norms,
+    first, last, col_first, col_last, dp, weights, share, by_negative, mined,
+    base, margin, spread, width,
+    AXIS: tl.constexpr, POSITIVE: tl.constexpr, KIND: tl.constexpr, SMOOTH: tl.constexpr,
+    SELF: tl.constexpr, DISTANCE: tl.constexpr, PRECISION: tl.constexpr, NEAR: tl.constexpr,
+    SLOTS: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """d loss / d d of a tile of pairs (member, negative).
+
+    Members are anchors, or with POSITIVE positives; they lie along the axis that is not AXIS.
+    """
+    total = tl.zeros_like(d)
+    if POSITIVE:
+        start = tl.load(col_first + member, mask=member_in, other=0)
+        count = tl.load(col_last + member, mask=member_in, other=0) - start
+    else:
+        start, count = positives_of(first, last, member, member_in, SELF)
+        count = tl.minimum(count - base, SLOTS)
+    for k in range(0, tl.max(count, 0)):
+        if POSITIVE:
+            anchor, slot, there = _as_positive(
+                member, k, first, col_first, col_last, member_in, base, SELF, SLOTS
+            )
+            at = anchor * SLOTS + slot
+        else:
+            anchor = member
+            there = k < count
+            at = anchor * SLOTS + k
+        if KIND == MINED:
+            chosen = tl.expand_dims(tl.load(mined + at, mask=there, other=-1), AXIS)
+            slope = tl.expand_dims(tl.load(by_negative + at, mask=there, other=0.0), AXIS)
+            total -= tl.where(chosen == tl.expand_dims(opposite, 1 - AXIS), slope, 0.0)
+        else:
+            other_d = d
+            if KIND >= SWAPPED:
+                if POSITIVE:
+                    other_d = _tile_along(
+                        X, x_norms, anchor, there, Y, y_norms, opposite, opposite_in, width,
+                        AXIS, SELF, DISTANCE, PRECISION, NEAR, CHUNK,
+                    )  # fmt: skip
+                else:
+                    positive = positive_at(start, base + k, member, SELF)
+                    other_d = _tile_along(
+                        Y, y_norms, positive, there, Y, y_norms, opposite, opposite_in, width,
+                        AXIS, True, DISTANCE, PRECISION, NEAR, CHUNK,
+                    )  # fmt: skip
+            total += _triplet_weights(
+                d, negative, other_d, at, anchor, there, dp, weights, share, margin, spread,
+                AXIS, KIND, SMOOTH,
+            )  # fmt: skip
+    return total
+
+
+@triton.jit
+def _tile_along(
+    M, m_norms, member, member_in, N, n_norms, opposite, opposite_in, width,
+    AXIS: tl.constexpr, SAME: tl.constexpr,
+    DISTANCE: tl.constexpr, PRECISION: tl.constexpr, NEAR: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """Distances of rows of M to rows of N, those of M along the axis that is not AXIS."""
+    if AXIS == 1:
+        return tile(
+            M, m_norms, member, member_in, N, n_norms, opposite, opposite_in, width,
+            SAME, DISTANCE, PRECISION, NEAR, CHUNK,
+        )  # fmt: skip
+    else:
+        return tile(
+            N, n_norms, opposite, opposite_in, M, m_norms, member, member_in, width,
+            SAME, DISTANCE, PRECISION, NEAR, CHUNK,
+        )  # fmt: skip
+
+
+@triton.jit
+def _positive_weights(
+    anchor, anchor_in, positive, positive_in, same, by_ap, first, base,
+    AXIS: tl.constexpr, SELF: tl.constexpr, SLOTS: tl.constexpr,
+):  # fmt: skip
+    """d loss / d d of a tile of positive pairs; anchors lie along the axis that is not AXIS."""
+    start = tl.expand_dims(tl.load(first + anchor, mask=anchor_in, other=0), AXIS)
+    anchor = tl.expand_dims(anchor, AXIS)
+    positive = tl.expand_dims(positive, 1 - AXIS)
+    slot = positive - start - base
+    if SELF:
+        slot -= (positive > anchor).to(tl.int64)
+        same = same & (positive != anchor)
+    there = same & (slot >= 0) & (slot < SLOTS)
+    return tl.load(by_ap + anchor * SLOTS + slot, mask=there, other=0.0)
+
+
+@triton.jit
+def accumulate(
+    C, column, column_in, at, at_in, pair_weights, d, acc, row_sums, width,
+    DISTANCE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Adds a tile of d loss / d d to what `finish` makes a gradient of."""
+    if DISTANCE == "euclidean":
+        pair_weights = tl.where(d > 0, pair_weights / tl.where(d > 0, d, 1.0), 0.0)
+    elif DISTANCE == "sqeuclidean":
+        pair_weights = 2 * pair_weights
+    c = tl.load(
+        C + column[:, None] * width + at[None, :],
+        mask=column_in[:, None] & at_in[None, :],
+        other=0.0,
+    )
+    return matmul(pair_weights, c, acc, PRECISION), row_sums + tl.sum(pair_weights, 1)
+
+
+@triton.jit
+def finish(
+    gradient, R, row, row_in, at, at_in, acc, row_sums, width, DISTANCE: tl.constexpr
+):  # fmt: skip
+    """Adds the sum over columns of weight * (row - column), or * -column, to the gradient."""
+    where = row[:, None] * width + at[None, :]
+    mask = row_in[:, None] & at_in[None, :]
+    found = -acc
+    if DISTANCE == "euclidean" or DISTANCE == "sqeuclidean":
+        found += tl.load(R + where, mask=mask, other=0.0) * row_sums[:, None]
+    before = tl.load(gradient + where, mask=mask, other=0.0)
+    tl.store(gradient + where, before + found, mask=mask)
+
+
+@triton.jit
+def slot_gradient(
+    X, Y, x_norms, y_norms, x_class, y_class, first, last, col_first, col_last, largest,
+    dp, weights, by_ap, by_an, by_pn, share, mined, gradient,
+    base, margin, spread, anchors, references, width,
+    ROWS_ARE: tl.constexpr, KIND: tl.constexpr, SMOOTH: tl.constexpr,
+    SELF: tl.constexpr, DISTANCE: tl.constexpr, PRECISION: tl.constexpr, NEAR: tl.constexpr,
+    SLOTS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHUNK: tl.constexpr,
+    WIDE: tl.constexpr,
+):  # fmt: skip
+    """Adds one window's part to gradient (rows, width).
+
+    ROWS_ARE: "anchors" and "references" of their pairs, "both" in the self case; "positives" and
+    negatives of pairs of two references, for losses that see such pairs. largest (1,): the most
+    positives of any anchor. Grid: blocks of rows, WIDE features each.
+    """
+    if tl.load(largest) > base:
+        R, r_norms, r_class, rows = X, x_norms, x_class, anchors
+        C, c_norms, c_class, columns = Y, y_norms, y_class, references
+        if ROWS_ARE == "references":
+            R, r_norms, r_class, rows = Y, y_norms, y_class, references
+            C, c_norms, c_class, columns = X, x_norms, x_class, anchors
+        elif ROWS_ARE == "positives":
+            R, r_norms, r_class, rows = Y, y_norms, y_class, references
+        row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+        row_in = row < rows
+        at = tl.program_id(1) * WIDE + tl.arange(0, WIDE)
+        at_in = at < width
+        own = tl.load(r_class + row, mask=row_in, other=-3)
+        acc = tl.zeros((ROWS, WIDE), tl.float32)
+        row_sums = tl.zeros((ROWS,), tl.float32)
+        for begin in range(0, columns, COLUMNS):
+            column = begin + tl.arange(0, COLUMNS).to(tl.int64)
+            column_in = column < columns
+            d = tile(
+                R, r_norms, row, row_in, C, c_norms, column, column_in, width,
+                SELF or ROWS_ARE == "positives", DISTANCE, PRECISION, NEAR, CHUNK,
+            )  # fmt: skip
+            other = tl.load(c_class + column, mask=column_in, other=-4)
+            same = own[:, None] == other[None, :]
+            inside = row_in[:, None] & column_in[None, :]
+            negative = inside & (same == 0)
+            found = tl.zeros((ROWS, COLUMNS), tl.float32)
+            if ROWS_ARE == "both" or ROWS_ARE == "anchors":
+                found += _member_weights(
+                    d, negative, row, row_in, column, column_in, X, Y, x_norms, y_norms,
+                    first, last, col_first, col_last, dp, weights, share, by_an, mined,
+                    base, margin, spread, width,
+                    1, False, KIND, SMOOTH, SELF, DISTANCE, PRECISION, NEAR, SLOTS, CHUNK,
+                )  # fmt: skip
+                found += _positive_weights(
+                    row, row_in, column, column_in, same, by_ap, first, base, 1, SELF, SLOTS
+                )
+            if ROWS_ARE == "both" or ROWS_ARE == "references":
+                found += _member_weights(
+                    d, negative, column, column_in, row, row_in, X, Y, x_norms, y_norms,
+                    first, last, col_first, col_last, dp, weights, share, by_an, mined,
+                    base, margin, spread, width,
+                    0, False, KIND, SMOOTH, SELF, DISTANCE, PRECISION, NEAR, SLOTS, CHUNK,
+                )  # fmt: skip
+                found += _positive_weights(
+                    column, column_in, row, row_in, same, by_ap, first, base, 0, SELF, SLOTS
+                )
+            if ROWS_ARE == "positives":
+                found += _member_weights(
+                    d, negative, row, row_in, column, column_in, X, Y, x_norms, y_norms,
+                    first, last, col_first, col_last, dp, weights, share, by_pn, mined,
+                    base, margin, spread, width,
+                    1, True, KIND, SMOOTH, SELF, DISTANCE, PRECISION, NEAR, SLOTS, CHUNK,
+                )  # fmt: skip
+                found += _member_weights(
+                    d, negative, column, column_in, row, row_in, X, Y, x_norms, y_norms,
+                    first, last, col_first, col_last, dp, weights, share, by_pn, mined,
+                    base, margin, spread, width,
+                    0, True, KIND, SMOOTH, SELF, DISTANCE, PRECISION, NEAR, SLOTS, CHUNK,
+                )  # fmt: skip
+            if tl.max(tl.max((found != 0).to(tl.int32), 1), 0) > 0:
+                acc, row_sums = accumulate(
+                    C, column, column_in, at, at_in, found, d, acc, row_sums, width,
+                    DISTANCE, PRECISION,
+                )  # fmt: skip
+        finish(gradient, R, row, row_in, at, at_in, acc, row_sums, width, DISTANCE)

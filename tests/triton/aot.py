@@ -1,0 +1,68 @@
+"""Compiles what a call would launch, for chips that need not be here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+# Shared memory of a program, in bytes, by capability.
+SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+_TYPES = {
+    torch.float32: "*fp32",
+    torch.float64: "*fp64",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+}
+_OPTIONS = ("num_warps", "num_stages")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel and the arguments of one launch, by name."""
+
+    kernel: JITFunction
+    arguments: dict[str, Any]
+    options: dict[str, int]
+
+    def compiled(self, capability: int) -> Any:
+        """The kernel for a chip: ``metadata.shared``, ``asm`` and more."""
+        signature, constants, attributes = {}, {}, {}
+        for index, parameter in enumerate(self.kernel.params):
+            value = self.arguments[parameter.name]
+            if parameter.is_constexpr or (isinstance(value, int) and value == 1):
+                signature[parameter.name], constants[parameter.name] = "constexpr", value
+                continue
+            signature[parameter.name] = _type_of(value)
+            if isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0):
+                attributes[(index,)] = [["tt.divisibility", 16]]
+        source = ASTSource(self.kernel, signature, constants, attributes)
+        return triton.compile(source, GPUTarget("cuda", capability, 32), self.options)
+
+
+def _type_of(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return _TYPES[value.dtype]
+    if isinstance(value, float):
+        return "fp32"
+    return "i32" if -(2**31) <= value < 2**31 else "i64"
+
+
+def launches(monkeypatch: Any, call: Callable[[], Any]) -> list[Launch]:
+    """What a call launches, without running it."""
+    found: list[Launch] = []
+
+    def record(self: JITFunction, *args: Any, grid: Any, warmup: bool, **keywords: Any) -> None:
+        options = {name: keywords.pop(name) for name in _OPTIONS if name in keywords}
+        arguments = dict(zip(self.arg_names, args, strict=False)) | keywords
+        found.append(Launch(self, arguments, options))
+
+    monkeypatch.setattr(JITFunction, "run", record)
+    call()
+    return found
