@@ -66,6 +66,7 @@ _TRAINING = (
         "--classes-per-batch", "classes_per_batch", int, "C", "classes in a batch (default: 24)"
     ),
     _Option("--samples-per-class", "samples_per_class", int, "M", "samples of each of them"),
+    _Option("--chunk-size", "chunk_size", int, "N", "images the encoder gets at a time"),
     _Option("--embedding-dim", "embedding_dim", int, "D", "length of an embedding"),
     _Option("--learning-rate", "learning_rate", float, "RATE", "peak of the one-cycle schedule"),
     _Option("--device", "device", str, "DEVICE", "torch device; auto: cuda if there is one"),

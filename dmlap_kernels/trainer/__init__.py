@@ -7,16 +7,19 @@
 
 The parts serve other training loops as well: `ClassBatchSampler` and `RepresentativeSampler` say
 which samples make a batch, `AlternatingObjective` what it costs, `Projection` adds the proximal
-gradient.
+gradient, `PinnedBatchSampler` feeds a data loader, and `GradientCache` embeds batches larger than
+memory.
 """
 
 from __future__ import annotations
 
+from dmlap_kernels.trainer.batch_sampler import PinnedBatchSampler
 from dmlap_kernels.trainer.batches import Batch, ClassBatchSampler
 from dmlap_kernels.trainer.checkpoint import CheckpointError
 from dmlap_kernels.trainer.config import TrainConfig
 from dmlap_kernels.trainer.diagnosis import NonFiniteLoss
 from dmlap_kernels.trainer.embedding import embed, evaluate, evaluate_pixels
+from dmlap_kernels.trainer.gradient_cache import GradientCache
 from dmlap_kernels.trainer.loop import Interrupted, Observer, Trainer
 from dmlap_kernels.trainer.model import evaluate_run, load_encoder
 from dmlap_kernels.trainer.objective import AlternatingObjective
@@ -28,9 +31,11 @@ __all__ = [
     "Batch",
     "CheckpointError",
     "ClassBatchSampler",
+    "GradientCache",
     "Interrupted",
     "NonFiniteLoss",
     "Observer",
+    "PinnedBatchSampler",
     "Projection",
     "RepresentativeSampler",
     "TrainConfig",

@@ -49,6 +49,8 @@ class TrainConfig:
         seed: decides initial weights, batches, representatives and augmentation.
         classes_per_batch: C; None: 24, or all training classes if they are fewer.
         samples_per_class: M, the representative included.
+        chunk_size: images that the encoder gets at a time, with one more forward pass, so that
+            large batches fit into memory (`GradientCache`); None: the whole batch.
         embedding_dim: length of an embedding of the built-in encoder.
         learning_rate: peak of the one-cycle schedule of Adam.
         device: a torch device, or ``"auto"``: ``cuda`` where there is one, else ``cpu``.
@@ -78,6 +80,7 @@ class TrainConfig:
     seed: int = 0
     classes_per_batch: int | None = None
     samples_per_class: int = 4
+    chunk_size: int | None = None
     embedding_dim: int = 128
     learning_rate: float = 1e-3
     device: str = "auto"
@@ -108,7 +111,7 @@ class TrainConfig:
             ("hard_refresh", 1),
         ):
             _at_least(name, getattr(self, name), minimum)
-        for name, minimum in (("eval_every", 1), ("classes_per_batch", 2)):
+        for name, minimum in (("eval_every", 1), ("classes_per_batch", 2), ("chunk_size", 1)):
             if getattr(self, name) is not None:
                 _at_least(name, getattr(self, name), minimum)
         for name in ("proximal_weight", "in_batch_weight", "learning_rate"):

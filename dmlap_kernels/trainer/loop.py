@@ -25,6 +25,7 @@ from dmlap_kernels.trainer.embedding import (
     evaluate_pixels,
     search_options,
 )
+from dmlap_kernels.trainer.gradient_cache import GradientCache
 from dmlap_kernels.trainer.model import build_encoder, load_weights, resolve_device
 from dmlap_kernels.trainer.objective import AlternatingObjective
 from dmlap_kernels.trainer.projection import Projection
@@ -143,6 +144,8 @@ class Trainer:
         if encoder is None:
             encoder = build_encoder(config, tuple(self.data.train.images.shape[1:]))
         self.encoder = encoder.to(self.device)
+        size = config.chunk_size
+        self._cache = None if size is None else GradientCache(self.encoder, size)
         hard = config.is_dmlap and config.classes == "hard"
         self.sampler = ClassBatchSampler(
             train.labels,
@@ -210,13 +213,13 @@ class Trainer:
             self._prepare_projection()
         batch = self.sampler.batch(self.step, self.representatives, self.neighbors)
         images, labels = self._images(batch), batch.labels.to(self.device)
-        embeddings = self.encoder(images)
+        embeddings = (self._cache.embed if self._cache else self.encoder)(images)
         loss, stats = self.objective(embeddings, labels, batch.representatives)
         value = loss.item()
         if not math.isfinite(value):
             raise diagnose(value, self.step + 1, batch, images, embeddings, self.data.train)
         self.optimizer.zero_grad()
-        loss.backward()
+        self._cache.backward(loss) if self._cache else loss.backward()
         self.projection.step()
         rate = one_cycle(self.step, config.steps, config.learning_rate)
         for group in self.optimizer.param_groups:
