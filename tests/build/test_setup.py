@@ -158,14 +158,15 @@ def test_the_cuda_half_imports_without_a_driver(sources, compiler, nvcc, tmp_pat
     shutil.copy(module, tmp_path)
     ask = (
         "import _native as n\n"
-        "print(n.cuda_machine(), n.cuda_hardest_pairs_workspace(10, 100))\n"
+        "sides = [0] * 8, [10, 100, 16], False, 0, 0\n"
+        "print(n.cuda_machine(), n.cuda_gradient_splits(sides))\n"
         "try:\n"
-        "    n.cuda_hardest_pairs(*[0] * 4, 1, 1, 1, True, *[0] * 5, 10_000, 0)\n"
+        "    n.cuda_extremes(sides, [0] * 6, 0, (10_000, 0))\n"
         "except RuntimeError as error:\n"
         "    print(error)\n"
     )
     done = run([sys.executable, "-c", ask], tmp_path)
     assert done.returncode == 0, done.stdout
     assert "'driver_version'" in done.stdout
-    assert "480" in done.stdout.splitlines()[0]
-    assert "CUDA could not launch batch-hard mining on device 10000: " in done.stdout
+    assert done.stdout.splitlines()[0].endswith(" 2")
+    assert "CUDA could not launch extremes on device 10000: " in done.stdout

@@ -1,47 +1,67 @@
-"""`emulated`: the batch-hard CUDA kernels, compiled for the CPU with `emulation.h`."""
+"""The kernels of the `cuda` backend, compiled for the CPU once for all tests of a run."""
 
 from __future__ import annotations
 
-import ctypes
-import shutil
-import subprocess
+import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
+from dmlap_kernels.backends import registry
+from dmlap_kernels.backends.cuda import CudaBackend
+from dmlap_kernels.backends.cuda.sweeps import CudaSweeps
+from tests.cuda import emulated
 
 
 @pytest.fixture(scope="session")
-def emulated(tmp_path_factory):
-    """(x, labels, y, ref_labels) -> (positive_d2, negative_d2, positive, negative), NumPy."""
-    compiler = shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
-        pytest.skip("no C++ compiler to build the emulated kernel with")
-    library = tmp_path_factory.mktemp("emulation") / "hardest_pairs.so"
-    command = [compiler, "-std=c++17", "-O2", "-shared", "-fPIC", "-Wno-unknown-pragmas"]
-    command += ["-I", str(ROOT / "csrc/include"), "-I", str(ROOT / "csrc/cuda")]
-    command += [str(HERE / "emulate_hardest_pairs.cpp"), "-o", str(library)]
-    subprocess.run(command, check=True)
-    kernel = ctypes.CDLL(str(library)).emulate_hardest_pairs
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shared by the processes of a run."""
+    if emulated.compiler() is None:
+        pytest.skip("no C++ compiler to build the emulated kernels with")
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
-    def run(x, labels, y=None, ref_labels=None, *, self_case=None, splits=0, descending=False):
-        refs, their_labels = (x, labels) if y is None else (y, ref_labels)
-        n = len(x)
-        out = [np.full(n, np.nan, np.float32) for _ in range(2)]
-        out += [np.full(n, -77, np.int64) for _ in range(2)]
-        arrays = (x, refs, labels, their_labels)
-        status = kernel(
-            *(ctypes.c_void_p(a.ctypes.data) for a in arrays),
-            *(ctypes.c_int64(v) for v in (n, len(refs), x.shape[1])),
-            ctypes.c_int(y is None if self_case is None else self_case),
-            ctypes.c_int64(splits),
-            ctypes.c_int(descending),
-            *(ctypes.c_void_p(a.ctypes.data) for a in out),
-        )
-        assert status == 0, "threads diverged at a barrier"
-        return out
 
-    return run
+@pytest.fixture(scope="session")
+def extension(folder: Path) -> Any:
+    """The launchers' bindings, on the CPU."""
+    return emulated.load(folder)
+
+
+@pytest.fixture(scope="session")
+def sweeps(extension: Any) -> CudaSweeps:
+    return CudaSweeps(extension)
+
+
+@pytest.fixture(params=["ascending", "descending"])
+def order(request: pytest.FixtureRequest, extension: Any) -> Iterator[str]:
+    """Threads of a block take turns in this order; a missing barrier shows in one of them."""
+    extension.set_descending(request.param == "descending")
+    yield request.param
+    extension.set_descending(False)
+
+
+class EmulatedBackend(CudaBackend):
+    """Serves tensors on the CPU."""
+
+    def __init__(self, sweeps: CudaSweeps) -> None:
+        self._sweeps = sweeps
+
+    def device_types(self) -> tuple[str, ...]:
+        return ("cpu",)
+
+    def unavailable(self) -> str | None:
+        return None
+
+    def sweeps(self) -> CudaSweeps:
+        return self._sweeps
+
+
+@pytest.fixture
+def emulated_backend(sweeps: CudaSweeps, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Puts the emulated backend in the place of "cuda"; its name."""
+    monkeypatch.setitem(registry.backends(), "cuda", EmulatedBackend(sweeps))
+    monkeypatch.setattr(registry, "_chosen", {})
+    return "cuda"

@@ -1,0 +1,198 @@
+// Distances of a tile of pairs, by tensor cores.
+#pragma once
+
+#include <cmath>
+
+#include "async.cuh"
+#include "dmlap/types.h"
+#include "mma.cuh"
+
+namespace dmlap::cuda {
+
+constexpr int kDepth = 16;  // coordinates that a stage holds
+constexpr int kStages = 3;
+// Four rows of float2 by four threads fall into different banks.
+constexpr int kPitch = kDepth + 8;
+
+// A tile of kM anchors and kN columns; a warp takes kWarpM x kWarpN of it.
+template <int kM_, int kN_, int kWarpM_, int kWarpN_, int kScorePitch_>
+struct Shape {
+  static constexpr int kM = kM_, kN = kN_, kWarpM = kWarpM_, kWarpN = kWarpN_;
+  static constexpr int kScorePitch = kScorePitch_;
+  static constexpr int kWarpsN = kN / kWarpN;
+  static constexpr int kStage = (kM + kN) * kPitch;
+  static constexpr int kScores = kM * kScorePitch;
+  // Distances take the place of the stages.
+  static constexpr int kFloats = kStages * kStage > kScores ? kStages * kStage : kScores;
+  static_assert(kM / kWarpM * kWarpsN * 32 == kThreads);
+};
+
+// Squared distances below this share of the norms are taken from differences: those of the norms
+// and products have lost too many digits.
+constexpr float kNear = 2e-2f;
+
+__device__ inline float distance_of_square(int distance, float square) {
+  return distance == static_cast<int>(Distance::euclidean) ? sqrtf(square) : square;
+}
+
+__device__ inline bool from_differences(int distance) {
+  return distance == static_cast<int>(Distance::euclidean) ||
+         distance == static_cast<int>(Distance::sqeuclidean);
+}
+
+__device__ inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// Sum over the warp, the same in every lane.
+__device__ inline float warp_sum(float value) {
+  for (int mask = 16; mask > 0; mask /= 2) value += __shfl_xor_sync(kWholeWarp, value, mask);
+  return value;
+}
+
+// The distance of one pair in full float32 precision, by the whole warp.
+__device__ inline float pair_distance(const Sides& s, int64_t i, int64_t j) {
+  const float* x = s.x + i * s.dim;
+  const float* y = s.y + j * s.dim;
+  const bool squares = from_differences(s.distance);
+  float sum = 0;
+  for (int64_t k = threadIdx.x % 32; k < s.dim; k += 32) {
+    const float difference = x[k] - y[k];
+    sum += squares ? difference * difference : x[k] * y[k];
+  }
+  sum = warp_sum(sum);
+  return squares ? distance_of_square(s.distance, sum) : s.x_norms[i] + s.y_norms[j] - sum;
+}
+
+// Coordinates k0 and up of the tile's rows go to a stage; rows past the end repeat the last one.
+template <class S>
+__device__ inline void load_stage(const Sides& s, int64_t row0, int64_t col0, int64_t k0,
+                                  float* stage) {
+  constexpr int kParts = kDepth / 4;
+#pragma unroll
+  for (int n = threadIdx.x; n < (S::kM + S::kN) * kParts; n += kThreads) {
+    const int row = n / kParts, k = n % kParts * 4;
+    const float* from = row < S::kM ? s.x + least(row0 + row, s.rows - 1) * s.dim
+                                    : s.y + least(col0 + row - S::kM, s.cols - 1) * s.dim;
+    copy_async(stage + row * kPitch + k, from + k0 + k);
+  }
+}
+
+template <class S, Precision kPrecision>
+__device__ inline void multiply_stage(const float* stage, int m0, int n0,
+                                      float (&sums)[S::kWarpM / 16][S::kWarpN / 8][4]) {
+  const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+  const auto at = [&](int row, int k) {
+    return *reinterpret_cast<const float2*>(stage + row * kPitch + k + 2 * t);
+  };
+  FragmentB b[S::kWarpN / 8];
+#pragma unroll
+  for (int n = 0; n < S::kWarpN / 8; ++n) {
+    const int row = S::kM + n0 + n * 8 + g;
+    b[n] = {at(row, 0), at(row, 8)};
+  }
+#pragma unroll
+  for (int m = 0; m < S::kWarpM / 16; ++m) {
+    const int row = m0 + m * 16 + g;
+    const FragmentA a = {{at(row, 0), at(row + 8, 0)}, {at(row, 8), at(row + 8, 8)}};
+#pragma unroll
+    for (int n = 0; n < S::kWarpN / 8; ++n) multiply<kPrecision>(sums[m][n], a, b[n]);
+  }
+}
+
+template <class S, Precision kPrecision>
+__device__ inline void multiply_rows(const Sides& s, int64_t row0, int64_t col0, int m0, int n0,
+                                     float* memory,
+                                     float (&sums)[S::kWarpM / 16][S::kWarpN / 8][4]) {
+  const int64_t stages = s.dim / kDepth;
+#pragma unroll
+  for (int k = 0; k < kStages - 1; ++k) {
+    if (k < stages) load_stage<S>(s, row0, col0, k * kDepth, memory + k * S::kStage);
+    commit_copies();
+  }
+  for (int64_t k = 0; k < stages; ++k) {
+    wait_copies<kStages - 2>();
+    __syncthreads();  // stage k is there, and nobody reads stage k - 1 any more
+    const int64_t next = k + kStages - 1;
+    if (next < stages) {
+      load_stage<S>(s, row0, col0, next * kDepth, memory + next % kStages * S::kStage);
+    }
+    commit_copies();
+    multiply_stage<S, kPrecision>(memory + k % kStages * S::kStage, m0, n0, sums);
+  }
+  wait_copies<0>();
+  __syncthreads();
+}
+
+// Replaces the marked ones (negative) of a warp's distances by those from differences.
+template <class S>
+__device__ inline void refine(const Sides& s, int64_t row0, int64_t col0, int m0, int n0,
+                              float* scores) {
+  const int lane = threadIdx.x % 32;
+  for (int m = m0; m < m0 + S::kWarpM; ++m) {
+    for (int n = n0; n < n0 + S::kWarpN; n += 32) {
+      const bool marked = n + lane < n0 + S::kWarpN && scores[m * S::kScorePitch + n + lane] < 0;
+      for (unsigned left = __ballot_sync(kWholeWarp, marked); left != 0; left &= left - 1) {
+        const int column = n + __ffs(left) - 1;
+        const float d = pair_distance(s, row0 + m, col0 + column);
+        if (lane == 0) scores[m * S::kScorePitch + column] = d;
+      }
+    }
+  }
+}
+
+// Distances of kM anchors from row0 on to kN columns from col0 on, into `memory` (S::kFloats) as
+// [kM][kScorePitch], there for the whole block on return. Entries without a pair hold anything but
+// a row's or column's end. `memory` must not be in use by then.
+template <class S>
+__device__ inline void tile_distances(const Sides& s, int64_t row0, int64_t col0, float* memory) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int m0 = warp / S::kWarpsN * S::kWarpM, n0 = warp % S::kWarpsN * S::kWarpN;
+  float sums[S::kWarpM / 16][S::kWarpN / 8][4] = {};
+  switch (static_cast<Precision>(s.precision)) {
+    case Precision::highest:
+      multiply_rows<S, Precision::highest>(s, row0, col0, m0, n0, memory, sums);
+      break;
+    case Precision::high:
+      multiply_rows<S, Precision::high>(s, row0, col0, m0, n0, memory, sums);
+      break;
+    case Precision::medium:
+      multiply_rows<S, Precision::medium>(s, row0, col0, m0, n0, memory, sums);
+      break;
+  }
+  const bool squares = from_differences(s.distance);
+  bool near = false;
+#pragma unroll
+  for (int m = 0; m < S::kWarpM / 16; ++m) {
+#pragma unroll
+    for (int n = 0; n < S::kWarpN / 8; ++n) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const int row = m0 + m * 16 + e / 2 * 8 + lane / 4;
+        const int column = n0 + n * 8 + lane % 4 * 2 + e % 2;
+        const int64_t i = row0 + row, j = col0 + column;
+        float d = 0;
+        if (i < s.rows && j < s.cols) {
+          const float norms = s.x_norms[i] + s.y_norms[j];
+          d = norms - (squares ? 2 * sums[m][n][e] : sums[m][n][e]);
+          if (squares) {
+            if (s.self && i == j) {
+              d = 0;
+            } else if (d < kNear * norms) {
+              d = -1;  // marked
+              near = true;
+            } else {
+              d = distance_of_square(s.distance, d);
+            }
+          }
+        }
+        memory[row * S::kScorePitch + column] = d;
+      }
+    }
+  }
+  if (__any_sync(kWholeWarp, near)) {
+    __syncwarp();
+    refine<S>(s, row0, col0, m0, n0, memory);
+  }
+  __syncthreads();
+}
+
+}  // namespace dmlap::cuda

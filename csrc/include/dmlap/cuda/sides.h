@@ -1,0 +1,31 @@
+// The pair problem as CUDA kernels read it: device pointers and sizes.
+#pragma once
+
+#include <cstdint>
+
+namespace dmlap::cuda {
+
+// Anchors x and columns y in label order, as `Sides` of dmlap_kernels/backends/device/packing.py
+// describes them. `dim` is a multiple of 16 and rows are aligned to 16 bytes.
+struct Sides {
+  const float* x;        // [rows][dim]
+  const float* y;        // [cols][dim]
+  const float* x_norms;  // [rows]
+  const float* y_norms;  // [cols]
+  const int* first;      // [rows]; columns [first, last) have the anchor's label
+  const int* last;
+  const int* col_first;  // [cols]; the anchors of the column's label
+  const int* col_last;
+  int64_t rows, cols, dim;
+  bool self;
+  int distance;   // dmlap::Distance
+  int precision;  // 0 highest, 1 high, 2 medium
+};
+
+// Where kernels are enqueued: a device and its stream (cudaStream_t).
+struct Queue {
+  int device;
+  void* stream;
+};
+
+}  // namespace dmlap::cuda

@@ -1,0 +1,132 @@
+// Bindings of the CUDA launchers: addresses and sizes in, the GIL released.
+#if DMLAP_WITH_CUDA
+
+#include "cuda_sweeps.h"
+
+#include <pybind11/stl.h>
+
+#include <array>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+
+#include "dmlap/cuda/device.h"
+#include "dmlap/cuda/sweeps.h"
+
+namespace py = pybind11;
+using namespace dmlap;
+using namespace dmlap::cuda;
+
+namespace {
+
+using Address = uintptr_t;
+template <size_t kCount>
+using Addresses = std::array<Address, kCount>;
+
+// In the order of the fields of cuda::Sides: addresses, sizes, choices.
+using SidesIn = std::tuple<Addresses<8>, std::array<int64_t, 3>, bool, int, int>;
+using ExponentIn = std::tuple<float, float, int, float>;
+using QueueIn = std::tuple<int, Address>;
+
+template <class T>
+T* pointer(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+const float* floats(Address address) { return pointer<const float>(address); }
+float* out(Address address) { return pointer<float>(address); }
+int* counts(Address address) { return pointer<int>(address); }
+
+Sides sides_of(const SidesIn& in) {
+  const auto& [at, sizes, self, distance, precision] = in;
+  return {floats(at[0]), floats(at[1]), floats(at[2]), floats(at[3]), counts(at[4]),
+          counts(at[5]), counts(at[6]), counts(at[7]), sizes[0],      sizes[1],
+          sizes[2],      self,          distance,      precision};
+}
+
+Exponent<float> exponent_of(const ExponentIn& in) {
+  const auto& [rate, zero, side, pivot] = in;
+  return {rate, zero, side, pivot};
+}
+
+// Enqueues without the GIL; what went wrong becomes a RuntimeError.
+template <class Launch>
+void enqueue(const char* what, const QueueIn& in, const Launch& launch) {
+  const Queue queue{std::get<0>(in), pointer<void>(std::get<1>(in))};
+  int status = 0;
+  {
+    py::gil_scoped_release release;
+    status = launch(queue);
+  }
+  if (status != 0) {
+    throw std::runtime_error(std::string("CUDA could not launch ") + what + " on device " +
+                             std::to_string(queue.device) + ": " + error_text(status));
+  }
+}
+
+void extremes(const SidesIn& sides, const Addresses<6>& to, Address workspace,
+              const QueueIn& where) {
+  const ExtremesOut results{out(to[0]),    counts(to[1]), out(to[2]),
+                            counts(to[3]), out(to[4]),    out(to[5])};
+  enqueue("extremes", where, [&](const Queue& queue) {
+    return launch_extremes(sides_of(sides), results, pointer<void>(workspace), queue);
+  });
+}
+
+void hinge_sums(const SidesIn& sides, const Addresses<2>& bounds, bool squared,
+                const Addresses<6>& to, Address workspace, const QueueIn& where) {
+  const HingeBounds in{floats(bounds[0]), floats(bounds[1]), squared};
+  const HingeOut results{out(to[0]), out(to[1]),    out(to[2]),
+                         out(to[3]), counts(to[4]), counts(to[5])};
+  enqueue("hinge_sums", where, [&](const Queue& queue) {
+    return launch_hinge_sums(sides_of(sides), in, results, pointer<void>(workspace), queue);
+  });
+}
+
+void log_sums(const SidesIn& sides, const ExponentIn& positive, const ExponentIn& negative,
+              const Addresses<2>& mining, const Addresses<3>& to, Address workspace,
+              const QueueIn& where) {
+  const LogSumsIn in{exponent_of(positive), exponent_of(negative), floats(mining[0]),
+                     floats(mining[1])};
+  const LogSumsOut results{out(to[0]), out(to[1]), out(to[2])};
+  enqueue("log_sums", where, [&](const Queue& queue) {
+    return launch_log_sums(sides_of(sides), in, results, pointer<void>(workspace), queue);
+  });
+}
+
+void pair_terms(const SidesIn& sides, int kind, const ExponentIn& exponent,
+                const Addresses<3>& given, const Addresses<3>& to, Address workspace,
+                const QueueIn& where) {
+  const PairTermsIn in{static_cast<PairKind>(kind), exponent_of(exponent), floats(given[0]),
+                       floats(given[1]), floats(given[2])};
+  const PairTermsOut results{out(to[0]), counts(to[1]), out(to[2])};
+  enqueue("pair_terms", where, [&](const Queue& queue) {
+    return launch_pair_terms(sides_of(sides), in, results, pointer<void>(workspace), queue);
+  });
+}
+
+void gradient(const SidesIn& sides, int kind, const ExponentIn& positive,
+              const ExponentIn& negative, const Addresses<2>& tables, Address to, Address workspace,
+              const QueueIn& where) {
+  const Weights in{static_cast<WeightKind>(kind), floats(tables[0]), floats(tables[1]),
+                   exponent_of(positive), exponent_of(negative)};
+  enqueue("gradient", where, [&](const Queue& queue) {
+    return launch_gradient(sides_of(sides), in, out(to), out(workspace), queue);
+  });
+}
+
+}  // namespace
+
+void register_cuda_sweeps(py::module_& m) {
+  m.def("cuda_sweep_workspace",
+        [](const SidesIn& sides) { return sweep_workspace(sides_of(sides)); });
+  m.def("cuda_gradient_splits",
+        [](const SidesIn& sides) { return gradient_splits(sides_of(sides)); });
+  m.def("cuda_extremes", &extremes);
+  m.def("cuda_hinge_sums", &hinge_sums);
+  m.def("cuda_log_sums", &log_sums);
+  m.def("cuda_pair_terms", &pair_terms);
+  m.def("cuda_gradient", &gradient);
+}
+
+#endif
