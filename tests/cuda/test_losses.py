@@ -1,0 +1,34 @@
+"""The table of losses, and their statistics, on the `cuda` backend with kernels run on the CPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dmlap_kernels.backends.device.losses import FAMILIES
+from tests.losses.cases import Case, make_problem, table
+from tests.losses.compare import compare, compare_stats
+from tests.losses.losses_table import LOSSES
+
+SERVED = [loss for loss in LOSSES if loss in FAMILIES]
+
+
+def cases(loss: str) -> list[Case]:
+    """Those of the dtypes that the backend serves."""
+    return [case for case in table(loss) if case.dtype != torch.float64]
+
+
+CASES = [case for loss in SERVED for case in cases(loss)]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_value_and_gradient(case: Case, emulated_backend: str) -> None:
+    compare(case.loss, make_problem(case), emulated_backend)
+
+
+STATISTICS = [case for loss in SERVED for case in cases(loss)[::6]]
+
+
+@pytest.mark.parametrize("case", STATISTICS, ids=lambda case: case.id)
+def test_statistics(case: Case, emulated_backend: str) -> None:
+    compare_stats(case.loss, make_problem(case), emulated_backend)
