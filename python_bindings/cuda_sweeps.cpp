@@ -115,6 +115,20 @@ void gradient(const SidesIn& sides, int kind, const ExponentIn& positive,
   });
 }
 
+void class_scores(const SidesIn& sides, Address thresholds, const Addresses<2>& ends,
+                  const std::array<int64_t, 2>& classes, const Addresses<2>& to,
+                  const QueueIn& where) {
+  const ClassScores scores{floats(thresholds),
+                           pointer<const int64_t>(ends[0]),
+                           pointer<const int64_t>(ends[1]),
+                           classes[0],
+                           classes[1],
+                           out(to[0]),
+                           out(to[1])};
+  enqueue("class_scores", where,
+          [&](const Queue& queue) { return launch_class_scores(sides_of(sides), scores, queue); });
+}
+
 }  // namespace
 
 void register_cuda_sweeps(py::module_& m) {
@@ -127,6 +141,7 @@ void register_cuda_sweeps(py::module_& m) {
   m.def("cuda_log_sums", &log_sums);
   m.def("cuda_pair_terms", &pair_terms);
   m.def("cuda_gradient", &gradient);
+  m.def("cuda_class_scores", &class_scores);
 }
 
 #endif

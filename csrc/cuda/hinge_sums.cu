@@ -7,8 +7,8 @@ namespace {
 
 struct Hinges {
   struct State {
-    float positive, negative;              // plain
-    float positive_hinge, negative_hinge;  // as the loss takes them
+    float positive, negative;              // as the loss takes them
+    float positive_hinge, negative_hinge;  // plain
     int positive_active, negative_active;
   };
   struct Params {
@@ -27,8 +27,8 @@ struct Hinges {
       const float h = positive ? d - bound.positive : bound.negative - d;
       if (!(h > 0)) return;
       const float taken = bounds.squared ? h * h : h;
-      (positive ? here.positive : here.negative) += h;
-      (positive ? here.positive_hinge : here.negative_hinge) += taken;
+      (positive ? here.positive : here.negative) += taken;
+      (positive ? here.positive_hinge : here.negative_hinge) += h;
       (positive ? here.positive_active : here.negative_active) += 1;
     });
     merge(s, here);

@@ -95,6 +95,24 @@ class CudaSweeps:
         gx = self._gradient(sides, weigher, weigher.anchors, weigher.columns)
         return gx, self._gradient(sides.swapped(), weigher, weigher.columns, weigher.anchors)
 
+    def class_scores(
+        self, sides: Sides, thresholds: Tensor, ends_x: Tensor, ends_y: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        sums = sides.x.new_zeros(ends_x.numel(), ends_y.numel())
+        smallest = torch.full_like(sums, torch.inf)
+        counts = ends_x.numel(), ends_y.numel()
+        ends = ends_x.contiguous(), ends_y.contiguous()
+        with _Inputs(thresholds) as (bounds,):
+            self.extension.cuda_class_scores(
+                _arguments(sides),
+                bounds,
+                _addresses(*ends),
+                counts,
+                _addresses(sums, smallest),
+                _queue(sums),
+            )
+        return sums, smallest
+
     def _gradient(
         self, sides: Sides, weigher: Weigher, rows: Tensor | None, columns: Tensor | None
     ) -> Tensor:

@@ -93,4 +93,14 @@ int gradient_splits(const Sides& s);
 int launch_gradient(const Sides& s, const Weights& weights, float* out, float* workspace,
                     const Queue& queue);
 
+struct ClassScores {
+  const float* thresholds;  // [rows]
+  const int64_t* ends_x;    // [classes_x]; the classes of the anchors end before these rows
+  const int64_t* ends_y;    // [classes_y]; likewise of the columns
+  int64_t classes_x, classes_y;
+  float* sums;      // [classes_x][classes_y], cleared
+  float* smallest;  // likewise, filled with infinity
+};
+int launch_class_scores(const Sides& s, const ClassScores& scores, const Queue& queue);
+
 }  // namespace dmlap::cuda
