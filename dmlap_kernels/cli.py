@@ -78,6 +78,10 @@ _DMLAP = (
     _Option(
         "--projection-steps", "projection_steps", int, "L", "batches that keep the representatives"
     ),
+    _Option(
+        "--patience", "patience", int, "N", "evaluations without gain that end a projection early"
+    ),
+    _Option("--monitor-every", "monitor_every", int, "N", "steps between these evaluations"),
     _Option("--proximal-weight", "proximal_weight", float, "LAMBDA", "weight of the proximal term"),
     _Option(
         "--in-batch-weight", "in_batch_weight", float, "W", "weight of the ordinary in-batch loss"
@@ -166,6 +170,7 @@ def _fresh(args: argparse.Namespace, given: dict[str, Any]) -> Trainer:
     for fields, applies, to_what in (
         (DMLAP_FIELDS, config.is_dmlap, "--method dmlap"),
         (HARD_FIELDS, config.classes == "hard", "--classes hard"),
+        (("monitor_every",), config.patience is not None, "--patience"),
     ):
         idle = [_FLAGS[name] for name in fields if name in given]
         if idle and not applies:

@@ -16,6 +16,8 @@ SIDES = ("references", "anchors")
 # What only alternating projections look at.
 DMLAP_FIELDS = (
     "projection_steps",
+    "patience",
+    "monitor_every",
     "proximal_weight",
     "in_batch_weight",
     "representatives",
@@ -58,6 +60,10 @@ class TrainConfig:
 
     The rest is for ``method="dmlap"``:
         projection_steps: L, batches for which representatives are held.
+        patience: evaluations on the validation classes without a better Recall@1 after which a
+            projection ends early; projections then end with the weights that did best, which are
+            the next proximal centre. None: exactly L batches, and the last weights.
+        monitor_every: steps between these evaluations.
         proximal_weight: lambda.
         in_batch_weight: weight of the ordinary in-batch loss beside the constraints between
             representatives and samples.
@@ -86,6 +92,8 @@ class TrainConfig:
     device: str = "auto"
     eval_every: int | None = None
     projection_steps: int = 100
+    patience: int | None = None
+    monitor_every: int = 20
     proximal_weight: float = 2e-4
     in_batch_weight: float = 1.0
     representatives: str = "references"
@@ -107,11 +115,17 @@ class TrainConfig:
             ("samples_per_class", 2),
             ("embedding_dim", 1),
             ("projection_steps", 1),
+            ("monitor_every", 1),
             ("hard_pool", 1),
             ("hard_refresh", 1),
         ):
             _at_least(name, getattr(self, name), minimum)
-        for name, minimum in (("eval_every", 1), ("classes_per_batch", 2), ("chunk_size", 1)):
+        for name, minimum in (
+            ("eval_every", 1),
+            ("classes_per_batch", 2),
+            ("chunk_size", 1),
+            ("patience", 1),
+        ):
             if getattr(self, name) is not None:
                 _at_least(name, getattr(self, name), minimum)
         for name in ("proximal_weight", "in_batch_weight", "learning_rate"):
@@ -121,6 +135,11 @@ class TrainConfig:
             if value > 1 or value == below:
                 end = "1, which is excluded" if below else "1"
                 raise ValueError(f"{name} must be from 0 to {end}, got {value}")
+        if self.patience is not None and not self.validation:
+            raise ValueError(
+                "patience needs validation classes to watch, because nothing may be chosen on the "
+                "test classes: got validation=0"
+            )
         if "return_stats" in self.loss_options:
             raise ValueError("loss_options must leave return_stats to the trainer")
         if self.loss_options.get("learn_beta"):

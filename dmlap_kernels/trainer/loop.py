@@ -28,6 +28,7 @@ from dmlap_kernels.trainer.embedding import (
 from dmlap_kernels.trainer.gradient_cache import GradientCache
 from dmlap_kernels.trainer.model import build_encoder, load_weights, resolve_device
 from dmlap_kernels.trainer.objective import AlternatingObjective
+from dmlap_kernels.trainer.patience import Patience
 from dmlap_kernels.trainer.projection import Projection
 from dmlap_kernels.trainer.representatives import RepresentativeSampler
 from dmlap_kernels.trainer.results import collect_results, write_results
@@ -161,6 +162,8 @@ class Trainer:
         parameters = [p for p in self.encoder.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(parameters, lr=config.learning_rate, foreach=True)
         self.projection = Projection(parameters, config.proximal_weight)
+        self.projection_began = 0
+        self.patience = Patience(config.patience) if config.is_dmlap and config.patience else None
         self.checkpoint_every = checkpoint_every
         self.observers = list(observers)
         self.step = 0
@@ -194,6 +197,9 @@ class Trainer:
             while self.step < self.config.steps:
                 self.train_step()
                 last = self.step == self.config.steps
+                if last and self.patience:
+                    self.patience.runs_out(self._monitored(), self.encoder)
+                    self.patience.restore(self.encoder)
                 if last or self.step % self.checkpoint_every == 0:
                     self.save()
                 if stop is not None and stop():
@@ -230,15 +236,27 @@ class Trainer:
         self._record(value, int(stats.violated), int(stats.constraints), rate)
 
     def _prepare_projection(self) -> None:
-        """Pin new representatives every L steps; score classes when their scores are old."""
-        length = self.config.projection_steps
-        if self.step and self.step % length == 0:
+        """Pin new representatives for each projection; score classes when their scores are old."""
+        if self._projection_is_over():
+            if self.patience:
+                self.patience.restore(self.encoder)
             self.projection.end_projection()
+            self.projection_began = self.step
             self.representatives = None
         if self.representatives is None:
-            self.representatives = self.representative_sampler.draw(self.step // length)
+            self.representatives = self.representative_sampler.draw(self.projection.index)
         if self._mines and self.step % self.config.hard_refresh == 0:
             self.neighbors = self._score_classes(self.representatives)
+
+    def _projection_is_over(self) -> bool:
+        steps = self.step - self.projection_began
+        done = steps >= self.config.projection_steps
+        if self.patience and steps and (done or steps % self.config.monitor_every == 0):
+            done |= self.patience.runs_out(self._monitored(), self.encoder)
+        return done
+
+    def _monitored(self) -> float:
+        return self._evaluate(self.watched)["recall@1"]
 
     def _score_classes(self, representatives: Tensor) -> Tensor:
         """Labels (C, k) of the classes hardest for each class."""
@@ -332,10 +350,14 @@ class Trainer:
             tensors["rng.cuda"] = torch.cuda.get_rng_state(self.device)
         if self.neighbors is not None:
             tensors["neighbors"] = self.neighbors
+        if self.patience:
+            tensors.update(files.with_prefix("best", self.patience.weights))
         state = {
             "step": self.step,
             "config": self.config.to_dict(),
             "projection": self.projection.index,
+            "projection_began": self.projection_began,
+            "patience": self.patience.state() if self.patience else None,
             "history": self.history,
             "window": self._window,
             "seconds": self.seconds,
@@ -355,6 +377,9 @@ class Trainer:
         files.load_optimizer(self.optimizer, files.of_prefix("optimizer", tensors))
         centers = files.of_prefix("center", tensors)
         self.projection.load(state["projection"], [centers[str(i)] for i in range(len(centers))])
+        self.projection_began = state["projection_began"]
+        if self.patience:
+            self.patience.load(state["patience"], files.of_prefix("best", tensors))
         self.neighbors = tensors.get("neighbors")
         self.step = state["step"]
         self.history = state["history"]
