@@ -261,7 +261,8 @@ class BuildNative(build_ext):
         command += ["-gencode", f"arch=compute_{archs[-1]},code=compute_{archs[-1]}"]
         command += ["-I", "csrc/include"]
         if switch("DMLAP_WERROR", False):
-            command += ["-Werror", "all-warnings"]
+            # A kernel that keeps registers in memory is one that was not looked at.
+            command += ["-Xptxas", "--warn-on-spills", "-Werror", "all-warnings"]
         return Unit(source, build_dir, command, HINT_CUDA, HINT_NATIVE)
 
     def compile_stale(self, units: list[Unit]) -> None:

@@ -143,6 +143,28 @@ def test_a_failed_kernel_names_both_ways_out(small, compiler, nvcc):
     assert lines[-1] == f"{HINT_CUDA}; {HINT.removeprefix('hint: ')}"
 
 
+SPILLING = """
+__global__ void __launch_bounds__(1024, 2) spills(float* p, int n) {
+  float a[96];
+#pragma unroll
+  for (int i = 0; i < 96; ++i) a[i] = p[i * n + threadIdx.x];
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < 96; ++i) a[i] += a[(i + 7) % 96] * a[(i + 31) % 96];
+#pragma unroll
+  for (int i = 0; i < 96; ++i) p[i * n + threadIdx.x] = a[i];
+}
+"""
+
+
+def test_a_kernel_that_spills_registers_fails_where_warnings_are_errors(small, compiler, nvcc):
+    (small / "csrc/cuda/spills.cu").write_text(SPILLING)
+    variables = {"DMLAP_CUDA": "1", "CUDACXX": nvcc, "DMLAP_CUDA_ARCHS": "90", "CXXFLAGS": "-O0"}
+    lines = ending(run(COMMAND, small, DMLAP_WERROR="1", **variables))
+    assert any("spilled" in line for line in lines)
+    assert lines[-1] == f"{HINT_CUDA}; {HINT.removeprefix('hint: ')}"
+
+
 def test_the_cuda_half_imports_without_a_driver(sources, compiler, nvcc, tmp_path):
     tree = copy_of(sources, tmp_path / "cuda")
     for path in (tree / "csrc/cpu").glob("*.cpp"):

@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# Builds for the GPU of this machine, tests there, looks for bad accesses and races, measures.
+#   bash benchmarks/gpu.sh [OUT]
+# Needs PyTorch with CUDA, nvcc, pybind11, setuptools and pytest, and no network; takes at most
+# eight minutes. Leaves logs, gpu.json and gpu.png in OUT (gpu-results). Exits non-zero if the
+# build, a test or a sanitizer fails; the benchmark runs after failed tests, too.
+set -uo pipefail
+
+cd "$(dirname "$0")/.."
+out=${1:-gpu-results}
+python=${PYTHON:-python3}
+failed=0
+
+if ! capability=$("$python" -c '
+import torch
+assert torch.cuda.is_available()
+print("%d%d" % torch.cuda.get_device_capability())' 2>/dev/null); then
+  echo "error: benchmarks/gpu.sh needs an NVIDIA GPU, and PyTorch sees none" >&2
+  exit 1
+fi
+mkdir -p "$out"
+out=$(cd "$out" && pwd)
+
+# step NAME SECONDS COMMAND...: runs it with a time limit, output to OUT/NAME.log
+step() {
+  local name=$1 limit=$2
+  shift 2
+  local begin=$SECONDS
+  if timeout "$limit" "$@" > "$out/$name.log" 2>&1; then
+    echo "$name: ok ($((SECONDS - begin)) s)"
+  else
+    echo "$name: FAILED with status $? ($((SECONDS - begin)) s), see $out/$name.log"
+    failed=1
+    return 1
+  fi
+}
+
+nvidia-smi > "$out/nvidia-smi.log" 2>&1
+export DMLAP_CUDA=1 DMLAP_CUDA_ARCHS=$capability
+step build 180 "$python" -m pip install --no-build-isolation --no-deps . || exit 1
+step info 30 "$python" -m dmlap_kernels info
+step tests 90 "$python" -m pytest -q tests/gpu
+if command -v compute-sanitizer > /dev/null; then
+  for tool in memcheck racecheck; do
+    step "$tool" 60 compute-sanitizer --tool "$tool" --error-exitcode 9 \
+      "$python" -m pytest -q tests/gpu -k small
+  done
+else
+  echo "no compute-sanitizer on PATH" | tee "$out/sanitizer.log"
+fi
+left=$((450 - SECONDS))
+step benchmark "$((left > 60 ? left : 60))" \
+  "$python" -m benchmarks.gpu --out "$out" --seconds "$((left > 90 ? left - 60 : 30))"
+tail -n 3 "$out/tests.log"
+exit "$failed"

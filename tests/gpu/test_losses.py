@@ -1,0 +1,101 @@
+"""The table of losses on the backends for GPUs, on a GPU; skipped where there is none."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dmlap_kernels.backends.registry import backends
+from dmlap_kernels.problem import PairSpec
+from tests.losses.cases import Case, Problem, make_problem, table, usual
+from tests.losses.compare import gradient_epsilon, value_epsilon, worst
+from tests.losses.compare import run as run_loss
+from tests.losses.losses_table import LOSSES
+
+if not torch.cuda.is_available():
+    pytest.skip("no CUDA device is visible", allow_module_level=True)
+
+NAMES = ("cuda", "triton")
+CASES = [case for loss in LOSSES for case in table(loss) if case.dtype != torch.float64][::4]
+
+
+def served(name: str, case: Case) -> None:
+    """Skips what the backend does not run here."""
+    backend = backends()[name]
+    reason = backend.unavailable() or backend.refuses(
+        PairSpec(case.loss, ()), "cuda", torch.float32
+    )
+    if reason is not None:
+        pytest.skip(reason)
+
+
+def on_device(problem: Problem) -> Problem:
+    def move(value: Any) -> Any:
+        return value.cuda() if isinstance(value, Tensor) else value
+
+    keywords = {name: move(value) for name, value in problem.keywords.items()}
+    tensors = (problem.x, problem.labels, problem.y, problem.ref_labels)
+    return replace(
+        problem,
+        **dict(zip(("x", "labels", "y", "ref_labels"), map(move, tensors), strict=True)),
+        keywords=keywords,
+    )
+
+
+def check(name: str, case: Case) -> None:
+    """Against the `torch` backend in float64 on the same rounded numbers."""
+    served(name, case)
+    problem = make_problem(case)
+    fused = LOSSES[case.loss].fused
+    truth, truth_grads = run_loss(fused, problem.cast(torch.float64), backend="torch")
+    plain, plain_grads = run_loss(fused, problem, backend="torch")
+    ours, our_grads = run_loss(fused, on_device(problem), backend=name)
+    assert worst(ours.cpu(), truth) <= 2 * worst(plain, truth) + value_epsilon(case.loss, problem)
+    for mine, eager, true in zip(our_grads, plain_grads, truth_grads, strict=True):
+        allowed = 2 * worst(eager, true) + gradient_epsilon(case.loss, problem, true)
+        assert worst(mine.cpu(), true) <= allowed
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+@pytest.mark.parametrize("name", NAMES)
+def test_value_and_gradient(name: str, case: Case) -> None:
+    check(name, case)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("name", NAMES)
+def test_small(name: str, loss: str) -> None:
+    """Several tiles each way, and few enough for compute-sanitizer."""
+    check(name, usual(loss, rows=70, features=20))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_small_graph(name: str) -> None:
+    """A step is captured in a CUDA graph, and replays on new numbers."""
+    served(name, Case("nt_xent"))
+    from dmlap_kernels import fused_nt_xent_loss
+
+    x = torch.randn(300, 40, device="cuda", requires_grad=True)
+    labels = torch.arange(300, device="cuda") // 3
+
+    def step() -> tuple[Tensor, Tensor]:
+        value = fused_nt_xent_loss(x, labels, backend=name)
+        return value.detach(), torch.autograd.grad(value, x)[0]
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    with torch.no_grad():
+        x.copy_(torch.randn_like(x))
+    graph.replay()
+    for replayed, eager in zip(captured, step(), strict=True):
+        assert torch.equal(replayed, eager)
