@@ -129,6 +129,12 @@ void class_scores(const SidesIn& sides, Address thresholds, const Addresses<2>& 
           [&](const Queue& queue) { return launch_class_scores(sides_of(sides), scores, queue); });
 }
 
+void nearest(const SidesIn& sides, int k, const Addresses<2>& to, const QueueIn& where) {
+  enqueue("nearest", where, [&](const Queue& queue) {
+    return launch_nearest(sides_of(sides), k, out(to[0]), counts(to[1]), queue);
+  });
+}
+
 }  // namespace
 
 void register_cuda_sweeps(py::module_& m) {
@@ -142,6 +148,9 @@ void register_cuda_sweeps(py::module_& m) {
   m.def("cuda_pair_terms", &pair_terms);
   m.def("cuda_gradient", &gradient);
   m.def("cuda_class_scores", &class_scores);
+  m.def("cuda_nearest_groups",
+        [](const SidesIn& sides) { return nearest_groups(sides_of(sides)); });
+  m.def("cuda_nearest", &nearest);
 }
 
 #endif

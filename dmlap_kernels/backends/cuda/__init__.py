@@ -98,9 +98,7 @@ class CudaBackend(DeviceBackend):
         return why_unavailable(archs, machine(), torch.version.cuda)
 
     def refuses(self, spec: PairSpec | None, device_type: str, dtype: torch.dtype) -> str | None:
-        if spec is None:
-            return "it offers no searches (the triton backend does)"
-        if spec.loss in _ELSEWHERE:
+        if spec is not None and spec.loss in _ELSEWHERE:
             return f"it has no kernels for {spec.loss!r} (the triton backend has)"
         return super().refuses(spec, device_type, dtype)
 

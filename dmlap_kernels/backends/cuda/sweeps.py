@@ -95,6 +95,14 @@ class CudaSweeps:
         gx = self._gradient(sides, weigher, weigher.anchors, weigher.columns)
         return gx, self._gradient(sides.swapped(), weigher, weigher.columns, weigher.anchors)
 
+    def nearest(self, sides: Sides, k: int) -> tuple[Tensor, Tensor]:
+        arguments = _arguments(sides)
+        groups = self.extension.cuda_nearest_groups(arguments)
+        d = sides.x.new_empty(groups, sides.anchors, k)
+        columns = sides.first.new_empty(d.shape)
+        self.extension.cuda_nearest(arguments, k, _addresses(d, columns), _queue(d))
+        return d[0], columns[0].long()
+
     def class_scores(
         self, sides: Sides, thresholds: Tensor, ends_x: Tensor, ends_y: Tensor
     ) -> tuple[Tensor, Tensor]:

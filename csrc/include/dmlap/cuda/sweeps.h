@@ -103,4 +103,9 @@ struct ClassScores {
 };
 int launch_class_scores(const Sides& s, const ClassScores& scores, const Queue& queue);
 
+// Parts that the columns are split into.
+int nearest_groups(const Sides& s);
+// Both [groups][rows][k]; the results are in the first group.
+int launch_nearest(const Sides& s, int k, float* distances, int* columns, const Queue& queue);
+
 }  // namespace dmlap::cuda
