@@ -39,7 +39,7 @@ class Angular:
 class SoftTriple:
     """The loss ``soft_triple``: a term for each anchor whose class has a centre."""
 
-    # Of each anchor the logarithm of its classes' sum, and its own class's logit.
+    # What the kernels need of each anchor again.
     _KEPT = 2
 
     def groups(self, spec: PairSpec) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dmlap_kernels.backends.device import log_sums
-from dmlap_kernels.backends.device.class_runs import Angular
+from dmlap_kernels.backends.device.class_runs import Angular, SoftTriple
 from dmlap_kernels.backends.device.hard import Hard
 from dmlap_kernels.backends.device.hinges import Contrastive, Margin
 from dmlap_kernels.backends.device.log_sums import LogSumLoss
@@ -28,4 +28,5 @@ FAMILIES: dict[str, Family] = {
     "triplet_all": Mined(),
     "triplet_distance_weighted": Mined(),
     "angular": Angular(),
+    "soft_triple": SoftTriple(),
 }

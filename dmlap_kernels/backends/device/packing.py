@@ -29,6 +29,7 @@ class Sides(NamedTuple):
         first, last: (B,) int32; the columns [first, last) of y have the anchor's label.
         col_first, col_last: (N,) int32 the same of the columns over the anchors.
         order_x, order_y: (B,) and (N,) int64, what row of the caller's each row is.
+        labels_x, labels_y: (B,) and (N,) int64, ascending.
         self_case: the pair of a row with itself does not exist.
         distance: a name of `dmlap_kernels.problem.DISTANCES`.
         precision: of matrix products, a name of `dmlap_kernels.problem.PRECISIONS`.
@@ -45,6 +46,8 @@ class Sides(NamedTuple):
     col_last: Tensor
     order_x: Tensor
     order_y: Tensor
+    labels_x: Tensor
+    labels_y: Tensor
     self_case: bool
     distance: str
     precision: str
@@ -86,6 +89,8 @@ class Sides(NamedTuple):
             col_last=self.last,
             order_x=self.order_y,
             order_y=self.order_x,
+            labels_x=self.labels_y,
+            labels_y=self.labels_x,
         )
 
 
@@ -136,6 +141,8 @@ def pack_rows(
         col_last,
         order_x,
         order_y,
+        sorted_x,
+        sorted_y,
         self_case,
         distance,
         precision,

@@ -6,6 +6,7 @@ from dmlap_kernels.backends.triton import extremes as mining
 from dmlap_kernels.backends.triton import gradient as backward
 from dmlap_kernels.backends.triton import hinge, slots, soft
 from dmlap_kernels.backends.triton import nearest as search
+from dmlap_kernels.backends.triton import soft_triple as centres
 from dmlap_kernels.backends.triton.class_scores import class_scores
 
 
@@ -21,5 +22,7 @@ class TritonSweeps:
     triplet_gradient = staticmethod(slots.triplet_gradient)
     angular_terms = staticmethod(slots.angular_terms)
     angular_gradient = staticmethod(slots.angular_gradient)
+    soft_triple = staticmethod(centres.soft_triple)
+    soft_triple_gradient = staticmethod(centres.soft_triple_gradient)
     nearest = staticmethod(search.nearest)
     class_scores = staticmethod(class_scores)
