@@ -117,7 +117,8 @@ def pack_rows(
     x = _ready(x, unit)
     y = None if y is None else _ready(y, unit)
     if distance in ("euclidean", "sqeuclidean") and x.shape[0]:
-        mean = x.mean(0)
+        # A row that is no number leaves the others what they are.
+        mean = x.nan_to_num(0.0, 0.0, 0.0).mean(0)
         x, y = x - mean, None if y is None else y - mean
     x = _padded(x[order_x])
     x_norms, y_norms = norms(x, distance, True), norms(x, distance, False)

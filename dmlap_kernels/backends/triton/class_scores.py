@@ -13,11 +13,11 @@ from torch import Tensor
 
 from dmlap_kernels.backends.device.packing import Sides
 from dmlap_kernels.backends.triton.configurations import Launch
-from dmlap_kernels.backends.triton.gathered import tile
+from dmlap_kernels.backends.triton.gathered import REGISTERS, tile
 from dmlap_kernels.backends.triton.tile import INTERPRETED, NEAR
 
 # Not measured.
-LAUNCH = Launch(16, 16, 16, 4, 1) if INTERPRETED else Launch(32, 32, 32, 4, 2)
+LAUNCH = Launch(16, 16, 16, 4, 1) if INTERPRETED else Launch(16, 32, 32, 4, 2)
 
 
 @triton.jit
@@ -79,6 +79,6 @@ def class_scores(
             thresholds.contiguous(), ends_x, ends_y, sums, smallest, *shape, sides.x.shape[1],
             DISTANCE=sides.distance, PRECISION=sides.precision, NEAR=NEAR[sides.precision],
             SELF=sides.self_case, ROWS=LAUNCH.BM, COLUMNS=LAUNCH.BN, CHUNK=LAUNCH.BK,
-            num_warps=LAUNCH.warps, num_stages=LAUNCH.stages,
+            num_warps=LAUNCH.warps, num_stages=LAUNCH.stages, maxnreg=REGISTERS,
         )  # fmt: skip
     return sums, smallest

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dmlap_kernels.backends.device.packing import Sides
-from dmlap_kernels.backends.triton.gathered import ordered, tile
+from dmlap_kernels.backends.triton.gathered import REGISTERS, ordered, tile
 from dmlap_kernels.backends.triton.tile import INTERPRETED, NEAR
 
 # Neighbours that a program keeps on chip; beyond, blocks of distances are written, and sorted.
@@ -105,7 +105,7 @@ def _on_chip(sides: Sides, k: int, found: Tensor) -> None:
     nearest_on_chip[(triton.cdiv(sides.anchors, rows),)](
         sides.x, sides.y, sides.x_norms, sides.y_norms, found,
         sides.anchors, sides.columns, sides.x.shape[1], k,
-        **_options(sides), KEPT=kept, ROWS=rows, CHUNK=chunk, num_warps=warps,
+        **_options(sides), KEPT=kept, ROWS=rows, CHUNK=chunk, num_warps=warps, maxnreg=REGISTERS,
     )  # fmt: skip
 
 
@@ -125,7 +125,8 @@ def _by_blocks(sides: Sides, k: int, found: Tensor) -> None:
             block_of_keys[grid](
                 sides.x, sides.y, sides.x_norms, sides.y_norms, keys,
                 top, left, bottom, right, sides.x.shape[1], right - left,
-                **_options(sides), ROWS=rows, COLUMNS=columns, CHUNK=chunk, num_warps=warps,
+                **_options(sides), ROWS=rows, COLUMNS=columns, CHUNK=chunk,
+                num_warps=warps, maxnreg=REGISTERS,
             )  # fmt: skip
             best = torch.cat((best, keys), 1)
             best = best.topk(min(k, best.shape[1]), dim=1, largest=False).values

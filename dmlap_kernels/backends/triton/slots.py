@@ -17,20 +17,21 @@ from dmlap_kernels.backends.device.packing import Sides
 from dmlap_kernels.backends.device.sweeps import Triplets
 from dmlap_kernels.backends.triton import slot_mining, slot_sums
 from dmlap_kernels.backends.triton.configurations import Launch
+from dmlap_kernels.backends.triton.gathered import REGISTERS
 from dmlap_kernels.backends.triton.slot_gradient import slot_gradient
 from dmlap_kernels.backends.triton.tile import INTERPRETED, NEAR
 
 # Positives of an anchor in a window, and those that a program of `slot_sums` takes.
-SLOTS = 16 if INTERPRETED else 64
-GROUP = 8 if INTERPRETED else 16
-# Not measured. No other choice of the last two is known to keep all of their forms out of spills.
+SLOTS = 8 if INTERPRETED else 64
+GROUP = 4 if INTERPRETED else 16
+# Not measured. Larger tiles of the last two would spill.
 LAUNCHES = {
     "positive_distances": Launch(64, 0, 64, 4, 2),
     "semihard": Launch(32, 64, 32, 4, 2),
     "draw": Launch(32, 32, 32, 4, 2),
     "mined_terms": Launch(32, 0, 32, 4, 2),
-    "slot_sums": Launch(16, 32, 16, 4, 1),
-    "slot_gradient": Launch(16, 32, 16, 4, 1),
+    "slot_sums": Launch(16, 32, 32, 4, 2),
+    "slot_gradient": Launch(16, 32, 32, 4, 2),
 }
 _INTERPRETED = Launch(32, 32, 32, 4, 1)
 # Columns are split among so many programs at most, where the results of parts can meet.
@@ -118,7 +119,8 @@ def _gradient(sides: Sides, task: _Task, weight: Tensor) -> tuple[Tensor, Tensor
 def launch(name: str) -> tuple[int, int, int, dict[str, Any]]:
     """Rows and columns of a kernel's tile, its features, and what else a launch says."""
     rows, columns, chunk, warps, stages = _INTERPRETED if INTERPRETED else LAUNCHES[name]
-    return rows, columns, chunk, {"num_warps": warps, "num_stages": stages}
+    options = {"num_warps": warps, "num_stages": stages, "maxnreg": REGISTERS}
+    return rows, columns, chunk, options
 
 
 def wide(width: int) -> int:

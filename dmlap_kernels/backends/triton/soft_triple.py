@@ -16,11 +16,11 @@ from torch import Tensor
 
 from dmlap_kernels.backends.device.packing import Sides
 from dmlap_kernels.backends.triton.configurations import Launch
-from dmlap_kernels.backends.triton.gathered import matmul, sigmoid, softplus, tile
+from dmlap_kernels.backends.triton.gathered import REGISTERS, matmul, sigmoid, softplus, tile
 from dmlap_kernels.backends.triton.tile import INTERPRETED, NEAR
 
 # Rows are anchors, columns classes; then features of a product. Not measured.
-LAUNCH = Launch(16, 16, 32, 4, 1) if INTERPRETED else Launch(32, 32, 32, 4, 1)
+LAUNCH = Launch(16, 16, 32, 4, 1) if INTERPRETED else Launch(16, 32, 32, 4, 1)
 _WIDE = 32 if INTERPRETED else 64
 
 
@@ -271,4 +271,5 @@ def _options(sides: Sides) -> dict[str, Any]:
         "CHUNK": LAUNCH.BK,
         "num_warps": LAUNCH.warps,
         "num_stages": LAUNCH.stages,
+        "maxnreg": REGISTERS,
     }
