@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -58,9 +61,8 @@ class Backend(Protocol):
 
 
 NAMES = ("auto", "cpu", "torch", "triton", "cuda")
-# For `auto`: the first one of the device's list that neither is unavailable nor refuses.
-_ORDER = {"cpu": ("cpu", "torch")}
-_ELSEWHERE = ("torch",)
+# What `auto` tries, as the file itself says.
+_ORDER = Path(__file__).with_name("order.json")
 
 
 @functools.cache
@@ -78,6 +80,24 @@ def why_not(
     backend: Backend, spec: PairSpec | None, device_type: str, dtype: torch.dtype
 ) -> str | None:
     return backend.unavailable() or backend.refuses(spec, device_type, dtype)
+
+
+@functools.cache
+def _orders() -> dict[str, Any]:
+    return json.loads(_ORDER.read_text())
+
+
+def _chip(device_type: str) -> str:
+    return torch.cuda.get_device_name() if device_type == "cuda" else device_type
+
+
+def order(
+    orders: dict[str, Any], spec: PairSpec | None, device_type: str, chip: str
+) -> Sequence[str]:
+    """What `auto` tries, first to last: as measured on a chip, else by the rule."""
+    of_device = orders.get(device_type, orders["other"])
+    measured = of_device["measured"].get(chip, {})
+    return measured.get("search" if spec is None else spec.loss, of_device["rule"])
 
 
 def choose(name: str, spec: PairSpec | None, device_type: str, dtype: torch.dtype) -> Backend:
@@ -101,7 +121,7 @@ def _choose(name: str, spec: PairSpec | None, device_type: str, dtype: torch.dty
         if reason := backend.refuses(spec, device_type, dtype):
             raise ValueError(f"backend {name!r} cannot run this call: {reason}")
         return backend
-    for candidate in _ORDER.get(device_type, _ELSEWHERE):
+    for candidate in order(_orders(), spec, device_type, _chip(device_type)):
         backend = backends()[candidate]
         if why_not(backend, spec, device_type, dtype) is None:
             return backend

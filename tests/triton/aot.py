@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +23,7 @@ _TYPES = {
     torch.int32: "*i32",
     torch.int64: "*i64",
 }
+_CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 _OPTIONS = ("num_warps", "num_stages", "maxnreg")
 
 
@@ -36,22 +40,36 @@ class Launch:
         signature, constants, attributes = {}, {}, {}
         for index, parameter in enumerate(self.kernel.params):
             value = self.arguments[parameter.name]
-            if parameter.is_constexpr or (isinstance(value, int) and value == 1):
+            if parameter.is_constexpr or _is_constant(value):
                 signature[parameter.name], constants[parameter.name] = "constexpr", value
                 continue
             signature[parameter.name] = _type_of(value)
-            if isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0):
-                attributes[(index,)] = [["tt.divisibility", 16]]
+            attributes |= {(index, *path): [["tt.divisibility", 16]] for path in _aligned(value)}
         source = ASTSource(self.kernel, signature, constants, attributes)
         return triton.compile(source, GPUTarget("cuda", capability, 32), self.options)
 
 
-def _type_of(value: Any) -> str:
+def _is_constant(value: Any) -> bool:
+    return value is None or (isinstance(value, int) and value == 1)
+
+
+def _type_of(value: Any) -> Any:
+    if isinstance(value, tuple):
+        parts = map(_type_of, value)
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
     if isinstance(value, torch.Tensor):
         return _TYPES[value.dtype]
     if isinstance(value, float):
         return "fp32"
     return "i32" if -(2**31) <= value < 2**31 else "i64"
+
+
+def _aligned(value: Any) -> list[tuple[int, ...]]:
+    """Where in an argument, maybe a tuple, there are addresses and multiples of 16."""
+    if isinstance(value, tuple):
+        return [(i, *path) for i, part in enumerate(value) for path in _aligned(part)]
+    aligned = isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0)
+    return [()] if aligned else []
 
 
 def launches(monkeypatch: Any, call: Callable[[], Any]) -> list[Launch]:
@@ -66,3 +84,16 @@ def launches(monkeypatch: Any, call: Callable[[], Any]) -> list[Launch]:
     monkeypatch.setattr(JITFunction, "run", record)
     call()
     return found
+
+
+def assert_fits(launch: Launch, capability: int, folder: Path) -> None:
+    """Compiles a launch and asserts that it needs no more than a chip has, and spills nothing."""
+    compiled = launch.compiled(capability)
+    assert compiled.metadata.shared <= SHARED_MEMORY[capability]
+    cubin = folder / "kernel.cubin"
+    cubin.write_bytes(compiled.asm["cubin"])
+    command = [_CUOBJDUMP, "--dump-resource-usage", str(cubin)]
+    usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    # What a thread keeps in memory for lack of registers.
+    stacks = re.findall(r"STACK:(\d+)", usage)
+    assert stacks == ["0"], usage

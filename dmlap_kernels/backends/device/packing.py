@@ -21,8 +21,8 @@ class Sides(NamedTuple):
 
     Attributes:
         x: (B, Dp) float32 anchors in stable label order; of unit length where the loss asks for it,
-            less the mean anchor for (sq)euclidean; features padded with zeros to a multiple of 16.
-        y: (N, Dp) references likewise, less the mean of the anchors; ``x`` itself in the self case.
+            less the `centre` for (sq)euclidean; features padded with zeros to a multiple of 16.
+        y: (N, Dp) references likewise, less the same centre; ``x`` itself in the self case.
         x_norms, y_norms: (B,) and (N,) float32 a and b such that a + b - 2 x.y is the squared
             distance; for cosine and dot, whose d is a + b - x.y, they are 1 or 0 and 0. A column
             with b = inf does not exist: its d is inf, and it is in no run.
@@ -116,10 +116,9 @@ def pack_rows(
     sorted_x = labels[0][order_x]
     x = _ready(x, unit)
     y = None if y is None else _ready(y, unit)
-    if distance in ("euclidean", "sqeuclidean") and x.shape[0]:
-        # A row that is no number leaves the others what they are.
-        mean = x.nan_to_num(0.0, 0.0, 0.0).mean(0)
-        x, y = x - mean, None if y is None else y - mean
+    if distance in ("euclidean", "sqeuclidean"):
+        offset = centre(x if y is None else torch.cat((x, y)))
+        x, y = x - offset, None if y is None else y - offset
     x = _padded(x[order_x])
     x_norms, y_norms = norms(x, distance, True), norms(x, distance, False)
     if y is None or labels[1] is None:
@@ -149,6 +148,23 @@ def pack_rows(
         precision,
         features,
     )
+
+
+def centre(rows: Tensor) -> Tensor:
+    """An offset (D,) that all rows can lose without rounding, so that near rows stay as near.
+
+    Where all values lie within [c/2, 2c] the difference to c is exact (Sterbenz). Elsewhere the
+    offset is 0, and the values spread about as far as they are from the origin.
+    """
+    if rows.shape[0] == 0:
+        return rows.new_zeros(rows.shape[1])
+    low, high = rows.amin(0), rows.amax(0)
+    middle = low / 2 + high / 2
+    size = middle.abs()
+    near = torch.where(middle > 0, low, -high)
+    far = torch.where(middle > 0, high, -low)
+    exact = (near > 0) & (near >= size / 2) & (far <= 2 * size) & far.isfinite()
+    return torch.where(exact, middle, 0)
 
 
 def norms(rows: Tensor, distance: str, anchors: bool) -> Tensor:

@@ -18,11 +18,27 @@ from dmlap_kernels.backends.triton.policies import TERMS, WEIGHERS, numbers_of, 
 from dmlap_kernels.backends.triton.tile import (
     Pairs,
     Tiling,
-    distances,
+    distances_and_near,
     product,
     row_block,
     sides_of,
 )
+
+
+@triton.jit
+def _without_near(pairs, rows, columns, v, feature, total, how: tl.constexpr):
+    """total (BM, BD) less the sums of v_ij (x_i - y_j) over the columns, whose weighted rows would
+    cancel but for a few digits."""
+    first = tl.min(columns)
+    y_at = pairs.y + first.to(tl.int64) * pairs.features + feature
+    x_at = pairs.x + rows.to(tl.int64)[:, None] * pairs.features + feature[None, :]
+    there = (rows < pairs.rows)[:, None] & (feature < pairs.features)[None, :]
+    for j in range(0, tl.minimum(how.BN, pairs.columns - first)):
+        weight = tl.sum(tl.where((tl.arange(0, how.BN) == j)[None, :], v, 0.0), axis=1)
+        if tl.max(tl.abs(weight)) > 0:
+            y = tl.load(y_at + j * pairs.features, mask=feature < pairs.features, other=0.0)
+            total -= weight[:, None] * (tl.load(x_at, mask=there, other=0.0) - y[None, :])
+    return total
 
 
 @triton.jit
@@ -51,7 +67,7 @@ def gradient_kernel(
     start = tl.program_id(2) * span
     for c in range(start, tl.minimum(start + span, pairs.columns), how.BN):
         columns = c + tl.arange(0, how.BN)
-        d = distances(pairs, rows, columns, how)
+        d, near = distances_and_near(pairs, rows, columns, how)
         positive, negative = sides_of(pairs, rows, columns, first, last, how)
         row = (of_rows, pairs.rows, rows[:, None])
         column = (of_columns, pairs.columns, columns[None, :])
@@ -64,6 +80,11 @@ def gradient_kernel(
             v = tl.where(d > 0, v / tl.where(d > 0, d, 1.0), 0.0)
         if how.distance == "sqeuclidean":
             v = 2.0 * v
+        if how.distance == "euclidean" or how.distance == "sqeuclidean":
+            lone = tl.where(near > 0, v, 0.0)
+            v = tl.where(near > 0, 0.0, v)
+            if tl.max(tl.abs(lone)) > 0:
+                total = _without_near(pairs, rows, columns, lone, feature, total, how)
         active = True
         if sparse:
             active = tl.max(tl.abs(v)) > 0
@@ -93,7 +114,8 @@ def _at_rows(
     sides: Sides, weigher: Weigher, of_rows: Tensor | None, of_columns: Tensor | None
 ) -> Tensor:
     """The gradient (B, Dp) at the anchors of these sides."""
-    launch = launch_of("gradient")
+    products = sides.distance in ("cosine", "dot")
+    launch = launch_of("gradient_of_products" if products else "gradient")
     features = sides.x.shape[1]
     width = width_of(features)
     chunks = triton.cdiv(features, width)

@@ -106,8 +106,9 @@ def sides_of(pairs, rows, columns, first, last, how: tl.constexpr):
 
 
 @triton.jit
-def squared_or_plain(pairs, rows, columns, how: tl.constexpr):
-    """(BM, BN) squared Euclidean distances for (sq)euclidean, else distances."""
+def distances_and_near(pairs, rows, columns, how: tl.constexpr):
+    """`distances`, and 1.0 for the pairs (BM, BN) that were taken from differences, near as they
+    are, else 0.0 (a mask would have to pass through shared memory, which holds no single bits)."""
     at_x = pairs.x + rows.to(tl.int64)[:, None] * pairs.features
     at_y = pairs.y + columns.to(tl.int64)[None, :] * pairs.features
     row_exists, column_exists = rows < pairs.rows, columns < pairs.columns
@@ -121,6 +122,7 @@ def squared_or_plain(pairs, rows, columns, how: tl.constexpr):
     a = tl.load(pairs.x_norms + rows, mask=row_exists, other=0.0)
     b = tl.load(pairs.y_norms + columns, mask=column_exists, other=0.0)
     total = a[:, None] + b[None, :]
+    near = tl.zeros((how.BM, how.BN), dtype=tl.int1)
     if how.distance == "cosine" or how.distance == "dot":
         q = total - dots
     else:
@@ -130,18 +132,23 @@ def squared_or_plain(pairs, rows, columns, how: tl.constexpr):
             near &= rows[:, None] != columns[None, :]
         if tl.max(near.to(tl.int32)) > 0:
             q = tl.where(near, _from_differences(pairs, rows, columns, how), q)
-    return q
+    if how.distance == "euclidean":
+        q = tl.sqrt(q)
+    return q, tl.where(near, 1.0, 0.0)
 
 
 @triton.jit
 def _from_differences(pairs, rows, columns, how: tl.constexpr):
-    at_x = pairs.x + rows.to(tl.int64) * pairs.features
-    at_y = pairs.y + columns.to(tl.int64) * pairs.features
+    # Addresses of 32 bits beside one of 64, because registers are few here.
+    row, column = tl.min(rows), tl.min(columns)
+    of_rows, of_columns = (rows - row) * pairs.features, (columns - column) * pairs.features
+    at_x = pairs.x + row.to(tl.int64) * pairs.features
+    at_y = pairs.y + column.to(tl.int64) * pairs.features
     row_exists, column_exists = rows < pairs.rows, columns < pairs.columns
     total = tl.zeros((how.BM, how.BN), dtype=tl.float32)
     for feature in range(0, pairs.features):
-        x = tl.load(at_x + feature, mask=row_exists, other=0.0)
-        y = tl.load(at_y + feature, mask=column_exists, other=0.0)
+        x = tl.load(at_x + feature + of_rows, mask=row_exists, other=0.0)
+        y = tl.load(at_y + feature + of_columns, mask=column_exists, other=0.0)
         difference = x[:, None] - y[None, :]
         total += difference * difference
     return total
@@ -153,7 +160,5 @@ def distances(pairs, rows, columns, how: tl.constexpr):
 
     What lies outside of the sides is some finite number.
     """
-    q = squared_or_plain(pairs, rows, columns, how)
-    if how.distance == "euclidean":
-        q = tl.sqrt(q)
-    return q
+    d, _ = distances_and_near(pairs, rows, columns, how)
+    return d

@@ -1,0 +1,81 @@
+"""When the `triton` backend is taken, and what it says where it is not."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from dmlap_kernels import fused_triplet_loss
+from dmlap_kernels.backends import registry
+from dmlap_kernels.backends.triton import backend as module
+from dmlap_kernels.problem import PairSpec
+
+BACKEND = registry.backends()["triton"]
+TRIPLET = PairSpec("triplet_hard", (0.2, 0.0, 0.0))
+
+
+@pytest.mark.parametrize(
+    ("cuda", "visible", "capability", "reason"),
+    [
+        (None, False, None, "this PyTorch was built without CUDA"),
+        ("13.0", False, None, "no CUDA device is visible"),
+        ("13.0", True, (7, 5), "it needs a device of capability 8.0 or higher"),
+        ("13.0", True, (9, 0), None),
+    ],
+)
+def test_reasons(monkeypatch, cuda, visible, capability, reason):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: visible)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    assert BACKEND.unavailable() == reason
+
+
+def test_without_triton(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert BACKEND.unavailable() == "Triton is not installed (pip install triton)"
+
+
+def test_asking_for_it_where_it_does_not_run(monkeypatch):
+    monkeypatch.setattr(module.TritonBackend, "unavailable", lambda self: "the reason")
+    with pytest.raises(RuntimeError, match="backend 'triton' is not available: the reason"):
+        fused_triplet_loss(torch.randn(4, 2), torch.tensor([0, 0, 1, 1]), backend="triton")
+
+
+def test_refusals():
+    assert BACKEND.refuses(TRIPLET, "cuda", torch.bfloat16) is None
+    assert "float64" in BACKEND.refuses(TRIPLET, "cuda", torch.float64)
+    assert "cpu" in BACKEND.refuses(TRIPLET, "cpu", torch.float32)
+
+
+def test_order_of_auto():
+    orders = json.loads(registry._ORDER.read_text())
+    assert list(registry.order(orders, TRIPLET, "cuda", "some chip")) == ["triton", "torch"]
+    assert list(registry.order(orders, None, "cpu", "cpu")) == ["cpu", "torch"]
+    assert list(registry.order(orders, TRIPLET, "xpu", "xpu")) == ["torch"]
+    orders["cuda"]["measured"]["a chip"] = {"triplet_hard": ["cuda"], "search": ["torch"]}
+    assert registry.order(orders, TRIPLET, "cuda", "a chip") == ["cuda"]
+    assert registry.order(orders, None, "cuda", "a chip") == ["torch"]
+    assert list(registry.order(orders, TRIPLET, "cuda", "another")) == ["triton", "torch"]
+
+
+def test_orders_name_backends_and_end_with_one_that_runs():
+    orders = json.loads(registry._ORDER.read_text())
+    for device, of_device in orders.items():
+        if device != "about":
+            lists = [of_device["rule"]]
+            lists += [found for chip in of_device["measured"].values() for found in chip.values()]
+            for found in lists:
+                assert set(found) < set(registry.NAMES)
+                assert found[-1] == "torch"
+
+
+def test_importing_the_package_leaves_triton_alone():
+    code = "import sys, dmlap_kernels.backends.registry as r; r.backends(); "
+    code += "sys.exit('triton' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,0 +1,81 @@
+"""Every kernel compiles for the chips it is meant for, in registers and shared memory they have.
+
+Launches are those of the shipped configurations, at their largest: both roles of rows, the longest
+policies, the most statistics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from dmlap_kernels.backends.device.packing import Sides, pack_rows
+from dmlap_kernels.backends.device.sweeps import Exponent, Sweeps, Weigher
+from dmlap_kernels.backends.triton.sweeps import TritonSweeps
+from tests.triton.aot import assert_fits, launches
+
+CLIPPED = Exponent(2.0, 0.3, 1, -0.3)
+
+
+def packed(distance: str = "euclidean", precision: str = "highest", refs: bool = False) -> Sides:
+    x, labels = torch.randn(200, 128), torch.arange(200) // 4
+    y = (torch.randn(300, 128), torch.arange(300) // 4) if refs else (None, None)
+    return pack_rows(x, y[0], (labels, y[1]), distance, False, precision)
+
+
+def vectors(sides: Sides, rows: int = 1) -> torch.Tensor:
+    return torch.zeros(rows, sides.anchors)
+
+
+def mined(sides: Sides) -> Weigher:
+    return Weigher("mined", vectors(sides, 7), None, CLIPPED, CLIPPED)
+
+
+CALLS: dict[str, Callable[[Sweeps, Sides], Any]] = {
+    "extremes": lambda sweeps, sides: sweeps.extremes(sides, True),
+    "hinge_sums": lambda sweeps, sides: sweeps.hinge_sums(sides, *vectors(sides, 2), True),
+    "log_sums": lambda sweeps, sides: sweeps.log_sums(sides, CLIPPED, CLIPPED, *vectors(sides, 2)),
+    "pair_terms": lambda sweeps, sides: sweeps.pair_terms(
+        sides, "lifted", Exponent(1.0), *vectors(sides, 3)
+    ),
+    "gradient-mined": lambda sweeps, sides: sweeps.gradient(sides, mined(sides)),
+}
+
+
+@pytest.mark.parametrize("capability", [80, 90, 100])
+@pytest.mark.parametrize("name", CALLS)
+def test_fits(name: str, capability: int, monkeypatch: Any, tmp_path: Path) -> None:
+    (launch,) = launches(monkeypatch, lambda: CALLS[name](TritonSweeps(), packed()))
+    assert_fits(launch, capability, tmp_path)
+
+
+@pytest.mark.parametrize("precision", ["high", "medium"])
+@pytest.mark.parametrize("name", ["extremes", "gradient-mined"])
+def test_lower_precisions_fit(name: str, precision: str, monkeypatch: Any, tmp_path: Path) -> None:
+    sides = packed("cosine", precision)
+    (launch,) = launches(monkeypatch, lambda: CALLS[name](TritonSweeps(), sides))
+    assert_fits(launch, 90, tmp_path)
+    instruction = {"high": "tf32", "medium": "bf16"}[precision]
+    assert instruction in launch.compiled(90).asm["ptx"]
+
+
+@pytest.mark.parametrize("capability", [80, 100])
+def test_gradients_of_products_fit(capability: int, monkeypatch: Any, tmp_path: Path) -> None:
+    sides = packed("cosine")
+    found = launches(monkeypatch, lambda: TritonSweeps().gradient(sides, mined(sides)))
+    assert_fits(found[0], capability, tmp_path)
+
+
+def test_references_fit(monkeypatch: Any, tmp_path: Path) -> None:
+    """Two launches, one for each side."""
+    sides = packed(refs=True)
+    found = launches(monkeypatch, lambda: TritonSweeps().gradient(sides, mined(sides)))
+    assert [launch.arguments["rows_weigh"] for launch in found] == [True, False]
+    for launch in found:
+        assert_fits(launch, 90, tmp_path)
