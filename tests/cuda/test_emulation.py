@@ -58,3 +58,12 @@ def test_accesses_past_the_end_stop_the_program(planted: Path, what: str) -> Non
     done = run(planted, what, "wrong")
     assert done.returncode != 0
     assert "AddressSanitizer: heap-buffer-overflow" in done.stderr
+
+
+def test_the_kernels_stay_within_their_arrays(folder: Path) -> None:
+    """Every launcher, on sizes that fill no tile, under AddressSanitizer."""
+    here = Path(__file__).parent
+    sources = [*emulated.kernels(), here / "sanitized.cpp"]
+    program = emulated.build(folder / "sanitized", sources, SANITIZED, ["-fsanitize=address"])
+    done = run(program)
+    assert (done.stdout, done.returncode) == ("0\n", 0), done.stderr
