@@ -17,7 +17,10 @@ using Square = Shape<64, 64, 32, 16, 72>;
 constexpr int kChunk = 256;  // coordinates of the gradient that a block takes
 // Rows 2t and 2t + 1 of eight columns fall into different banks.
 constexpr int kChunkPitch = kChunk + 4;
-constexpr int kGradientFloats = Square::kFloats + Square::kN * kChunkPitch + Square::kM;
+// The chunk takes the place of the stages, too, but not that of the distances.
+constexpr int kGradientFloats = Square::kScores + Square::kN * kChunkPitch + Square::kM;
+static_assert(kGradientFloats >= Square::kFloats + Square::kM);
+static_assert(kGradientFloats * sizeof(float) <= kMostShared);
 constexpr int kColumnTiles = 8;  // of 8 coordinates each, that a warp takes of a chunk
 
 struct Chunk {
@@ -161,7 +164,7 @@ template <class Fill>
 __device__ inline void gradient_block(const Sides& s, int64_t row0, const Chunk& chunk,
                                       int64_t begin, int64_t end, float* out, const Fill& fill) {
   float* scores = shared_memory();
-  float* columns = scores + Square::kFloats;
+  float* columns = scores + Square::kScores;
   float* row_sums = columns + Square::kN * kChunkPitch;
   for (int n = threadIdx.x; n < Square::kM * chunk.width; n += kThreads) {
     const int64_t i = row0 + n / chunk.width;

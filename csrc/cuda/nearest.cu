@@ -1,5 +1,5 @@
 // The k nearest columns of each anchor: sorted lists, on the chip where they fit, which the tiles'
-// distances enter in the order of columns. A warp has eight rows; all its lanes work on one list.
+// distances enter in the order of columns. A warp has four rows; all its lanes work on one list.
 #include "dmlap/cuda/sweeps.h"
 #include "tile.cuh"
 
@@ -7,10 +7,11 @@ namespace dmlap::cuda {
 
 namespace {
 
-using Square = Shape<64, 64, 32, 16, 65>;
+using Flat = Shape<32, 128, 16, 32, 129>;
 
 constexpr int kMostOnChip = 128;
-constexpr int kRowsOfWarp = Square::kM / (kThreads / 32);
+static_assert((Flat::kFloats + 2 * Flat::kM * kMostOnChip) * sizeof(float) <= kMostShared);
+constexpr int kRowsOfWarp = Flat::kM / (kThreads / 32);
 
 // Ascending; entries not yet found are infinite, with column -1.
 struct List {
@@ -73,25 +74,25 @@ __global__ void __launch_bounds__(kThreads, 2)
     nearest_kernel(Sides s, Lists results, int64_t length) {
   float* distances = shared_memory();
   const int lane = threadIdx.x % 32, row_of_warp = threadIdx.x / 32 * kRowsOfWarp;
-  const int64_t row0 = static_cast<int64_t>(blockIdx.x) * Square::kM;
+  const int64_t row0 = static_cast<int64_t>(blockIdx.x) * Flat::kM;
   const int64_t begin = blockIdx.y * length, end = least(begin + length, s.cols);
   const bool on_chip = results.k <= kMostOnChip;
-  float* chip = distances + Square::kFloats;
-  const Lists here = {chip, reinterpret_cast<int*>(chip + Square::kM * results.k), results.k};
+  float* chip = distances + Flat::kFloats;
+  const Lists here = {chip, reinterpret_cast<int*>(chip + Flat::kM * results.k), results.k};
   const auto list_of = [&](int row) {
     return on_chip ? here.at(row) : results.at(blockIdx.y * s.rows + row0 + row);
   };
   const int rows = static_cast<int>(least(s.rows - row0 - row_of_warp, kRowsOfWarp));
   for (int r = 0; r < rows; ++r) list_of(row_of_warp + r).clear();
-  for (int64_t col0 = begin; col0 < end; col0 += Square::kN) {
-    tile_distances<Square>(s, row0, col0, distances);
+  for (int64_t col0 = begin; col0 < end; col0 += Flat::kN) {
+    tile_distances<Flat>(s, row0, col0, distances);
     for (int r = 0; r < rows; ++r) {
       const int row = row_of_warp + r;
       const List list = list_of(row);
-      for (int c = lane; c < Square::kN; c += 32) {
+      for (int c = lane; c < Flat::kN; c += 32) {
         const int64_t j = col0 + c;
         const bool exists = j < end && !(s.self && row0 + row == j);
-        list.offer(distances[row * Square::kScorePitch + c], static_cast<int>(j), exists);
+        list.offer(distances[row * Flat::kScorePitch + c], static_cast<int>(j), exists);
       }
     }
     __syncthreads();
@@ -127,7 +128,7 @@ __global__ void __launch_bounds__(kThreads)
 
 int nearest_groups(const Sides& s) {
   constexpr int64_t kWantedBlocks = 256, kMostGroups = 16;
-  const int64_t blocks = ceil_div(s.rows, Square::kM), tiles = ceil_div(s.cols, Square::kN);
+  const int64_t blocks = ceil_div(s.rows, Flat::kM), tiles = ceil_div(s.cols, Flat::kN);
   int64_t groups = blocks == 0 ? 1 : ceil_div(kWantedBlocks, blocks);
   groups = groups < kMostGroups ? groups : kMostGroups;
   groups = groups < tiles ? groups : tiles;
@@ -137,12 +138,11 @@ int nearest_groups(const Sides& s) {
 int launch_nearest(const Sides& s, int k, float* distances, int* columns, const Queue& queue) {
   if (s.rows == 0 || k == 0) return 0;
   const int groups = nearest_groups(s);
-  const int64_t length = ceil_div(ceil_div(s.cols, Square::kN), groups) * Square::kN;
+  const int64_t length = ceil_div(ceil_div(s.cols, Flat::kN), groups) * Flat::kN;
   const Lists lists = {distances, columns, k};
-  const dim3 grid(static_cast<unsigned>(ceil_div(s.rows, Square::kM)),
-                  static_cast<unsigned>(groups));
-  const size_t on_chip = k <= kMostOnChip ? size_t{2} * Square::kM * k : 0;
-  const size_t shared = (Square::kFloats + on_chip) * sizeof(float);
+  const dim3 grid(static_cast<unsigned>(ceil_div(s.rows, Flat::kM)), static_cast<unsigned>(groups));
+  const size_t on_chip = k <= kMostOnChip ? size_t{2} * Flat::kM * k : 0;
+  const size_t shared = (Flat::kFloats + on_chip) * sizeof(float);
   const int status = launch(nearest_kernel, queue, grid, shared, s, lists, length);
   if (status != 0 || groups == 1) return status;
   const dim3 blocks(static_cast<unsigned>(ceil_div(s.rows, kThreads / 32)));

@@ -15,6 +15,8 @@ namespace dmlap::cuda {
 
 constexpr int kThreads = 256;  // of every block
 constexpr unsigned kWholeWarp = 0xffffffffu;
+// Shared memory of a block in bytes, on the GPUs from capability 8.0 on that have the least.
+constexpr size_t kMostShared = 99 << 10;
 
 __host__ __device__ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

@@ -195,6 +195,7 @@ int launch_sweep(const Sides& s, const Policy& policy, bool runs, void* workspac
                  const Queue& queue) {
   using State = typename Policy::State;
   static_assert(sizeof(State) <= kStateBytes);
+  static_assert(Wide::kFloats * sizeof(float) + 2 * kThreads * sizeof(State) <= kMostShared);
   if (s.rows == 0) return 0;
   const Split split = split_columns(s, runs);
   auto* partials = static_cast<State*>(workspace);

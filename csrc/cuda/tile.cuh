@@ -140,8 +140,8 @@ __device__ inline void refine(const Sides& s, int64_t row0, int64_t col0, int m0
 }
 
 // Distances of kM anchors from row0 on to kN columns from col0 on, into `memory` (S::kFloats) as
-// [kM][kScorePitch], there for the whole block on return. Entries without a pair hold anything but
-// a row's or column's end. `memory` must not be in use by then.
+// [kM][kScorePitch], there for the whole block on return. Entries past the last row or column mean
+// nothing. Nobody may still read from `memory` when the block comes here.
 template <class S>
 __device__ inline void tile_distances(const Sides& s, int64_t row0, int64_t col0, float* memory) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
