@@ -44,12 +44,9 @@ def launch_of(kernel: str) -> Launch:
 
 @functools.cache
 def _multiprocessors(device: torch.device) -> int:
-    # In the interpreter as many as make small problems split.
-    return (
-        2
-        if device.type == "cpu"
-        else torch.cuda.get_device_properties(device).multi_processor_count
-    )
+    if device.type == "cpu":
+        return 6  # as many as make the interpreter split small problems
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def splits_of(sides: Sides, launch: Launch, programs: int = 1) -> tuple[int, int]:
