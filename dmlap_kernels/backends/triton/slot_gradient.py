@@ -154,15 +154,46 @@ def _positive_weights(
 
 
 @triton.jit
+def _less_near(
+    R, row, row_in, C, begin, columns, at, at_in, lone, acc, width, COLUMNS: tl.constexpr
+):  # fmt: skip
+    """acc less the sums of lone * (row - column): for near pairs, whose weighted rows would cancel
+    but for a few digits."""
+    r_mask = row_in[:, None] & at_in[None, :]
+    place = tl.arange(0, COLUMNS)
+    for j in range(0, tl.minimum(COLUMNS, columns - begin)):
+        weight = tl.sum(tl.where((place == j)[None, :], lone, 0.0), 1)
+        if tl.max(tl.abs(weight), 0) > 0:
+            r = tl.load(R + row[:, None] * width + at[None, :], mask=r_mask, other=0.0)
+            c = tl.load(C + (begin + j).to(tl.int64) * width + at, mask=at_in, other=0.0)
+            acc -= weight[:, None] * (r - c[None, :])
+    return acc
+
+
+@triton.jit
 def accumulate(
-    C, column, column_in, at, at_in, pair_weights, d, acc, row_sums, width,
-    DISTANCE: tl.constexpr, PRECISION: tl.constexpr,
+    R, r_norms, row, row_in, C, c_norms, begin, columns, at, at_in, pair_weights, d,
+    acc, row_sums, width,
+    DISTANCE: tl.constexpr, PRECISION: tl.constexpr, NEAR: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Adds a tile of d loss / d d to what `finish` makes a gradient of."""
-    if DISTANCE == "euclidean":
-        pair_weights = tl.where(d > 0, pair_weights / tl.where(d > 0, d, 1.0), 0.0)
-    elif DISTANCE == "sqeuclidean":
-        pair_weights = 2 * pair_weights
+    column = begin + tl.arange(0, COLUMNS).to(tl.int64)
+    column_in = column < columns
+    if DISTANCE == "euclidean" or DISTANCE == "sqeuclidean":
+        norms = tl.load(r_norms + row, mask=row_in, other=0.0)[:, None]
+        norms = norms + tl.load(c_norms + column, mask=column_in, other=0.0)[None, :]
+        if DISTANCE == "euclidean":
+            near = d * d < NEAR * norms
+            pair_weights = tl.where(d > 0, pair_weights / tl.where(d > 0, d, 1.0), 0.0)
+        else:
+            near = d < NEAR * norms
+            pair_weights = 2 * pair_weights
+        lone = tl.where(near, pair_weights, 0.0)
+        pair_weights = tl.where(near, 0.0, pair_weights)
+        if tl.max(tl.max(tl.abs(lone), 1), 0) > 0:
+            acc = _less_near(
+                R, row, row_in, C, begin, columns, at, at_in, lone, acc, width, COLUMNS
+            )
     c = tl.load(
         C + column[:, None] * width + at[None, :],
         mask=column_in[:, None] & at_in[None, :],
@@ -263,7 +294,7 @@ def slot_gradient(
                 )  # fmt: skip
             if tl.max(tl.max((found != 0).to(tl.int32), 1), 0) > 0:
                 acc, row_sums = accumulate(
-                    C, column, column_in, at, at_in, found, d, acc, row_sums, width,
-                    DISTANCE, PRECISION,
+                    R, r_norms, row, row_in, C, c_norms, begin, columns, at, at_in, found, d,
+                    acc, row_sums, width, DISTANCE, PRECISION, NEAR, COLUMNS,
                 )  # fmt: skip
         finish(gradient, R, row, row_in, at, at_in, acc, row_sums, width, DISTANCE)
