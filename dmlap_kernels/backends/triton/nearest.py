@@ -19,7 +19,7 @@ from dmlap_kernels.backends.triton.tile import INTERPRETED, NEAR
 ON_CHIP = 128
 # Rows and features of a tile, and warps, by how many neighbours are kept. Not measured.
 LAUNCHES = {16: (32, 32, 4), 32: (32, 32, 4), 64: (16, 32, 4), 128: (16, 32, 4)}
-_BLOCK_LAUNCH = (64, 64, 32, 4)
+_BLOCK_LAUNCH = (32, 64, 32, 4)
 _INTERPRETED = (32, 32, 32, 4)
 # Numbers of a block.
 _BLOCK = 1 << 12 if INTERPRETED else 1 << 23

@@ -155,17 +155,18 @@ def _positive_weights(
 
 @triton.jit
 def _less_near(
-    R, row, row_in, C, begin, columns, at, at_in, lone, acc, width, COLUMNS: tl.constexpr
+    R, row, row_in, C, column, columns, at, at_in, lone, acc, width, COLUMNS: tl.constexpr
 ):  # fmt: skip
     """acc less the sums of lone * (row - column): for near pairs, whose weighted rows would cancel
     but for a few digits."""
     r_mask = row_in[:, None] & at_in[None, :]
     place = tl.arange(0, COLUMNS)
-    for j in range(0, tl.minimum(COLUMNS, columns - begin)):
+    begin = tl.min(column, 0)
+    for j in range(0, tl.minimum(columns - begin, COLUMNS)):
         weight = tl.sum(tl.where((place == j)[None, :], lone, 0.0), 1)
         if tl.max(tl.abs(weight), 0) > 0:
             r = tl.load(R + row[:, None] * width + at[None, :], mask=r_mask, other=0.0)
-            c = tl.load(C + (begin + j).to(tl.int64) * width + at, mask=at_in, other=0.0)
+            c = tl.load(C + (begin + j) * width + at, mask=at_in, other=0.0)
             acc -= weight[:, None] * (r - c[None, :])
     return acc
 
@@ -192,7 +193,7 @@ def accumulate(
         pair_weights = tl.where(near, 0.0, pair_weights)
         if tl.max(tl.max(tl.abs(lone), 1), 0) > 0:
             acc = _less_near(
-                R, row, row_in, C, begin, columns, at, at_in, lone, acc, width, COLUMNS
+                R, row, row_in, C, column, columns, at, at_in, lone, acc, width, COLUMNS
             )
     c = tl.load(
         C + column[:, None] * width + at[None, :],

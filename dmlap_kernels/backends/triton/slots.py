@@ -28,10 +28,10 @@ GROUP = 4 if INTERPRETED else 16
 LAUNCHES = {
     "positive_distances": Launch(64, 0, 64, 4, 2),
     "semihard": Launch(32, 64, 32, 4, 2),
-    "draw": Launch(32, 32, 32, 4, 2),
+    "draw": Launch(16, 32, 32, 4, 2),
     "mined_terms": Launch(32, 0, 32, 4, 2),
     "slot_sums": Launch(16, 32, 32, 4, 2),
-    "slot_gradient": Launch(16, 32, 32, 4, 2),
+    "slot_gradient": Launch(16, 32, 16, 4, 1),
 }
 _INTERPRETED = Launch(32, 32, 32, 4, 1)
 # Columns are split among so many programs at most, where the results of parts can meet.

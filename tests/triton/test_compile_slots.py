@@ -1,0 +1,76 @@
+"""As `test_compile`, for windows of positives, SoftTriple and searches, in their longest forms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from dmlap_kernels.backends.device.packing import Sides, pack_rows
+from dmlap_kernels.backends.device.sweeps import Triplets
+from dmlap_kernels.backends.triton.sweeps import TritonSweeps
+from tests.triton.aot import Launch, assert_fits, launches
+
+SWEEPS = TritonSweeps()
+ONES = torch.ones(200)
+
+
+def packed(distance: str = "euclidean", refs: bool = False, precision: str = "highest") -> Sides:
+    x, labels = torch.randn(200, 128), torch.arange(200) // 4
+    y = (torch.randn(300, 128), torch.arange(300) // 4) if refs else (None, None)
+    return pack_rows(x, y[0], (labels, y[1]), distance, False, precision)
+
+
+def triplets(mining: str) -> Triplets:
+    return Triplets(mining, 0.2, True, True, 0.5, 1.4, 7)
+
+
+CALLS: dict[str, Callable[[], Any]] = {
+    "semihard": lambda: SWEEPS.triplet_sums(packed(), triplets("semihard")),
+    "draw": lambda: SWEEPS.triplet_sums(packed(refs=True), triplets("distance_weighted")),
+    "all": lambda: SWEEPS.triplet_sums(packed(refs=True), triplets("all")),
+    "gradient-semihard": lambda: SWEEPS.triplet_gradient(packed(), triplets("semihard"), ONES),
+    "gradient-all": lambda: SWEEPS.triplet_gradient(packed(refs=True), triplets("all"), ONES),
+    "gradient-angular": lambda: SWEEPS.angular_gradient(packed("cosine"), 0.8, ONES),
+    "soft_triple": lambda: SWEEPS.soft_triple(packed("cosine", True), 20.0, 0.1, 0.01),
+    "gradient-soft_triple": lambda: SWEEPS.soft_triple_gradient(
+        packed("cosine", True), 20.0, 0.1, 0.01, torch.ones(2, 200), ONES
+    ),
+    "nearest-16": lambda: SWEEPS.nearest(packed(), 1),
+    "nearest-128": lambda: SWEEPS.nearest(packed(), 100),
+    "nearest-blocks": lambda: SWEEPS.nearest(packed(), 150),
+    "class_scores": lambda: SWEEPS.class_scores(
+        packed(refs=True), ONES, torch.arange(4, 201, 4), torch.arange(4, 301, 4)
+    ),
+}
+
+
+def one_window(found: list[Launch]) -> list[Launch]:
+    """Without those that differ from an earlier one in numbers alone: other windows or blocks."""
+    compiled = {}
+    for launch in found:
+        constants = [p.name for p in launch.kernel.params if p.is_constexpr]
+        key = (launch.kernel, *(launch.arguments[name] for name in constants))
+        compiled.setdefault(key, launch)
+    return list(compiled.values())
+
+
+@pytest.mark.parametrize("capability", [80, 90, 100])
+@pytest.mark.parametrize("name", CALLS)
+def test_fits(name: str, capability: int, monkeypatch: Any, tmp_path: Path) -> None:
+    found = one_window(launches(monkeypatch, CALLS[name]))
+    assert found
+    for launch in found:
+        assert_fits(launch, capability, tmp_path)
+
+
+def test_a_lower_precision_fits(monkeypatch: Any, tmp_path: Path) -> None:
+    sides = packed(precision="high")
+    call = lambda: SWEEPS.triplet_gradient(sides, triplets("all"), ONES)  # noqa: E731
+    for launch in one_window(launches(monkeypatch, call)):
+        assert_fits(launch, 90, tmp_path)
