@@ -22,7 +22,9 @@ def problem_of(loss: str, rows: int = 20) -> Problem:
     return make_problem(replace(usual(loss, rows=rows, features=8), refs=refs))
 
 
-@pytest.mark.parametrize("loss", ["triplet_hard", "margin", "sup_con", "nt_xent"])
+@pytest.mark.parametrize(
+    "loss", ["triplet_hard", "triplet_semihard", "triplet_all", "margin", "sup_con", "nt_xent"]
+)
 @pytest.mark.parametrize("refs", [False, True], ids=["self", "refs"])
 def test_pairs_a_ten_thousandth_apart(loss: str, refs: bool, backend: str) -> None:
     scale = 30.0 if refs else 1.0
