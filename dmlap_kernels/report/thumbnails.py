@@ -1,0 +1,26 @@
+"""Samples as small images of the page."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import torch
+
+from dmlap_kernels.data import Split
+from dmlap_kernels.extras import require
+from dmlap_kernels.report.markup import Html, picture
+
+
+def pixels(split: Split, index: int) -> Any:
+    """(height, width) or (height, width, 3) uint8 array; other channels than 3: the first."""
+    image = split.batch(torch.tensor([index]))[0].clamp(0, 1).mul(255).round().to(torch.uint8)
+    return (image.permute(1, 2, 0) if len(image) == 3 else image[0]).contiguous().numpy()
+
+
+def thumbnail(split: Split, index: int, alt: str) -> Html:
+    """The sample as a PNG of its own size; the page scales it."""
+    buffer = io.BytesIO()
+    pil = require("PIL.Image", purpose="dmlap report")
+    pil.fromarray(pixels(split, index)).save(buffer, format="PNG", optimize=True)
+    return picture(buffer.getvalue(), "png", alt, class_="sample")
