@@ -1,4 +1,4 @@
-"""The ``dmlap`` command: train, eval, info."""
+"""The ``dmlap`` command: train, eval, report, info."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from dmlap_kernels import __version__, info
 from dmlap_kernels.data import SOURCES, parse_source
 from dmlap_kernels.extras import MissingExtra
 from dmlap_kernels.losses import LOSSES
+from dmlap_kernels.report.page import REPORT_FILE, write_report
 from dmlap_kernels.trainer import (
     Interrupted,
     NonFiniteLoss,
@@ -241,6 +242,13 @@ def _print_table(columns: dict[str, dict[str, float]]) -> None:
         print(f"{name:<12}" + "".join(f"  {v:{w}.4f}" for v, w in zip(values, widths, strict=True)))
 
 
+def _report(args: argparse.Namespace) -> int:
+    with _refusals():
+        path = write_report(args.folders, args.out)
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, opens in any browser")
+    return 0
+
+
 def _info(args: argparse.Namespace) -> int:
     facts = info.collect()
     print(json.dumps(facts, indent=2) if args.json else info.render(facts))
@@ -291,6 +299,19 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--device", metavar="DEVICE", default="auto", help="default: auto")
     evaluate.add_argument("--json", action="store_true", help="print JSON")
     evaluate.set_defaults(run=_eval)
+    report = commands.add_parser(
+        "report", help="one HTML page with curves, neighbours, a map and hard classes of runs"
+    )
+    report.add_argument(
+        "folders", metavar="DIR", type=Path, nargs="+", help="folder of a run; several: compared"
+    )
+    report.add_argument(
+        "--out",
+        metavar="FILE",
+        type=Path,
+        help=f"the page (default: {REPORT_FILE} in DIR, or here for several)",
+    )
+    report.set_defaults(run=_report)
     state = commands.add_parser("info", help="what was built, and what runs here")
     state.add_argument("--json", action="store_true", help="print JSON")
     state.set_defaults(run=_info)

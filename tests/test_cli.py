@@ -203,6 +203,8 @@ def test_refusals_are_one_sentence(whole: Path, tmp_path: Path) -> None:
         (["train", "--loss-option=margni=1", "--out", tmp_path / "z"], "margni"),
         (["train", *QUICK, "--device=tpu9", "--out", tmp_path / "v"], "device must be auto"),
         (["eval", tmp_path / "none"], "holds no checkpoint.safetensors"),
+        (["report", whole, tmp_path], "it is not the folder of a run"),
+        (["report", whole, "--out", tmp_path], "--out takes the name of a file"),
         (["eval", whole, "--ks=0"], "ks must be one or more positive integers"),
     ):
         done = _main(*arguments)

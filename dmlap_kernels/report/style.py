@@ -1,0 +1,43 @@
+"""The style sheet of the page: light and dark, wide and narrow."""
+
+from __future__ import annotations
+
+CSS = """
+:root { color-scheme: light dark; --ink: #1c1c1c; --paper: #ffffff; --line: #cccccc;
+  --right: #0072b2; --wrong: #d55e00; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e8e8e8; --paper: #16181c; --line: #444950; --right: #56b4e9; --wrong: #e69f00; }
+}
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 1rem; max-width: 75rem; color: var(--ink);
+  background: var(--paper); font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
+h1, h2, h3 { line-height: 1.2; }
+h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line); }
+p { max-width: 46rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
+th, td { padding: 0.2rem 0.7rem; text-align: right; border-bottom: 1px solid var(--line);
+  white-space: nowrap; }
+th:first-child { text-align: left; }
+td.text { text-align: left; white-space: normal; }
+.curves { display: grid; gap: 0.8rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); }
+.plot { width: 100%; max-width: 50rem; height: auto; background: #ffffff; border-radius: 0.4rem; }
+.sample { width: 3.4rem; height: 3.4rem; object-fit: contain; image-rendering: pixelated;
+  display: block; }
+.row { display: flex; flex-wrap: wrap; gap: 0.35rem; padding: 0.4rem 0;
+  border-bottom: 1px solid var(--line); }
+figure { margin: 0; }
+.row figure { width: 4.2rem; font-size: 0.75rem; line-height: 1.25; }
+.row .sample { width: 100%; height: 4.2rem; border: 4px solid var(--line); }
+.row .query { margin-right: 0.8rem; }
+.row .right .sample { border: 4px solid var(--right); }
+.row .wrong .sample { border: 4px dashed var(--wrong); }
+.right .sign { color: var(--right); font-weight: bold; }
+.wrong .sign { color: var(--wrong); font-weight: bold; }
+.row figcaption { max-height: 2.6em; overflow: hidden; }
+.pair { display: flex; flex-wrap: wrap; gap: 0.5rem 2rem; align-items: center;
+  padding: 0.6rem 0; border-bottom: 1px solid var(--line); }
+.class div { display: flex; gap: 0.2rem; }
+.class figcaption { font-size: 0.8rem; max-width: 14.2rem; }
+"""

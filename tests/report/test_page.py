@@ -1,0 +1,130 @@
+"""The page of several runs: whole, self-contained, and true."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from dmlap_kernels.cli import main
+from dmlap_kernels.report import runs as reading
+from dmlap_kernels.report.page import build_page, write_report
+from tests.report.conftest import ODD_CLASS, Page, few_digits
+
+
+@pytest.fixture(scope="module")
+def text(runs: list[Path]) -> str:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reading, "load_data", few_digits)
+        return build_page(reading.read_runs(runs))
+
+
+@pytest.fixture(scope="module")
+def page(text: str) -> Page:
+    return Page(text)
+
+
+def test_all_parts_are_there(page: Page, runs: list[Path]) -> None:
+    parts = [f"{part}-{n}" for n in (1, 2, 3) for part in ("run", "gallery", "map", "pairs")]
+    assert page.ids() == ["comparison", "curves", *parts]
+    for folder in runs:
+        metrics = json.loads((folder / "metrics.json").read_text())
+        for column in ("test", "raw_pixels"):
+            for value in metrics[column].values():
+                assert f"{value:.4f}" in page.text
+        assert metrics["versions"]["torch"] in page.text
+    assert len(page.classes("img", "plot")) == 3 + 3
+    assert len(page.classes("div", "row")) == 3 * 12
+    assert len(page.classes("div", "pair")) == 3 * 8
+
+
+def test_the_page_needs_nothing_else(text: str, page: Page) -> None:
+    assert not re.search(r"(https?:)?//[a-z]", re.sub(r"base64,[^\"]*", "", text))
+    assert not {"script", "link", "iframe"} & {tag for tag, _ in page.tags}
+    assert "url(" not in text and "@import" not in text
+    images = [attrs for tag, attrs in page.tags if tag == "img"]
+    starts = {"png": b"\x89PNG", "svg+xml": b"<?xml"}
+    for attrs in images:
+        kind, content = re.fullmatch(r"data:image/(.*);base64,(.*)", attrs["src"] or "").groups()  # type: ignore[union-attr]
+        assert base64.b64decode(content, validate=True).startswith(starts[kind])
+        assert attrs["alt"]
+    assert any("default-src 'none'" in (attrs.get("content") or "") for _, attrs in page.tags)
+    assert "prefers-color-scheme: dark" in text and "width=device-width" in text
+
+
+def test_odd_names_are_text(page: Page, runs: list[Path]) -> None:
+    assert "b" not in {tag for tag, _ in page.tags}
+    assert f"1. {runs[0].name}" in page.text
+    assert ODD_CLASS in page.text
+    alts = [attrs["alt"] for tag, attrs in page.tags if tag == "img"]
+    assert f"class {ODD_CLASS}" in alts
+
+
+def test_the_command_writes_the_same_page_again(
+    text: str, runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Of one run, for its time; its pictures are those of the page of three.
+    assert main(["report", str(runs[2]), "--out", str(tmp_path / "page.html")]) == 0
+    assert str(tmp_path / "page.html") in capsys.readouterr().out
+    again = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert Page(again).ids() == ["run-1", "curves", "gallery-1", "map-1", "pairs-1"]
+    for part in ("gallery", "map", "pairs"):
+        pattern = r'<section id="{}-{}"><h2>[^<]*</h2>(.*?)</section>'
+        (one,) = re.findall(pattern.format(part, 1), again, re.DOTALL)
+        (other,) = re.findall(pattern.format(part, 3), text, re.DOTALL)
+        assert one == other
+
+
+def test_missing_data_leave_out_the_pictures(
+    runs: list[Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def gone(*args: object, **kwargs: object) -> None:
+        raise FileNotFoundError("data 'folder': /gone does not exist")
+
+    monkeypatch.setattr(reading, "load_data", gone)
+    out = write_report(runs[:1], tmp_path / "page.html")
+    page = Page(out.read_text(encoding="utf-8"))
+    assert page.ids() == ["run-1", "curves"]
+    assert "There are no pictures of the test images of this run" in page.text
+    assert "/gone does not exist" in page.text
+
+
+def test_other_data_than_the_run_had_are_not_shown(
+    runs: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    page = Page(build_page(reading.read_runs(runs[:1])))
+    assert "no longer those that it was trained on" in page.text
+    assert page.ids() == ["run-1", "curves"]
+
+
+def test_what_is_no_run_is_refused(runs: list[Path], tmp_path: Path) -> None:
+    unfinished, broken = tmp_path / "unfinished", tmp_path / "broken"
+    for folder in (unfinished, broken):
+        shutil.copytree(runs[2], folder)
+    (unfinished / "metrics.json").unlink()
+    (broken / "metrics.json").write_text('{"config": {}}')
+    for folders, named in (
+        ([tmp_path], "holds no checkpoint.safetensors: it is not the folder of a run"),
+        ([unfinished], "its run is not finished; continue it with: dmlap train --resume"),
+        ([broken], "does not hold the metrics of a run"),
+        ([runs[0], runs[0]], "is given twice"),
+        ([], "at least one run"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            write_report(folders, tmp_path / "page.html")
+    for out in (tmp_path, tmp_path / "none" / "page.html"):
+        with pytest.raises(OSError, match="--out"):
+            write_report(runs[2:], out)
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_a_missing_extra_is_named(runs: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(ImportError, match=r"report needs scikit-learn.*dmlap-kernels\[train\]"):
+        write_report(runs)
