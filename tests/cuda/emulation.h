@@ -172,6 +172,21 @@ void with_warp(T& mine, const Work& work) {
   meet(meeting, [&] { work(reinterpret_cast<T**>(meeting.given)); });
 }
 
+// Lets each thread of a warp run to its next barrier; whether any of them could.
+inline bool run_warp(unsigned w) {
+  bool moved = false;
+  for (unsigned n = 0; n < kWarp; ++n) {
+    const unsigned t = w * kWarp + (descending ? kWarp - 1 - n : n);
+    if (t >= block->fibers.size() || !block->fibers[t].runs()) continue;
+    current = &block->fibers[t];
+    current->awaited = nullptr;
+    threadIdx = current->index;
+    Context::change(scheduler, current->context);
+    moved = true;
+  }
+  return moved;
+}
+
 // Runs one block; false if some of its threads wait for others that have left.
 inline bool run_block(dim3 size) {
   Block state;
@@ -187,16 +202,12 @@ inline bool run_block(dim3 size) {
     fiber.context.start(fiber.stack.get(), kStack, enter);
     ++state.warps[t / kWarp].expected;
   }
+  // A warp runs until all of its threads wait for other warps: these lag as far as they can.
+  const auto warps = static_cast<unsigned>(state.warps.size());
   for (bool moved = true; moved;) {
     moved = false;
-    for (unsigned n = 0; n < state.warps.size() * kWarp; ++n) {
-      const unsigned t = descending ? static_cast<unsigned>(state.warps.size()) * kWarp - 1 - n : n;
-      if (t >= threads || !state.fibers[t].runs()) continue;
-      current = &state.fibers[t];
-      current->awaited = nullptr;
-      threadIdx = current->index;
-      Context::change(scheduler, current->context);
-      moved = true;
+    for (unsigned w = 0; w < warps; ++w) {
+      while (run_warp(descending ? warps - 1 - w : w)) moved = true;
     }
   }
   bool whole = true;

@@ -172,6 +172,23 @@ def test_gradient_in_either_order(sweeps: CudaSweeps, sides: Sides, order: str) 
     assert_gradient(sweeps, sides, "exponential")
 
 
+def test_gradient_over_several_tiles_of_a_block(sweeps: CudaSweeps, order: str) -> None:
+    """Columns are in eight parts at most; these have two tiles each."""
+    assert_gradient(sweeps, formulas.make_sides(40, 600, 17, "euclidean"), "exponential")
+
+
+def test_groups_of_several_rows_of_tiles(sweeps: CudaSweeps) -> None:
+    """Rows are in 32 groups at most; these have two tiles each, and column results of both meet."""
+    sides = formulas.make_sides(4200, None, 2, "dot", classes=900)
+    d = formulas.distances(sides)
+    positives, negatives = formulas.masks(sides)
+    got = sweeps.extremes(sides, True)
+    assert_near(got.positive, torch.where(positives, d, -torch.inf).amax(1))
+    assert_near(got.negative, torch.where(negatives, d, torch.inf).amin(1))
+    assert got.negative_sum is not None
+    assert_near(got.negative_sum, torch.where(negatives, d, 0).sum(1))
+
+
 def assert_gradient(sweeps: CudaSweeps, sides: Sides, kind: str) -> None:
     weigher = make_weigher(kind, sides)
     wanted = formulas.gradients(sides, formulas.weights(weigher, sides))
