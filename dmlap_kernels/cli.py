@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 from dmlap_kernels import __version__, info
-from dmlap_kernels.data import SOURCES, parse_source
+from dmlap_kernels.data import SOURCES, DataError, parse_source
 from dmlap_kernels.extras import MissingExtra
 from dmlap_kernels.losses import LOSSES
 from dmlap_kernels.report.page import REPORT_FILE, write_report
@@ -25,7 +25,15 @@ from dmlap_kernels.trainer import (
     evaluate_run,
 )
 from dmlap_kernels.trainer.checkpoint import load_checkpoint
-from dmlap_kernels.trainer.config import CLASS_CHOICES, DMLAP_FIELDS, HARD_FIELDS, METHODS, SIDES
+from dmlap_kernels.trainer.config import (
+    CLASS_CHOICES,
+    DMLAP_FIELDS,
+    HARD_FIELDS,
+    METHODS,
+    SIDES,
+    TIMM_FIELDS,
+)
+from dmlap_kernels.trainer.config_files import CONFIGS, merged
 from dmlap_kernels.trainer.progress import Progress
 from dmlap_kernels.trainer.results import CURVES_FILE, METRICS_FILE
 from dmlap_kernels.trainer.tensorboard import EventWriter
@@ -61,6 +69,9 @@ _DATA = (
         "SHARE",
         "training classes held out to watch instead of the test classes",
     ),
+    _Option(
+        "--validation-fold", "validation_fold", int, "FOLD", "hold out one quarter of them, 0 to 3"
+    ),
 )
 _TRAINING = (
     _Option(
@@ -68,6 +79,7 @@ _TRAINING = (
     ),
     _Option("--samples-per-class", "samples_per_class", int, "M", "samples of each of them"),
     _Option("--chunk-size", "chunk_size", int, "N", "images the encoder gets at a time"),
+    _Option("--encoder", "encoder", str, "ENCODER", "conv or timm:NAME"),
     _Option("--embedding-dim", "embedding_dim", int, "D", "length of an embedding"),
     _Option("--learning-rate", "learning_rate", float, "RATE", "peak of the one-cycle schedule"),
     _Option("--device", "device", str, "DEVICE", "torch device; auto: cuda if there is one"),
@@ -104,6 +116,8 @@ _DMLAP = (
 )
 _FLAGS = {o.field: o.flag for o in (*_MAIN, *_DATA, *_TRAINING, *_DMLAP)} | {
     "augment": "--no-augment",
+    "pretrained": "--pretrained",
+    "freeze_batch_norm": "--freeze-batch-norm",
     "loss_options": "--loss-option",
 }
 
@@ -116,7 +130,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except _Refusal as error:
         print(f"dmlap {args.command}: {error}", file=sys.stderr)
         return 2
-    except NonFiniteLoss as error:
+    # Photographs are read on the way: one may turn out to be broken.
+    except (NonFiniteLoss, DataError) as error:
         print(f"dmlap {args.command}: stopped: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -167,10 +182,12 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _fresh(args: argparse.Namespace, given: dict[str, Any]) -> Trainer:
-    config = TrainConfig(**given)
+    values = merged(args.config, given)
+    config = TrainConfig(**values)
     for fields, applies, to_what in (
         (DMLAP_FIELDS, config.is_dmlap, "--method dmlap"),
         (HARD_FIELDS, config.classes == "hard", "--classes hard"),
+        (TIMM_FIELDS, config.encoder != "conv", "--encoder timm:NAME"),
         (("monitor_every",), config.patience is not None, "--patience"),
     ):
         idle = [_FLAGS[name] for name in fields if name in given]
@@ -179,7 +196,7 @@ def _fresh(args: argparse.Namespace, given: dict[str, Any]) -> Trainer:
     kind, path = parse_source(config.data)
     if path:
         absolute = Path(path).expanduser().resolve()
-        config = TrainConfig(**{**given, "data": f"{kind}:{absolute}"})
+        config = TrainConfig(**{**values, "data": f"{kind}:{absolute}"})
     out = args.out or Path("runs", f"{kind}-{config.method}-seed{config.seed}")
     return Trainer(config, out=out, checkpoint_every=args.checkpoint_every)
 
@@ -187,6 +204,8 @@ def _fresh(args: argparse.Namespace, given: dict[str, Any]) -> Trainer:
 def _resumed(args: argparse.Namespace, given: dict[str, Any]) -> Trainer:
     if args.out:
         raise ValueError("--out cannot be given with --resume, which continues in its own folder")
+    if args.config:
+        raise ValueError("--config cannot be given with --resume, which keeps its configuration")
     saved = load_checkpoint(args.resume)[1]["config"]
     for name, value in given.items():
         if saved.get(name) != value:
@@ -328,6 +347,11 @@ def _add_train(commands: Any) -> None:
     train.add_argument(
         "--out", metavar="DIR", type=Path, help="folder of the run (default: runs/NAME)"
     )
+    train.add_argument(
+        "--config",
+        metavar="NAME",
+        help=f"start from the values of {', '.join(CONFIGS)} or of a JSON file; options win",
+    )
     train.add_argument("--resume", metavar="DIR", type=Path, help="continue the run in DIR")
     train.add_argument("--tensorboard", action="store_true", help="also write event files")
     train.add_argument(
@@ -357,6 +381,16 @@ def _add_train(commands: Any) -> None:
         default=argparse.SUPPRESS,
         help="keyword of the loss, for example neg_margin=0.8; may be repeated",
     )
+    for name, what in (
+        ("pretrained", "start an encoder of timm from its pretrained weights"),
+        ("freeze_batch_norm", "keep the batch normalisation of an encoder of timm as it is"),
+    ):
+        training.add_argument(
+            _FLAGS[name],
+            action=argparse.BooleanOptionalAction,
+            default=argparse.SUPPRESS,
+            help=what,
+        )
     _add_options(train.add_argument_group("alternating projections (--method dmlap)"), _DMLAP)
     train.set_defaults(run=_train)
 

@@ -5,19 +5,29 @@
 ``digits``                scans of handwritten digits bundled with scikit-learn
 ``omniglot:PATH``         Omniglot as a ``.npz`` file or in its official folders
 ``folder:PATH``           a folder of image files for each class
+``cub:PATH``              CUB-200-2011
+``cars:PATH``             Cars196
+``sop:PATH``              Stanford Online Products
+``inshop:PATH``           In-shop Clothes Retrieval, with queries and gallery
 ========================  ====================================================================
+
+Images of the last four stay in their files until a batch asks for them.
 """
 
 from __future__ import annotations
 
 import torch.nn.functional as F
+from torch import Tensor
 
 from dmlap_kernels.data.digits import load_digits
 from dmlap_kernels.data.distortion import Distortion
 from dmlap_kernels.data.files import DataError
 from dmlap_kernels.data.folder import load_folder
 from dmlap_kernels.data.glyphs import load_glyphs
+from dmlap_kernels.data.in_shop import load_in_shop
 from dmlap_kernels.data.omniglot import load_omniglot
+from dmlap_kernels.data.photo_sets import load_cars, load_cub, load_sop
+from dmlap_kernels.data.photos import DEFAULT_SIZE, ImageFiles, RandomCrop
 from dmlap_kernels.data.splits import Augmentation, Dataset, Split
 
 __all__ = [
@@ -26,16 +36,30 @@ __all__ = [
     "DataError",
     "Dataset",
     "Distortion",
+    "ImageFiles",
+    "RandomCrop",
     "Split",
+    "load_cars",
+    "load_cub",
     "load_data",
     "load_digits",
     "load_folder",
     "load_glyphs",
+    "load_in_shop",
     "load_omniglot",
+    "load_sop",
     "parse_source",
 ]
 
-SOURCES = ("glyphs", "digits", "omniglot:PATH", "folder:PATH")
+_PHOTO_SETS = {"cub": load_cub, "cars": load_cars, "sop": load_sop, "inshop": load_in_shop}
+
+SOURCES = (
+    "glyphs",
+    "digits",
+    "omniglot:PATH",
+    "folder:PATH",
+    *(f"{kind}:PATH" for kind in _PHOTO_SETS),
+)
 
 
 def parse_source(source: str) -> tuple[str, str]:
@@ -62,7 +86,7 @@ def load_data(source: str, *, image_size: int | None = None, seed: int = 0) -> D
     Args:
         source: one of `SOURCES`.
         image_size: side of the images, at least 8; default: the source's own (28 for glyphs and
-            Omniglot, 8 for digits, at most 64 for folders).
+            Omniglot, 8 for digits, at most 64 for folders, 224 for the photographs of the rest).
         seed: decides what is drawn at random: the split of the classes of ``glyphs`` and
             ``folder:PATH``, and the drawings of ``glyphs``.
 
@@ -79,6 +103,8 @@ def load_data(source: str, *, image_size: int | None = None, seed: int = 0) -> D
         return load_glyphs(image_size=image_size or 28, seed=seed)
     if kind == "folder":
         return load_folder(path, image_size=image_size, seed=seed)
+    if kind in _PHOTO_SETS:
+        return _PHOTO_SETS[kind](path, image_size or DEFAULT_SIZE)
     data = load_digits() if kind == "digits" else load_omniglot(path)
     if image_size is None or image_size == data.train.images.shape[-1]:
         return data
@@ -91,5 +117,6 @@ def load_data(source: str, *, image_size: int | None = None, seed: int = 0) -> D
 
 
 def _resized(split: Split, size: int) -> Split:
+    assert isinstance(split.images, Tensor)
     images = F.interpolate(split.images, (size, size), mode="bilinear", antialias=True)
     return Split(images, split.labels, split.class_names, split.groups)

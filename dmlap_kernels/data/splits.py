@@ -7,9 +7,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from dmlap_kernels.data.photos import ImageFiles, RandomCrop
+
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
+
+# Raw pixels of images in files: decoded by this many at a time, scaled to this side.
+_PIXEL_ROWS = 512
+_PIXEL_SIDE = 16
+
+# Parts that the training classes are cut into for validation.
+FOLDS = 4
 
 
 @dataclass(frozen=True)
@@ -17,26 +27,22 @@ class Split:
     """Labelled images of one split.
 
     Attributes:
-        images: (N, channels, height, width) uint8 (0 to 255) or floating point (0 to 1).
+        images: (N, channels, height, width) uint8 (0 to 255) or floating point (0 to 1), or
+            `ImageFiles` of that shape, which are decoded whenever a batch is asked for.
         labels: (N,) int64, 0 to C - 1, every class present.
         class_names: C names, one a label.
         groups: (C,) int64 or None; classes of one group (an alphabet, say) are related and are
             held out together.
     """
 
-    images: Tensor
+    images: Tensor | ImageFiles
     labels: Tensor
     class_names: tuple[str, ...]
     groups: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if self.images.ndim != 4:
-            raise ValueError(
-                "images must have shape (N, channels, height, width), "
-                f"got {tuple(self.images.shape)}"
-            )
-        if self.images.dtype != torch.uint8 and not self.images.is_floating_point():
-            raise TypeError(f"images must be uint8 or floating point, got {self.images.dtype}")
+        if isinstance(self.images, Tensor):
+            _check_images(self.images)
         if self.labels.shape != self.images.shape[:1] or self.labels.dtype != torch.int64:
             raise ValueError(
                 f"labels must be int64 of shape ({len(self.images)},), got "
@@ -64,18 +70,47 @@ class Split:
     def batch(self, indices: Tensor) -> Tensor:
         """Images at ``indices`` (B,) as float32 (B, channels, height, width), 0 to 1."""
         images = self.images[indices]
-        return images.float().div_(255) if images.dtype == torch.uint8 else images.float()
+        return _to_float(images.read() if isinstance(images, ImageFiles) else images)
+
+    def augmented(
+        self, indices: Tensor, augment: Augmentation, generator: torch.Generator
+    ) -> Tensor:
+        """Distorted copies of the images at ``indices``, as from `batch`.
+
+        A `RandomCrop` of images in files is cut out of the photographs at their full resolution.
+        """
+        images = self.images[indices]
+        if isinstance(images, ImageFiles) and isinstance(augment, RandomCrop):
+            return _to_float(images.read(augment, generator))
+        return augment(self.batch(indices), generator)
 
     def pixels(self) -> Tensor:
-        """All images flattened to float32 (N, channels * height * width): the raw baseline."""
-        return self.batch(torch.arange(len(self))).flatten(1)
+        """All images flattened to float32 (N, channels * height * width): the raw baseline.
+
+        Images in files are scaled to at most 16 x 16, so that all of them fit into memory.
+        """
+        rows = torch.arange(len(self))
+        if isinstance(self.images, Tensor):
+            return self.batch(rows).flatten(1)
+        side = min(_PIXEL_SIDE, self.images.side)
+        parts = [
+            F.interpolate(self.batch(part), (side, side), mode="bilinear", antialias=True)
+            for part in rows.split(_PIXEL_ROWS)
+        ]
+        return torch.cat(parts).flatten(1)
 
     def fingerprint(self) -> str:
-        """A digest of images and labels, to tell whether two runs saw the same data."""
+        """A digest of images and labels, to tell whether two runs saw the same data.
+
+        Of images in files, the names and the numbers of bytes.
+        """
         digest = hashlib.blake2b(digest_size=16)
-        for tensor in (self.images, self.labels):
-            digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.contiguous().numpy().data)
+        for part in (self.images, self.labels):
+            if isinstance(part, ImageFiles):
+                digest.update(f"{part.shape} {part.names} {part.sizes}".encode())
+                continue
+            digest.update(f"{part.dtype} {tuple(part.shape)}".encode())
+            digest.update(part.contiguous().numpy().data)
         return digest.hexdigest()
 
     def select(self, classes: Tensor) -> Split:
@@ -100,6 +135,8 @@ class Dataset:
     Attributes:
         name: the kind of data, for example ``"glyphs"``.
         train, test: the splits; ``validation`` is None unless classes were held out of training.
+        gallery: what the images of ``test`` are looked up in, with the same classes; None: in the
+            other images of ``test``.
         augment: callable on float images (B, channels, height, width) and a `torch.Generator`
             that returns distorted copies, or None.
     """
@@ -109,6 +146,11 @@ class Dataset:
     test: Split
     validation: Split | None = None
     augment: Augmentation | None = None
+    gallery: Split | None = None
+
+    def __post_init__(self) -> None:
+        if self.gallery is not None and self.gallery.class_names != self.test.class_names:
+            raise ValueError("gallery must have the classes of test, in the same order")
 
     def hold_out(self, share: float, seed: int) -> Dataset:
         """Move about ``share`` of the training classes to ``validation``, whole groups at a time.
@@ -134,11 +176,50 @@ class Dataset:
                 f"validation={share} of {train.num_classes} training classes leaves fewer than two "
                 "classes on one side"
             )
+        return self._held_out(mask)
+
+    def hold_out_fold(self, fold: int) -> Dataset:
+        """Move a quarter of the training classes to ``validation``: a run of them in their order.
+
+        As in "A Metric Learning Reality Check" (arXiv 2003.08505, section 4.1), whose four folds
+        take turns.
+
+        Args:
+            fold: which quarter, 0 to 3.
+
+        Raises:
+            ValueError: no such fold, or one side is left with fewer than two classes.
+        """
+        if not 0 <= fold < FOLDS:
+            raise ValueError(f"validation_fold must be from 0 to {FOLDS - 1}, got {fold}")
+        classes = torch.arange(self.train.num_classes)
+        mask = torch.isin(classes, classes.tensor_split(FOLDS)[fold])
+        if mask.sum() < 2 or (~mask).sum() < 2:
+            raise ValueError(
+                f"validation_fold={fold} of {len(classes)} training classes leaves fewer than two "
+                "classes on one side"
+            )
+        return self._held_out(mask)
+
+    def _held_out(self, mask: Tensor) -> Dataset:
         return replace(
             self,
-            train=train.select((~mask).nonzero().flatten()),
-            validation=train.select(mask.nonzero().flatten()),
+            train=self.train.select((~mask).nonzero().flatten()),
+            validation=self.train.select(mask.nonzero().flatten()),
         )
+
+
+def _check_images(images: Tensor) -> None:
+    if images.ndim != 4:
+        raise ValueError(
+            f"images must have shape (N, channels, height, width), got {tuple(images.shape)}"
+        )
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        raise TypeError(f"images must be uint8 or floating point, got {images.dtype}")
+
+
+def _to_float(images: Tensor) -> Tensor:
+    return images.float().div_(255) if images.dtype == torch.uint8 else images.float()
 
 
 def split_classes(num_classes: int, test_share: float, seed: int) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from dmlap_kernels import checks
 from dmlap_kernels.data import parse_source
+from dmlap_kernels.data.splits import FOLDS
 from dmlap_kernels.losses import LOSSES
 
 METHODS = ("dmlap", "plain")
@@ -26,6 +27,8 @@ DMLAP_FIELDS = (
     "hard_pool",
     "hard_refresh",
 )
+# What only encoders of timm look at.
+TIMM_FIELDS = ("pretrained", "freeze_batch_norm")
 HARD_FIELDS = ("hard_share", "hard_pool", "hard_refresh")
 
 
@@ -43,6 +46,8 @@ class TrainConfig:
         data_seed: decides the random parts of the data.
         validation: share of the training classes held out to watch progress on; 0: progress is
             watched on the test classes. Nothing is chosen by it in either case.
+        validation_fold: hold out one of four runs of the training classes instead, 0 to 3
+            (`Dataset.hold_out_fold`).
         augment: distort samples at random (representatives never).
         loss: a name in `dmlap_kernels.losses.LOSSES`.
         loss_options: keywords of that loss, as in `AlternatingObjective`.
@@ -53,7 +58,10 @@ class TrainConfig:
         samples_per_class: M, the representative included.
         chunk_size: images that the encoder gets at a time, with one more forward pass, so that
             large batches fit into memory (`GradientCache`); None: the whole batch.
-        embedding_dim: length of an embedding of the built-in encoder.
+        encoder: ``"conv"`` for `ConvEncoder`, or ``"timm:NAME"`` for `TimmEncoder`.
+        pretrained: start an encoder of timm from its pretrained weights.
+        freeze_batch_norm: keep the batch normalisation of an encoder of timm as it is.
+        embedding_dim: length of an embedding.
         learning_rate: peak of the one-cycle schedule of Adam.
         device: a torch device, or ``"auto"``: ``cuda`` where there is one, else ``cpu``.
         eval_every: steps between evaluations; None: an eighth of ``steps``.
@@ -78,6 +86,7 @@ class TrainConfig:
     image_size: int | None = None
     data_seed: int = 0
     validation: float = 0.0
+    validation_fold: int | None = None
     augment: bool = True
     loss: str = "contrastive"
     loss_options: dict[str, Any] = field(default_factory=dict)
@@ -87,6 +96,9 @@ class TrainConfig:
     classes_per_batch: int | None = None
     samples_per_class: int = 4
     chunk_size: int | None = None
+    encoder: str = "conv"
+    pretrained: bool = False
+    freeze_batch_norm: bool = False
     embedding_dim: int = 128
     learning_rate: float = 1e-3
     device: str = "auto"
@@ -108,6 +120,7 @@ class TrainConfig:
         checks.choice("method", self.method, METHODS)
         checks.choice("classes", self.classes, CLASS_CHOICES)
         checks.choice("representatives", self.representatives, SIDES)
+        _check_encoder(self.encoder)
         for name, minimum in (
             ("steps", 1),
             ("seed", 0),
@@ -125,6 +138,7 @@ class TrainConfig:
             ("classes_per_batch", 2),
             ("chunk_size", 1),
             ("patience", 1),
+            ("validation_fold", 0),
         ):
             if getattr(self, name) is not None:
                 _at_least(name, getattr(self, name), minimum)
@@ -135,11 +149,7 @@ class TrainConfig:
             if value > 1 or value == below:
                 end = "1, which is excluded" if below else "1"
                 raise ValueError(f"{name} must be from 0 to {end}, got {value}")
-        if self.patience is not None and not self.validation:
-            raise ValueError(
-                "patience needs validation classes to watch, because nothing may be chosen on the "
-                "test classes: got validation=0"
-            )
+        self._check_validation()
         if "return_stats" in self.loss_options:
             raise ValueError("loss_options must leave return_stats to the trainer")
         if self.loss_options.get("learn_beta"):
@@ -149,6 +159,21 @@ class TrainConfig:
             )
         if self.loss_options.get("reduction") == "none":
             raise ValueError("loss_options must give one loss a batch, got reduction='none'")
+
+    def _check_validation(self) -> None:
+        fold = self.validation_fold
+        if fold is not None and fold >= FOLDS:
+            raise ValueError(f"validation_fold must be from 0 to {FOLDS - 1}, got {fold}")
+        if fold is not None and self.validation:
+            raise ValueError(
+                f"validation_fold and validation exclude each other, got validation_fold={fold} "
+                f"and validation={self.validation}"
+            )
+        if self.patience is not None and not self.validation and fold is None:
+            raise ValueError(
+                "patience needs validation classes to watch, because nothing may be chosen on the "
+                "test classes: got validation=0"
+            )
 
     @property
     def is_dmlap(self) -> bool:
@@ -167,6 +192,8 @@ class TrainConfig:
         unused: tuple[str, ...] = () if self.is_dmlap else DMLAP_FIELDS
         if self.is_dmlap and self.classes == "uniform":
             unused = HARD_FIELDS
+        if self.encoder == "conv":
+            unused += TIMM_FIELDS
         return {name: value for name, value in asdict(self).items() if name not in unused}
 
     @staticmethod
@@ -175,6 +202,12 @@ class TrainConfig:
         if unknown := set(values) - {f.name for f in fields(TrainConfig)}:
             raise ValueError(f"unknown configuration entries: {', '.join(sorted(unknown))}")
         return TrainConfig(**values)
+
+
+def _check_encoder(encoder: Any) -> None:
+    kind, _, name = encoder.partition(":") if isinstance(encoder, str) else ("", "", "")
+    if encoder != "conv" and not (kind == "timm" and name):
+        raise ValueError(f"encoder must be conv or timm:NAME, got {encoder!r}")
 
 
 def _at_least(name: str, value: Any, minimum: int) -> None:

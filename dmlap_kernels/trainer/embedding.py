@@ -69,17 +69,27 @@ def evaluate(
     encoder: nn.Module,
     split: Split,
     *,
+    gallery: Split | None = None,
     ks: Sequence[int] = (1, 2, 4, 8),
     loss: str = "contrastive",
     loss_options: dict[str, Any] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> dict[str, float]:
-    """`retrieval_metrics` of an encoder on a split, by the distance of its loss."""
+    """`retrieval_metrics` of an encoder on a split, by the distance of its loss.
+
+    Images are looked up in ``gallery``, or among the others of ``split``.
+    """
     embeddings = embed(encoder, split, stop=stop)
     options = search_options(loss, loss_options or {})
-    return retrieval_metrics(embeddings, split.labels.to(embeddings.device), ks=ks, **options)
+    references: tuple[Tensor, ...] = ()
+    if gallery is not None:
+        others = embed(encoder, gallery, stop=stop)
+        references = (others, gallery.labels.to(others.device))
+    labels = split.labels.to(embeddings.device)
+    return retrieval_metrics(embeddings, labels, *references, ks=ks, **options)
 
 
-def evaluate_pixels(split: Split) -> dict[str, float]:
+def evaluate_pixels(split: Split, gallery: Split | None = None) -> dict[str, float]:
     """`retrieval_metrics` of the pixels themselves by cosine: what any encoder has to beat."""
-    return retrieval_metrics(split.pixels(), split.labels, distance="cosine")
+    references = () if gallery is None else (gallery.pixels(), gallery.labels)
+    return retrieval_metrics(split.pixels(), split.labels, *references, distance="cosine")

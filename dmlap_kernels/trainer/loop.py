@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from dmlap_kernels.data import Dataset, Split, load_data
+from dmlap_kernels.data import Dataset, Split
 from dmlap_kernels.mining import hard_classes
 from dmlap_kernels.trainer import checkpoint as files
 from dmlap_kernels.trainer.batches import Batch, ClassBatchSampler
@@ -26,6 +26,7 @@ from dmlap_kernels.trainer.embedding import (
     search_options,
 )
 from dmlap_kernels.trainer.gradient_cache import GradientCache
+from dmlap_kernels.trainer.inputs import prepare_data
 from dmlap_kernels.trainer.model import build_encoder, load_weights, resolve_device
 from dmlap_kernels.trainer.objective import AlternatingObjective
 from dmlap_kernels.trainer.patience import Patience
@@ -67,8 +68,8 @@ class Trainer:
         config: what to do.
         data: a data set to use instead of ``config.data``; with ``config.validation``, classes are
             held out of it.
-        encoder: module from images (B, channels, height, width), 0 to 1, to (B, D). Default:
-            `ConvEncoder` for the size of the images.
+        encoder: module from images (B, channels, height, width), 0 to 1, to (B, D). Default: the
+            one that ``config.encoder`` names.
         out: folder for checkpoints, metrics and pictures; must not hold a run. None: nothing is
             written.
         checkpoint_every: steps between checkpoints.
@@ -110,6 +111,9 @@ class Trainer:
         trainer = cls.__new__(cls)
         trainer.out = out
         config = TrainConfig.from_dict(state["config"])
+        if encoder is None:
+            # Its weights are in the checkpoint: nothing is to be downloaded.
+            encoder = build_encoder(config, tuple(state["image_shape"]), pretrained=False)
         trainer._build(config, data, encoder, checkpoint_every, observers)
         trainer._restore(tensors, state)
         return trainer
@@ -130,13 +134,8 @@ class Trainer:
             in_batch_weight=config.in_batch_weight,
             side=config.representatives,
         )
-        if data is None:
-            data = load_data(config.data, image_size=config.image_size, seed=config.data_seed)
-        if config.validation:
-            data = data.hold_out(config.validation, config.data_seed)
-        self.data = data
-        _check_class_sizes(self.data)
-        train = self.data.train
+        self.data = data = prepare_data(config, data)
+        train = data.train
         classes = config.classes_per_batch or min(_DEFAULT_CLASSES, train.num_classes)
         self.config = config = replace(config, classes_per_batch=classes)
         self._fingerprint = data.train.fingerprint()
@@ -269,12 +268,13 @@ class Trainer:
 
     def _images(self, batch: Batch) -> Tensor:
         """The images of a batch, all distorted but the representatives."""
-        images = self.data.train.batch(batch.indices)
-        if self.config.augment and self.data.augment is not None:
-            random = generator(self.config.seed, "augmentation", self.step)
-            leading, samples = images.tensor_split([batch.representatives])
-            images = torch.cat((leading, self.data.augment(samples, random)))
-        return images.to(self.device)
+        train = self.data.train
+        if not self.config.augment or self.data.augment is None:
+            return train.batch(batch.indices).to(self.device)
+        random = generator(self.config.seed, "augmentation", self.step)
+        leading, samples = batch.indices.tensor_split([batch.representatives])
+        distorted = train.augmented(samples, self.data.augment, random)
+        return torch.cat((train.batch(leading), distorted)).to(self.device)
 
     def _record(self, loss: float, violated: int, constraints: int, rate: float) -> None:
         window = self._window
@@ -313,7 +313,12 @@ class Trainer:
     def _evaluate(self, split: Split, stop: Stop | None = None) -> dict[str, float]:
         config = self.config
         return evaluate(
-            self.encoder, split, loss=config.loss, loss_options=config.loss_options, stop=stop
+            self.encoder,
+            split,
+            gallery=self.data.gallery if split is self.data.test else None,
+            loss=config.loss,
+            loss_options=config.loss_options,
+            stop=stop,
         )
 
     def _finish(self, stop: Stop | None) -> dict[str, Any]:
@@ -327,7 +332,7 @@ class Trainer:
             self.history,
             test=test,
             validation=validation,
-            raw_pixels=evaluate_pixels(self.data.test),
+            raw_pixels=evaluate_pixels(self.data.test, self.data.gallery),
             seconds=self.seconds,
         )
         self.save()
@@ -388,16 +393,6 @@ class Trainer:
         torch.set_rng_state(tensors["rng.cpu"])
         if self.device.type == "cuda" and "rng.cuda" in tensors:
             torch.cuda.set_rng_state(tensors["rng.cuda"], self.device)
-
-
-def _check_class_sizes(data: Dataset) -> None:
-    counts = torch.bincount(data.train.labels)
-    if int(counts.min()) < 2:
-        name = data.train.class_names[int(counts.argmin())]
-        raise ValueError(
-            f"data must have at least two training images of every class, but class {name!r} has "
-            f"{int(counts.min())}"
-        )
 
 
 def _unused_folder(out: str | Path | None) -> Path | None:

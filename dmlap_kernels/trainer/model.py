@@ -9,16 +9,29 @@ import torch
 from torch import Tensor, nn
 
 from dmlap_kernels.data import load_data
-from dmlap_kernels.encoders import ConvEncoder
+from dmlap_kernels.encoders import ConvEncoder, TimmEncoder
 from dmlap_kernels.trainer.checkpoint import CheckpointError, load_checkpoint, of_prefix
 from dmlap_kernels.trainer.config import TrainConfig
 from dmlap_kernels.trainer.embedding import evaluate
 
 
-def build_encoder(config: TrainConfig, image_shape: tuple[int, ...]) -> ConvEncoder:
-    """The built-in encoder for images of shape (channels, height, width)."""
+def build_encoder(
+    config: TrainConfig, image_shape: tuple[int, ...], *, pretrained: bool | None = None
+) -> nn.Module:
+    """The encoder that a configuration names, for images of shape (channels, height, width).
+
+    ``pretrained`` overrides the configuration's, for an encoder that is about to be filled.
+    """
     channels, height, width = image_shape
-    return ConvEncoder((channels, height, width), config.embedding_dim)
+    kind, _, name = config.encoder.partition(":")
+    if kind == "conv":
+        return ConvEncoder((channels, height, width), config.embedding_dim)
+    return TimmEncoder(
+        name,
+        config.embedding_dim,
+        pretrained=config.pretrained if pretrained is None else pretrained,
+        freeze_batch_norm=config.freeze_batch_norm,
+    )
 
 
 def load_encoder(folder: str | Path, encoder: nn.Module | None = None) -> nn.Module:
@@ -34,7 +47,7 @@ def load_encoder(folder: str | Path, encoder: nn.Module | None = None) -> nn.Mod
     tensors, state = load_checkpoint(Path(folder))
     if encoder is None:
         config = TrainConfig.from_dict(state["config"])
-        encoder = build_encoder(config, tuple(state["image_shape"]))
+        encoder = build_encoder(config, tuple(state["image_shape"]), pretrained=False)
     load_weights(encoder, tensors, folder)
     return encoder.eval()
 
@@ -49,7 +62,7 @@ def evaluate_run(
     """`retrieval_metrics` of the run in ``folder`` on its test classes.
 
     Args:
-        folder: what ``out`` of the trainer was; the run had the built-in encoder.
+        folder: what ``out`` of the trainer was; the run was given no encoder of its own.
         data: another source, whose test classes are used at the image size of the run.
         ks: values of K of Recall@K.
         device: a torch device or ``"auto"``.
@@ -62,14 +75,22 @@ def evaluate_run(
     config = TrainConfig.from_dict(state["config"])
     shape = tuple(state["image_shape"])
     size = config.image_size if data is None else shape[-1]
-    split = load_data(data or config.data, image_size=size, seed=config.data_seed).test
+    loaded = load_data(data or config.data, image_size=size, seed=config.data_seed)
+    split = loaded.test
     if tuple(split.images.shape[1:]) != shape:
         raise ValueError(
             f"data must have images of shape {shape}, as the run in {folder} had, got "
             f"{tuple(split.images.shape[1:])}"
         )
     encoder = load_encoder(folder).to(resolve_device(device))
-    return evaluate(encoder, split, ks=ks, loss=config.loss, loss_options=config.loss_options)
+    return evaluate(
+        encoder,
+        split,
+        gallery=loaded.gallery,
+        ks=ks,
+        loss=config.loss,
+        loss_options=config.loss_options,
+    )
 
 
 def load_weights(encoder: nn.Module, tensors: dict[str, Tensor], folder: object) -> None:

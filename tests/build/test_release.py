@@ -30,8 +30,13 @@ print(json.dumps([
 
 
 def package_files(root):
-    """Paths of the package's modules, relative to the root of a source tree."""
-    found = {p.relative_to(root).as_posix() for p in Path(root, "dmlap_kernels").rglob("*.py")}
+    """Paths of the package's modules and configurations, relative to the root of a source tree."""
+    package = Path(root, "dmlap_kernels")
+    found = {
+        p.relative_to(root).as_posix()
+        for kind in ("*.py", "configs/*.json")
+        for p in package.rglob(kind)
+    }
     assert "dmlap_kernels/functional/__init__.py" in found
     return found | {"dmlap_kernels/py.typed"}
 

@@ -126,7 +126,8 @@ def test_the_shared_omniglot_file(data_dir: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "error", "named"),
     [
-        ("cub", ValueError, "data must be one of glyphs, digits, omniglot:PATH, folder:PATH"),
+        ("mnist", ValueError, "data must be one of glyphs, digits, omniglot:PATH, folder:PATH"),
+        ("cub", ValueError, "'cub' needs a path"),
         ("omniglot", ValueError, "'omniglot' needs a path"),
         ("folder:", ValueError, "'folder' needs a path"),
         ("digits:here", ValueError, "'digits' takes no path"),

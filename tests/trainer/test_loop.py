@@ -272,7 +272,7 @@ def test_classes_of_one_image_are_refused() -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "named"),
     [
-        ({"data": "cub"}, ValueError, "data must be one of glyphs, digits"),
+        ({"data": "mnist"}, ValueError, "data must be one of glyphs, digits"),
         ({"loss": "hinge"}, ValueError, "loss must be one of"),
         ({"method": "magic"}, ValueError, "method must be one of 'dmlap', 'plain'"),
         ({"steps": 0}, ValueError, "steps must be at least 1, got 0"),

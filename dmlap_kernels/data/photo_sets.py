@@ -1,0 +1,191 @@
+"""The photograph collections of the retrieval literature, in their official layouts.
+
+==================  ========================================================================
+``cub:PATH``        CUB-200-2011, 200 species of birds (Wah et al., 2011)
+``cars:PATH``       Cars196, 196 models of cars (Krause et al., 2013)
+``sop:PATH``        Stanford Online Products, 22,634 products (Song et al., 1511.06452)
+==================  ========================================================================
+
+In CUB and Cars the classes in the order of their numbers are cut in the middle: 1 to 100 of CUB and
+1 to 98 of Cars train, the others test. A folder with fewer classes is cut by the same rule, the odd
+class to training. Products names the classes of either side in its own files.
+
+Lists are read at once, images when a batch asks for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dmlap_kernels.data.files import DataError, existing
+from dmlap_kernels.data.photos import DEFAULT_SIZE, ImageFiles, RandomCrop
+from dmlap_kernels.data.splits import Dataset, Split
+from dmlap_kernels.extras import require
+
+# The number of a class, its name, and an image below the root.
+Entry = tuple[int, str, str]
+
+
+def load_cub(path: str | Path, image_size: int = DEFAULT_SIZE) -> Dataset:
+    """Read CUB-200-2011: ``images.txt``, ``image_class_labels.txt`` and ``images/``.
+
+    Args:
+        path: the folder ``CUB_200_2011`` of the archive, or the one it lies in.
+        image_size: side of the images.
+
+    Raises:
+        FileNotFoundError: a list or an image is missing.
+        DataError: a list is broken.
+    """
+    purpose = "data 'cub'"
+    root = root_of(path, "CUB_200_2011", "images.txt", purpose)
+    names = _numbered(root / "images.txt", "IMAGE PATH", purpose)
+    labels = _numbered(root / "image_class_labels.txt", "IMAGE CLASS", purpose)
+    entries: list[Entry] = []
+    for image, name in names.items():
+        if image not in labels:
+            raise DataError(
+                f"{purpose}: {root / 'image_class_labels.txt'} has no class for image {image} "
+                f"({name}) of images.txt"
+            )
+        number = integer(labels[image], root / "image_class_labels.txt", purpose)
+        entries.append((number, Path(name).parent.name, f"images/{name}"))
+    return _halves("cub", root, entries, image_size, purpose)
+
+
+def load_cars(path: str | Path, image_size: int = DEFAULT_SIZE) -> Dataset:
+    """Read Cars196: ``cars_annos.mat`` and ``car_ims/``.
+
+    Args:
+        path: the folder that holds both.
+        image_size: side of the images.
+
+    Raises:
+        FileNotFoundError: the list or an image is missing.
+        DataError: the list is broken.
+        MissingExtra: scipy is not installed.
+    """
+    purpose = "data 'cars'"
+    root = root_of(path, "cars196", "cars_annos.mat", purpose)
+    file = root / "cars_annos.mat"
+    reader = require("scipy.io", purpose=purpose)
+    try:
+        content = reader.loadmat(file, squeeze_me=True)
+        annotations = np.atleast_1d(content["annotations"])
+        numbers = [int(number) for number in annotations["class"]]
+        images = [str(name) for name in annotations["relative_im_path"]]
+        titles = [str(title) for title in np.atleast_1d(content.get("class_names", []))]
+    # What a broken byte leads to is up to the reader: any kind of exception.
+    except Exception as error:
+        raise DataError(
+            f"{purpose}: {file} is not a MATLAB file with annotations of fields class and "
+            f"relative_im_path: {type(error).__name__}: {error}"
+        ) from error
+    entries: list[Entry] = []
+    for number, image in zip(numbers, images, strict=True):
+        known = 1 <= number <= len(titles)
+        entries.append((number, titles[number - 1] if known else f"class {number}", image))
+    return _halves("cars", root, entries, image_size, purpose)
+
+
+def load_sop(path: str | Path, image_size: int = DEFAULT_SIZE) -> Dataset:
+    """Read Stanford Online Products: ``Ebay_train.txt``, ``Ebay_test.txt`` and the images.
+
+    Args:
+        path: the folder ``Stanford_Online_Products`` of the archive, or the one it lies in.
+        image_size: side of the images.
+
+    Raises:
+        FileNotFoundError: a list or an image is missing.
+        DataError: a list is broken.
+    """
+    purpose = "data 'sop'"
+    root = root_of(path, "Stanford_Online_Products", "Ebay_train.txt", purpose)
+    train, test = (
+        split_of(_products(root / name, purpose), root, image_size, purpose)
+        for name in ("Ebay_train.txt", "Ebay_test.txt")
+    )
+    return Dataset("sop", train, test, augment=RandomCrop())
+
+
+def _products(file: Path, purpose: str) -> list[Entry]:
+    entries: list[Entry] = []
+    columns = "image_id class_id super_class_id path"
+    for _, number, _, image in table(file, 4, columns, purpose, header=1):
+        entries.append((integer(number, file, purpose), f"product {number}", image))
+    return entries
+
+
+def root_of(path: str | Path, folder: str, marker: str, purpose: str) -> Path:
+    """``path``, or ``folder`` in it: whichever holds the file ``marker``."""
+    path = existing(path, purpose)
+    for root in (path, path / folder):
+        if (root / marker).is_file():
+            return root
+    raise FileNotFoundError(
+        f"{purpose}: neither {path / marker} nor {path / folder / marker} is a file; a folder in "
+        "the official layout is due"
+    )
+
+
+def table(
+    file: Path, width: int, columns: str, purpose: str, *, header: int = 0
+) -> list[list[str]]:
+    """The lines of a list as ``width`` fields each, without its header and blank lines."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{purpose}: the list {file} ({columns}) is missing") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{purpose}: {file} is not a readable text file: {error}") from error
+    rows = []
+    for number, line in enumerate(lines[header:], header + 1):
+        fields = line.split(maxsplit=width - 1)
+        if len(fields) == width:
+            rows.append(fields)
+        elif fields:
+            raise DataError(f"{purpose}: line {number} of {file} must be {columns}, got {line!r}")
+    return rows
+
+
+def integer(text: str, file: Path, purpose: str) -> int:
+    """``text`` of ``file`` as a number, or DataError."""
+    try:
+        return int(text)
+    except ValueError:
+        raise DataError(f"{purpose}: {file} must number its classes, got {text!r}") from None
+
+
+def split_of(entries: Sequence[Entry], root: Path, side: int, purpose: str) -> Split:
+    """The split of all ``entries``, its classes in the order of their numbers."""
+    numbers = sorted({entry[0] for entry in entries})
+    if len(numbers) < 2:
+        raise DataError(f"{purpose}: a list in {root} names {len(numbers)} classes; two are due")
+    position = {number: label for label, number in enumerate(numbers)}
+    titles = {entry[0]: entry[1] for entry in entries}
+    return Split(
+        ImageFiles.found(root, [entry[2] for entry in entries], side, purpose),
+        torch.tensor([position[entry[0]] for entry in entries]),
+        tuple(titles[number] for number in numbers),
+    )
+
+
+def _numbered(file: Path, columns: str, purpose: str) -> dict[str, str]:
+    return {image: value for image, value in table(file, 2, columns, purpose)}
+
+
+def _halves(name: str, root: Path, entries: Sequence[Entry], side: int, purpose: str) -> Dataset:
+    """Classes cut in the middle of their order; the first half trains."""
+    both = split_of(entries, root, side, purpose)
+    if both.num_classes < 4:
+        raise DataError(
+            f"{purpose}: {root} lists {both.num_classes} classes; a split into training and test "
+            "classes needs at least four"
+        )
+    classes, middle = torch.arange(both.num_classes), (both.num_classes + 1) // 2
+    train, test = both.select(classes[:middle]), both.select(classes[middle:])
+    return Dataset(name, train, test, augment=RandomCrop())

@@ -1,0 +1,179 @@
+"""The photograph collections: layouts, splits, laziness, broken files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from dmlap_kernels.data import DataError, ImageFiles, load_data, photos
+from tests.data.photo_layouts import KINDS, LISTS, MAKERS, make_cub, make_inshop
+
+NAMES = {"cub": "001.Bird_1", "cars": "Car 1", "sop": "product 1", "inshop": "id_00000001"}
+
+
+@pytest.fixture
+def never_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, purpose: str) -> None:
+        raise AssertionError(f"{path} was read")
+
+    monkeypatch.setattr(photos, "open_image", refuse)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_first_half_of_the_classes_trains(kind: str, tmp_path: Path) -> None:
+    data = load_data(f"{kind}:{MAKERS[kind](tmp_path)}", image_size=16)
+    assert data.name == kind
+    assert (data.train.num_classes, data.test.num_classes) == (4, 4)
+    assert data.train.class_names[0] == NAMES[kind]
+    assert data.train.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4 + [3] * 4
+    assert not set(data.train.class_names) & set(data.test.class_names)
+    batch = data.train.batch(torch.tensor([0, 5, 0]))
+    assert batch.shape == (3, 3, 16, 16) and batch.dtype == torch.float32
+    assert 0 <= batch.min() and batch.max() <= 1
+    assert torch.equal(batch[0], batch[2]) and not torch.equal(batch[0], batch[1])
+
+
+def test_every_image_has_its_own_class(tmp_path: Path) -> None:
+    """The order of classes is that of their numbers, not that of the lines."""
+    make_cub(tmp_path, classes=11, images=2)
+    for name in ("images.txt", "image_class_labels.txt"):
+        lines = (tmp_path / name).read_text().splitlines()
+        (tmp_path / name).write_text("\n".join(lines[::-1]))
+    data = load_data(f"cub:{tmp_path}", image_size=8)
+    # The odd class trains.
+    assert data.train.class_names == tuple(f"{c:03}.Bird_{c}" for c in range(1, 7))
+    assert data.test.class_names == tuple(f"{c:03}.Bird_{c}" for c in range(7, 12))
+    for split in (data.train, data.test):
+        for label, name in zip(split.labels.tolist(), split.images.names, strict=True):
+            assert name.startswith(f"images/{split.class_names[label]}/")
+
+
+def test_queries_and_gallery_of_in_shop(tmp_path: Path) -> None:
+    data = load_data(f"inshop:{make_inshop(tmp_path)}", image_size=8)
+    assert data.gallery.class_names == data.test.class_names
+    assert len(data.gallery) == len(data.test) == 8
+    assert not set(data.gallery.images.names) & set(data.test.images.names)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_is_read_before_it_is_asked_for(
+    kind: str, tmp_path: Path, never_read: None
+) -> None:
+    data = load_data(f"{kind}:{MAKERS[kind](tmp_path)}")
+    held = data.hold_out(0.5, seed=0)
+    assert held.validation.num_classes == 2
+    assert held.train.images.shape == (8, 3, 224, 224)
+    assert len(data.train.fingerprint()) == 32
+    with pytest.raises(AssertionError, match="was read"):
+        held.train.batch(torch.tensor([0]))
+
+
+def test_a_batch_reads_its_own_files_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    before = photos.open_image
+
+    def record(path: Path, purpose: str) -> object:
+        read.append(path.relative_to(tmp_path).as_posix())
+        return before(path, purpose)
+
+    data = load_data(f"cub:{make_cub(tmp_path)}", image_size=8)
+    monkeypatch.setattr(photos, "open_image", record)
+    data.test.batch(torch.tensor([6, 1]))
+    assert sorted(read) == ["images/005.Bird_5/Bird_1.jpg", "images/006.Bird_6/Bird_2.jpg"]
+
+
+def test_fingerprints_tell_other_files(tmp_path: Path) -> None:
+    data = load_data(f"cub:{make_cub(tmp_path)}", image_size=8)
+    again = load_data(f"cub:{tmp_path}", image_size=8)
+    assert data.train.fingerprint() == again.train.fingerprint()
+    other = load_data(f"cub:{tmp_path}", image_size=9)
+    assert data.train.fingerprint() != other.train.fingerprint()
+    file = tmp_path / "images/001.Bird_1/Bird_0.jpg"
+    file.write_bytes(file.read_bytes() + b" ")
+    other = load_data(f"cub:{tmp_path}", image_size=8)
+    assert data.train.fingerprint() != other.train.fingerprint()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_missing_files_are_named(kind: str, tmp_path: Path) -> None:
+    MAKERS[kind](tmp_path)
+    image = sorted(tmp_path.rglob("*.[jJ]*"))[0]
+    content = image.read_bytes()
+    image.unlink()
+    with pytest.raises(FileNotFoundError, match=f"{image.name} is listed but missing"):
+        load_data(f"{kind}:{tmp_path}")
+    image.write_bytes(content[: len(content) // 2])
+    data = load_data(f"{kind}:{tmp_path}", image_size=8)
+    with pytest.raises(DataError, match=f"data '{kind}': .*{image.name} is not a readable image"):
+        data.train.batch(torch.arange(len(data.train)))
+    (tmp_path / LISTS[kind]).unlink()
+    with pytest.raises(FileNotFoundError, match=f"{LISTS[kind]} is a file; .* official layout"):
+        load_data(f"{kind}:{tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("kind", "file", "old", "new", "named"),
+    [
+        ("cub", "images.txt", "3 001.Bird_1/Bird_2.jpg", "3", "line 3 of .*IMAGE PATH, got '3'"),
+        ("cub", "image_class_labels.txt", "3 1\n", "", "no class for image 3"),
+        ("cub", "image_class_labels.txt", "3 1\n", "3 x\n", "must number its classes, got 'x'"),
+        ("sop", "Ebay_test.txt", "19 5 1 ", "19 5 ", "line 4 of .*super_class_id"),
+        ("sop", "Ebay_train.txt", "2 1 1 ", "2 a 1 ", "must number its classes, got 'a'"),
+        ("inshop", LISTS["inshop"], "query", "Query", "must be one of train, query, gallery"),
+        ("inshop", LISTS["inshop"], " query", " gallery", "only in one of them"),
+        ("inshop", LISTS["inshop"], " train", " query", "only in one of them"),
+    ],
+)
+def test_broken_lists_are_named(
+    kind: str, file: str, old: str, new: str, named: str, tmp_path: Path
+) -> None:
+    MAKERS[kind](tmp_path, images=4)
+    text = (tmp_path / file).read_text()
+    assert old in text
+    (tmp_path / file).write_text(text.replace(old, new))
+    with pytest.raises(DataError, match=named):
+        load_data(f"{kind}:{tmp_path}")
+
+
+def test_a_broken_matlab_file_is_named(tmp_path: Path) -> None:
+    file = MAKERS["cars"](tmp_path) / "cars_annos.mat"
+    whole = file.read_bytes()
+    for content in (b"", b"hello", whole[: len(whole) // 2], whole[:200] + whole[300:]):
+        file.write_bytes(content)
+        with pytest.raises(DataError, match=r"cars_annos\.mat is not a MATLAB file"):
+            load_data(f"cars:{tmp_path}")
+
+
+def test_the_folder_of_the_archive_is_found(tmp_path: Path) -> None:
+    make_cub(tmp_path / "CUB_200_2011")
+    assert load_data(f"cub:{tmp_path}").train.num_classes == 4
+
+
+def test_too_few_classes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="lists 3 classes; .* needs at least four"):
+        load_data(f"cub:{make_cub(tmp_path, classes=3)}")
+
+
+def test_folds_are_quarters_of_the_classes_in_order(tmp_path: Path) -> None:
+    data = load_data(f"cub:{make_cub(tmp_path, classes=18, images=2)}")
+    held = [data.hold_out_fold(fold) for fold in range(4)]
+    assert [h.validation.num_classes for h in held] == [3, 2, 2, 2]
+    names = sum((h.validation.class_names for h in held), ())
+    assert names == data.train.class_names
+    for h in held:
+        assert set(h.train.class_names) == set(data.train.class_names) - set(
+            h.validation.class_names
+        )
+        assert h.test is data.test and isinstance(h.validation.images, ImageFiles)
+    with pytest.raises(ValueError, match="validation_fold must be from 0 to 3, got 4"):
+        data.hold_out_fold(4)
+    few = load_data(f"cub:{make_cub(tmp_path / 'few')}")
+    with pytest.raises(ValueError, match="validation_fold=0 of 4 training classes leaves fewer"):
+        few.hold_out_fold(0)
+
+
+def test_raw_pixels_are_small(tmp_path: Path) -> None:
+    data = load_data(f"cub:{make_cub(tmp_path)}")
+    assert data.test.pixels().shape == (16, 3 * 16 * 16)
