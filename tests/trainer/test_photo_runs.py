@@ -94,9 +94,10 @@ def test_queries_are_looked_up_in_the_gallery(tmp_path: Path) -> None:
         Dataset("mixed", data.train, data.test, gallery=data.train)
 
 
-def test_a_fold_of_the_training_classes_is_watched() -> None:
-    trainer = Trainer(quick_config(validation_fold=1, steps=1), tiny_data())
-    assert trainer.watched.class_names == ("c3", "c4", "c5")
+@pytest.mark.parametrize(("fold", "names"), [(0, ("c0", "c1", "c2")), (1, ("c3", "c4", "c5"))])
+def test_a_fold_of_the_training_classes_is_watched(fold: int, names: tuple[str, ...]) -> None:
+    trainer = Trainer(quick_config(validation_fold=fold, steps=1), tiny_data())
+    assert trainer.watched.class_names == names
     assert trainer.data.train.num_classes == 7
     assert trainer.run()["validation"]
 
