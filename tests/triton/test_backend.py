@@ -55,13 +55,13 @@ def test_refusals():
 
 def test_order_of_auto():
     orders = json.loads(registry._ORDER.read_text())
-    assert list(registry.order(orders, TRIPLET, "cuda", "some chip")) == ["triton", "torch"]
+    assert list(registry.order(orders, TRIPLET, "cuda", "some chip")) == ["torch"]
     assert list(registry.order(orders, None, "cpu", "cpu")) == ["cpu", "torch"]
     assert list(registry.order(orders, TRIPLET, "xpu", "xpu")) == ["torch"]
     orders["cuda"]["measured"]["a chip"] = {"triplet_hard": ["cuda"], "search": ["torch"]}
     assert registry.order(orders, TRIPLET, "cuda", "a chip") == ["cuda"]
     assert registry.order(orders, None, "cuda", "a chip") == ["torch"]
-    assert list(registry.order(orders, TRIPLET, "cuda", "another")) == ["triton", "torch"]
+    assert list(registry.order(orders, TRIPLET, "cuda", "another")) == ["torch"]
 
 
 def test_orders_name_backends_and_end_with_one_that_runs():
