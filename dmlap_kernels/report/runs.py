@@ -16,6 +16,7 @@ from dmlap_kernels.data import Split, load_data
 from dmlap_kernels.trainer.checkpoint import CheckpointError, load_checkpoint
 from dmlap_kernels.trainer.config import TrainConfig
 from dmlap_kernels.trainer.embedding import embed, search_options
+from dmlap_kernels.trainer.inputs import prepare_data
 from dmlap_kernels.trainer.model import load_encoder, resolve_device
 from dmlap_kernels.trainer.results import METRICS_FILE
 
@@ -124,8 +125,7 @@ def embed_test(run: Run) -> Embedded:
     config = TrainConfig.from_dict(run.config)
     try:
         data = load_data(config.data, image_size=config.image_size, seed=config.data_seed)
-        if config.validation:
-            data = data.hold_out(config.validation, config.data_seed)
+        data = prepare_data(config, data)
     except (OSError, ValueError) as error:
         raise NoPictures(f"its data cannot be loaded again ({error})") from error
     if data.train.fingerprint() != run.fingerprint:

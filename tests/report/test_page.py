@@ -8,12 +8,15 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dmlap_kernels.cli import main
 from dmlap_kernels.report import runs as reading
 from dmlap_kernels.report.page import build_page, write_report
+from dmlap_kernels.report.runs import embed_test, read_runs
+from dmlap_kernels.trainer import TrainConfig, Trainer
 from tests.report.conftest import ODD_CLASS, Page, few_digits
 
 
@@ -128,3 +131,16 @@ def test_a_missing_extra_is_named(runs: list[Path], monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(ImportError, match=r"report needs scikit-learn.*dmlap-kernels\[train\]"):
         write_report(runs)
+
+
+@pytest.mark.parametrize("held_out", [{"validation": 0.3}, {"validation_fold": 1}])
+def test_a_run_with_validation_classes_has_pictures(
+    held_out: dict[str, Any], tmp_path: Path
+) -> None:
+    config = TrainConfig(
+        data="digits", steps=1, classes_per_batch=2, samples_per_class=2, augment=False, **held_out
+    )
+    Trainer(config, data=few_digits(), out=tmp_path / "run").run()
+    (run,) = read_runs([tmp_path / "run"])
+    embedded = embed_test(run)
+    assert len(embedded.embeddings) == len(few_digits().test)
