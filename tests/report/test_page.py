@@ -133,7 +133,7 @@ def test_a_missing_extra_is_named(runs: list[Path], monkeypatch: pytest.MonkeyPa
         write_report(runs)
 
 
-@pytest.mark.parametrize("held_out", [{"validation": 0.3}, {"validation_fold": 1}])
+@pytest.mark.parametrize("held_out", [{"validation": 0.3}, {"validation_fold": 0}])
 def test_a_run_with_validation_classes_has_pictures(
     held_out: dict[str, Any], tmp_path: Path
 ) -> None:
