@@ -15,6 +15,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,8 @@ def save(out: Path, results: list[dict[str, Any]]) -> None:
     about = {
         "device": torch.cuda.get_device_name(),
         "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "triton": version("triton"),
         "precision": torch.get_float32_matmul_precision(),
         "results": results,
     }
@@ -150,7 +153,9 @@ def measure(row: Loss, candidate: str, batch: Batch) -> Iterator[dict[str, Any]]
 def function(row: Loss, candidate: str, batch: Batch) -> Callable[..., Tensor]:
     settings = row.settings(batch.x)
     if candidate in ("eager", "compile"):
-        return lambda *tensors: _plain(row, candidate)(*tensors, **settings)
+        # Compiled once: wrapping anew would be timed with every call.
+        plain = row.eager if candidate == "eager" else torch.compile(row.eager, dynamic=True)
+        return lambda *tensors: plain(*tensors, **settings)
     if candidate == "library":
         return row.peer(batch, **settings)
     if reason := backends()[candidate].unavailable():
@@ -162,10 +167,6 @@ def function(row: Loss, candidate: str, batch: Batch) -> Callable[..., Tensor]:
     except ValueError as error:  # a loss that the backend refuses
         raise Absent(str(error)) from error
     return lambda *tensors: fused(*tensors, **options)
-
-
-def _plain(row: Loss, candidate: str) -> Callable[..., Tensor]:
-    return row.eager if candidate == "eager" else torch.compile(row.eager, dynamic=True)
 
 
 def timed(step: Callable[[], Any], budget: float = 0.5) -> float:
