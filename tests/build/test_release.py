@@ -96,7 +96,7 @@ def test_info_of_an_installation(request, native, tmp_path):
     info = json.loads(done.stdout)
     assert info["version"] == "0.1.0"
     usable = {name: state["usable"] for name, state in info["backends"].items()}
-    assert usable == {"cpu": native, "torch": True, "cuda": False}
+    assert usable == {"cpu": native, "torch": True, "cuda": False, "triton": False}
     assert (info["built"] is not None) == native
     if native:
         assert info["built"]["cuda_archs"] is None
