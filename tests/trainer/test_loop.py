@@ -38,11 +38,11 @@ def test_representatives_stay_pinned_for_exactly_l_batches(classes: str) -> None
     pinned: dict[int, list[int]] = {}
     for step in range(20):
         trainer.train_step()
-        pinned.setdefault(step // 5, []).append(trainer.representatives.tolist())
+        pinned.setdefault(step // 5, []).append(trainer.pinned.indices.flatten().tolist())
         # They lead the batch, as they are in the data.
         images = trainer.encoder.seen[-1]
         leading = images[:4]
-        own = data.train.batch(trainer.representatives)
+        own = data.train.batch(trainer.pinned.indices.flatten())
         matches = (leading[:, None] == own).flatten(2).all(2)
         assert (matches.sum(1) == 1).all()
         # The other samples are distorted.
@@ -95,8 +95,8 @@ def test_plain_is_the_in_batch_loss_on_ordinary_batches() -> None:
     trainer = Trainer(quick_config(method="plain"), tiny_data(), encoder=TinyEncoder())
     for _ in range(12):
         trainer.train_step()
-    assert trainer.representatives is None
-    assert trainer.neighbors is None
+    assert trainer.pinned.indices is None
+    assert trainer.pinned.neighbors is None
     assert trainer.projection.index == 0
     assert trainer.encoder.seen[0].shape[0] == 12
 

@@ -68,7 +68,7 @@ def test_representatives_keep_the_test_crop(tmp_path: Path) -> None:
     config = quick_config(data=f"cub:{make_cub(tmp_path)}", image_size=16, classes="uniform")
     trainer = Trainer(config)
     trainer._prepare_projection()
-    batch = trainer.sampler.batch(0, trainer.representatives, None)
+    batch = trainer.sampler.batch(0, trainer.pinned.indices, None)
     images, plain = trainer._images(batch), trainer.data.train.batch(batch.indices)
     c = batch.representatives
     assert c == 4 and torch.equal(images[:c], plain[:c])
@@ -108,9 +108,12 @@ def test_a_fold_of_the_training_classes_is_watched(fold: int, names: tuple[str, 
         ({"validation_fold": 4}, "validation_fold must be from 0 to 3, got 4"),
         ({"validation_fold": -1}, "validation_fold must be at least 0, got -1"),
         ({"validation_fold": 0, "validation": 0.2}, "exclude each other"),
-        ({"encoder": "resnet50"}, "encoder must be conv or timm:NAME, got 'resnet50'"),
-        ({"encoder": "timm:"}, "encoder must be conv or timm:NAME"),
-        ({"encoder": None}, "encoder must be conv or timm:NAME"),
+        (
+            {"encoder": "resnet50"},
+            "encoder must be conv, conv:W,W,... or timm:NAME, got 'resnet50'",
+        ),
+        ({"encoder": "timm:"}, "encoder must be conv, conv:W,W,... or timm:NAME"),
+        ({"encoder": None}, "encoder must be conv, conv:W,W,... or timm:NAME"),
     ],
 )
 def test_bad_values_are_named(given: dict, named: str) -> None:
