@@ -92,7 +92,8 @@ def test_the_medoid_is_in_the_crowd_and_the_center_in_the_middle() -> None:
 def test_further_choices_cover_what_is_left() -> None:
     points = _line(0.0, 0.1, 0.2, 6.0, 10.0)
     assert k_centers(points, 3, torch.tensor([5])).tolist() == [[3, 0, 4]]
-    assert medoids(points, 3, torch.tensor([5])).tolist() == [[2, 4, 3]]
+    points = _line(0.0, 0.1, 0.2, 0.3, 7.0, 10.0, 10.1)
+    assert medoids(points, 3, torch.tensor([7])).tolist() == [[3, 5, 4]]
 
 
 @pytest.mark.parametrize("choose", CHOICES.values(), ids=CHOICES)
