@@ -107,8 +107,8 @@ class ClassBatchSampler:
             )
         fresh = self._per_class - pinned
         samples = self._draw_samples(random, classes, fresh, leading)
-        labels = classes.repeat_interleave(pinned), classes.repeat_interleave(fresh)
-        return Batch(torch.cat((leading.flatten(), samples)), torch.cat(labels), leading.numel())
+        each = classes.repeat_interleave(pinned), classes.repeat_interleave(fresh)
+        return Batch(torch.cat((leading.flatten(), samples)), torch.cat(each), leading.numel())
 
     def _draw_classes(self, random: torch.Generator, neighbors: Tensor | None, hard: int) -> Tensor:
         order = torch.randperm(len(self._counts), generator=random)

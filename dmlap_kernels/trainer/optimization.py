@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 # Called with the parameters.
-OptimizerFactory = Callable[[list[Tensor]], torch.optim.Optimizer]
+OptimizerFactory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 # The learning rate of a step, counted from 0.
 Schedule = Callable[[int], float]
 
