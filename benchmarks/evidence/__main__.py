@@ -6,23 +6,23 @@ import argparse
 import os
 from pathlib import Path
 
+from benchmarks.evidence.cost import measure_cost
 from benchmarks.evidence.runs import best_of, execute, read
 from benchmarks.evidence.settings import dmlap_search, final_runs, plain_search, sweep_runs
+from benchmarks.evidence.table import write_table
 
 RESULTS = Path(__file__).parents[1] / "results" / "evidence"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.evidence")
-    parser.add_argument("stage", choices=("search", "final", "sweep", "table"))
+    parser.add_argument("stage", choices=("search", "final", "sweep", "cost", "table"))
     parser.add_argument("--data", metavar="SOURCE", help="omniglot:PATH")
     parser.add_argument("--out", metavar="DIR", type=Path, default=RESULTS)
     parser.add_argument("--workers", metavar="N", type=int, default=os.cpu_count())
     args = parser.parse_args()
     search = args.out / "search.jsonl"
     if args.stage == "table":
-        from benchmarks.evidence.table import write_table
-
         print(write_table(args.out))
         return
     if not args.data:
@@ -35,6 +35,9 @@ def main() -> None:
         execute(dmlap_search(plain), args.data, search, args.workers)
         return
     best = {key: entry["config"] for key, entry in best_of(read(search)).items()}
+    if args.stage == "cost":
+        measure_cost(best, args.data, args.out / "cost.json")
+        return
     runs = final_runs if args.stage == "final" else sweep_runs
     execute(runs(best), args.data, args.out / f"{args.stage}.jsonl", args.workers)
 
