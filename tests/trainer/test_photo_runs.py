@@ -164,13 +164,13 @@ def test_options_win_over_a_configuration(tmp_path: Path) -> None:
     values = merged(str(file), {"loss_options": {"neg_margin": 2}})
     assert values["loss_options"] == {"pos_margin": 0.1, "neg_margin": 2} and values["steps"] == 7
     assert "loss_options" not in merged(str(file), {"loss": "triplet"})
+    assert "validation" not in merged(str(file), {"validation_fold": 1})
+    assert sources(str(file)) == {"steps": "ours"}
+    assert merged(None, {"steps": 2}) == {"steps": 2}
     file.write_text(json.dumps({"optimizer": "sgd", "optimizer_options": {"momentum": 0.9}}))
     values = merged(str(file), {"optimizer_options": {"nesterov": True}})
     assert values["optimizer_options"] == {"momentum": 0.9, "nesterov": True}
     assert "optimizer_options" not in merged(str(file), {"optimizer": "adamw"})
-    assert "validation" not in merged(str(file), {"validation_fold": 1})
-    assert sources(str(file)) == {"steps": "ours"}
-    assert merged(None, {"steps": 2}) == {"steps": 2}
 
 
 @pytest.mark.parametrize(
