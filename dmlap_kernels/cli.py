@@ -313,7 +313,10 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("folder", metavar="DIR", type=Path, help="folder of the run")
     evaluate.add_argument("--data", metavar="SOURCE", help="other data (default: that of the run)")
     evaluate.add_argument(
-        "--ks", metavar="K,K,...", type=_numbers, default=(1, 2, 4, 8), help="default: 1,2,4,8"
+        "--ks",
+        metavar="K,K,...",
+        type=_numbers,
+        help="values of K (default: those customary on the data, as in 1,2,4,8)",
     )
     evaluate.add_argument("--device", metavar="DEVICE", default="auto", help="default: auto")
     evaluate.add_argument("--json", action="store_true", help="print JSON")

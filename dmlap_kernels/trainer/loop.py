@@ -255,7 +255,7 @@ class Trainer:
         return done
 
     def _monitored(self) -> float:
-        return self._evaluate(self.watched)["recall@1"]
+        return self._evaluate(self.watched, ks=(1,))["recall@1"]
 
     def _score_classes(self, representatives: Tensor) -> Tensor:
         """Labels (C, k) of the classes hardest for each class."""
@@ -310,12 +310,15 @@ class Trainer:
         for observer in self.observers:
             observer.on_evaluation(entries[-1])
 
-    def _evaluate(self, split: Split, stop: Stop | None = None) -> dict[str, float]:
+    def _evaluate(
+        self, split: Split, stop: Stop | None = None, ks: Sequence[int] | None = None
+    ) -> dict[str, float]:
         config = self.config
         return evaluate(
             self.encoder,
             split,
             gallery=self.data.gallery if split is self.data.test else None,
+            ks=self.data.ks if ks is None else ks,
             loss=config.loss,
             loss_options=config.loss_options,
             stop=stop,
@@ -332,7 +335,7 @@ class Trainer:
             self.history,
             test=test,
             validation=validation,
-            raw_pixels=evaluate_pixels(self.data.test, self.data.gallery),
+            raw_pixels=evaluate_pixels(self.data.test, self.data.gallery, ks=self.data.ks),
             seconds=self.seconds,
         )
         self.save()
