@@ -74,6 +74,7 @@ def evaluate(
     loss: str = "contrastive",
     loss_options: dict[str, Any] | None = None,
     stop: Callable[[], bool] | None = None,
+    clustering: bool = False,
 ) -> dict[str, float]:
     """`retrieval_metrics` of an encoder on a split, by the distance of its loss.
 
@@ -86,7 +87,8 @@ def evaluate(
         others = embed(encoder, gallery, stop=stop)
         references = (others, gallery.labels.to(others.device))
     labels = split.labels.to(embeddings.device)
-    return retrieval_metrics(embeddings, labels, *references, ks=ks, **options)
+    options |= {"ks": ks, "clustering": clustering}
+    return retrieval_metrics(embeddings, labels, *references, **options)
 
 
 def evaluate_pixels(

@@ -58,6 +58,7 @@ def evaluate_run(
     data: str | None = None,
     ks: Sequence[int] | None = None,
     device: str = "auto",
+    clustering: bool = False,
 ) -> dict[str, float]:
     """`retrieval_metrics` of the run in ``folder`` on its test classes.
 
@@ -66,9 +67,11 @@ def evaluate_run(
         data: another source, whose test classes are used at the image size of the run.
         ks: values of K of Recall@K; default: those customary on the data.
         device: a torch device or ``"auto"``.
+        clustering: also NMI, F1 and AMI.
 
     Raises:
         CheckpointError: no readable checkpoint.
+        MissingExtra: ``clustering`` without faiss.
         ValueError: the images do not fit the encoder.
     """
     _, state = load_checkpoint(Path(folder))
@@ -90,6 +93,7 @@ def evaluate_run(
         ks=loaded.ks if ks is None else ks,
         loss=config.loss,
         loss_options=config.loss_options,
+        clustering=clustering,
     )
 
 
