@@ -104,7 +104,8 @@ def _count_relevant(labels: Tensor, reference_labels: Tensor) -> Tensor:
     values, counts = torch.unique(reference_labels, return_counts=True)
     if not len(values):
         return torch.zeros_like(labels)
-    position = torch.searchsorted(values, labels).clamp_(max=len(values) - 1)
+    # Of labels with gaps between them torch would warn.
+    position = torch.searchsorted(values, labels.contiguous()).clamp_(max=len(values) - 1)
     return counts[position] * (values[position] == labels)
 
 
