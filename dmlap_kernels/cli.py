@@ -161,7 +161,13 @@ def _announce(trainer: Trainer) -> None:
 
 def _eval(args: argparse.Namespace) -> int:
     with _refusals():
-        metrics = evaluate_run(args.folder, data=args.data, ks=args.ks, device=args.device)
+        metrics = evaluate_run(
+            args.folder,
+            data=args.data,
+            ks=args.ks,
+            device=args.device,
+            clustering=args.clustering,
+        )
     if args.json:
         print(json.dumps(metrics, indent=2))
     else:
@@ -229,7 +235,15 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("folder", metavar="DIR", type=Path, help="folder of the run")
     evaluate.add_argument("--data", metavar="SOURCE", help="other data (default: that of the run)")
     evaluate.add_argument(
-        "--ks", metavar="K,K,...", type=_numbers, default=(1, 2, 4, 8), help="default: 1,2,4,8"
+        "--ks",
+        metavar="K,K,...",
+        type=_numbers,
+        help="values of K (default: those customary on the data, as in 1,2,4,8)",
+    )
+    evaluate.add_argument(
+        "--clustering",
+        action="store_true",
+        help="also NMI, F1 and AMI of a k-means clustering (extra: faiss), which may take minutes",
     )
     evaluate.add_argument("--device", metavar="DEVICE", default="auto", help="default: auto")
     evaluate.add_argument("--json", action="store_true", help="print JSON")

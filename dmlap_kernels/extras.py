@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-_PIP_NAMES = {"PIL": "pillow", "sklearn": "scikit-learn"}
+_PIP_NAMES = {"PIL": "pillow", "faiss": "faiss-cpu", "sklearn": "scikit-learn"}
 
 
 class MissingExtra(ImportError):

@@ -155,6 +155,13 @@ def test_eval_prints_the_numbers_of_the_training(whole: Path) -> None:
         assert f"{name:<12}  {metrics[name]:8.4f}" in table
 
 
+def test_eval_clusters_when_asked(whole: Path) -> None:
+    pytest.importorskip("faiss")
+    metrics = json.loads(_main("eval", whole, "--json", "--ks=1", "--clustering").output)
+    assert list(metrics) == ["recall@1", "r_precision", "map@r", "nmi", "f1", "ami"]
+    assert 0 < metrics["ami"] < metrics["nmi"] < 1
+
+
 def test_interrupted_and_resumed_equals_uninterrupted(whole: Path, tmp_path: Path) -> None:
     """Stopped three times: by ``kill``, by Ctrl-C, and by ``kill -9``, which leaves no time."""
     folder = tmp_path / "run"

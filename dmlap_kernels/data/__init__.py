@@ -16,6 +16,8 @@ Images of the last four stay in their files until a batch asks for them.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -28,9 +30,10 @@ from dmlap_kernels.data.in_shop import load_in_shop
 from dmlap_kernels.data.omniglot import load_omniglot
 from dmlap_kernels.data.photo_sets import load_cars, load_cub, load_sop
 from dmlap_kernels.data.photos import DEFAULT_SIZE, ImageFiles, RandomCrop
-from dmlap_kernels.data.splits import Augmentation, Dataset, Split
+from dmlap_kernels.data.splits import DEFAULT_KS, Augmentation, Dataset, Split
 
 __all__ = [
+    "DEFAULT_KS",
     "SOURCES",
     "Augmentation",
     "DataError",
@@ -108,11 +111,8 @@ def load_data(source: str, *, image_size: int | None = None, seed: int = 0) -> D
     data = load_digits() if kind == "digits" else load_omniglot(path)
     if image_size is None or image_size == data.train.images.shape[-1]:
         return data
-    return Dataset(
-        data.name,
-        _resized(data.train, image_size),
-        _resized(data.test, image_size),
-        augment=data.augment,
+    return replace(
+        data, train=_resized(data.train, image_size), test=_resized(data.test, image_size)
     )
 
 

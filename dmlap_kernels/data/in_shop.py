@@ -1,6 +1,7 @@
 """`inshop:PATH`: In-shop Clothes Retrieval of DeepFashion (Liu et al., CVPR 2016).
 
-3,997 items train; 3,985 others are looked up, their query images in the gallery.
+3,997 items train; 3,985 others are looked up, their query images in the gallery. Recall@K is
+reported at 1, 10, 20, 30, 40 and 50 (as in 1904.06627, for example) or at some of these.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dmlap_kernels.data.splits import Dataset
 
 PARTITION = "Eval/list_eval_partition.txt"
 PARTS = ("train", "query", "gallery")
+KS = (1, 10, 20, 30, 40, 50)
 
 _PURPOSE = "data 'inshop'"
 _COLUMNS = "image_name item_id evaluation_status"
@@ -54,4 +56,4 @@ def load_in_shop(path: str | Path, image_size: int = DEFAULT_SIZE) -> Dataset:
     if both := sorted(items["train"] & items["query"]):
         raise DataError(f"{_PURPOSE}: item {both[0]} of {file} is both in train and in query")
     train, query, gallery = (split_of(parts[name], root, image_size, _PURPOSE) for name in PARTS)
-    return Dataset("inshop", train, query, gallery=gallery, augment=RandomCrop())
+    return Dataset("inshop", train, query, gallery=gallery, augment=RandomCrop(), ks=KS)

@@ -10,7 +10,8 @@ In CUB and Cars the classes in the order of their numbers are cut in the middle:
 1 to 98 of Cars train, the others test. A folder with fewer classes is cut by the same rule, the odd
 class to training. Products names the classes of either side in its own files.
 
-Lists are read at once, images when a batch asks for them.
+Recall@K is reported at 1, 2, 4 and 8 on CUB and Cars, at 1, 10, 100 and 1,000 on Products. Lists
+are read at once, images when a batch asks for them.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from dmlap_kernels.extras import require
 
 # The number of a class, its name, and an image below the root.
 Entry = tuple[int, str, str]
+
+SOP_KS = (1, 10, 100, 1000)
 
 
 def load_cub(path: str | Path, image_size: int = DEFAULT_SIZE) -> Dataset:
@@ -109,7 +112,7 @@ def load_sop(path: str | Path, image_size: int = DEFAULT_SIZE) -> Dataset:
         split_of(_products(root / name, purpose), root, image_size, purpose)
         for name in ("Ebay_train.txt", "Ebay_test.txt")
     )
-    return Dataset("sop", train, test, augment=RandomCrop())
+    return Dataset("sop", train, test, augment=RandomCrop(), ks=SOP_KS)
 
 
 def _products(file: Path, purpose: str) -> list[Entry]:

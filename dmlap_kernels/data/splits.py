@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -20,6 +21,9 @@ _PIXEL_SIDE = 16
 
 # Parts that the training classes are cut into for validation.
 FOLDS = 4
+
+# K of Recall@K where a data set has no custom of its own.
+DEFAULT_KS = (1, 2, 4, 8)
 
 
 @dataclass(frozen=True)
@@ -139,6 +143,7 @@ class Dataset:
             other images of ``test``.
         augment: callable on float images (B, channels, height, width) and a `torch.Generator`
             that returns distorted copies, or None.
+        ks: values of K at which the literature on the data reports Recall@K, ascending from 1.
     """
 
     name: str
@@ -147,10 +152,13 @@ class Dataset:
     validation: Split | None = None
     augment: Augmentation | None = None
     gallery: Split | None = None
+    ks: tuple[int, ...] = DEFAULT_KS
 
     def __post_init__(self) -> None:
         if self.gallery is not None and self.gallery.class_names != self.test.class_names:
             raise ValueError("gallery must have the classes of test, in the same order")
+        if self.ks[:1] != (1,) or any(a >= b for a, b in itertools.pairwise(self.ks)):
+            raise ValueError(f"ks must be ascending from 1, got {self.ks!r}")
 
     def hold_out(self, share: float, seed: int) -> Dataset:
         """Move about ``share`` of the training classes to ``validation``, whole groups at a time.

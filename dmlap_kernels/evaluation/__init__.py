@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from dmlap_kernels.evaluation.clustering import (
+    assign_clusters,
+    clustering_metrics,
+    compare_clusters,
+)
 from dmlap_kernels.evaluation.retrieval import retrieval_metrics
 
-__all__ = ["retrieval_metrics"]
+__all__ = ["assign_clusters", "clustering_metrics", "compare_clusters", "retrieval_metrics"]

@@ -1,4 +1,4 @@
-"""Retrieval metrics on the fused `nearest`."""
+"""Retrieval metrics on the fused `nearest`, and on request those of clustering."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dmlap_kernels import checks
+from dmlap_kernels.evaluation.clustering import clustering_metrics
 from dmlap_kernels.mining import nearest
 
 _ROWS_AT_ONCE = 4096
@@ -24,8 +25,9 @@ def retrieval_metrics(
     distance: str = "euclidean",
     normalize: bool = False,
     backend: str = "auto",
+    clustering: bool = False,
 ) -> dict[str, float]:
-    """Recall@K, R-precision and MAP@R of retrieval by distance.
+    """Recall@K, R-precision and MAP@R of retrieval by distance; NMI, F1 and AMI of clusters.
 
     Every row of ``embeddings`` is a query. Its R relevant references are those of its label;
     queries without any are left out of every mean. Definitions of "A Metric Learning Reality Check"
@@ -34,7 +36,9 @@ def retrieval_metrics(
     - ``recall@K``: share of queries with a relevant reference among the K nearest;
     - ``r_precision``: share of relevant references among the R nearest, mean over queries;
     - ``map@r``: mean over queries of 1/R sum over i = 1..R of P(i) [reference i is relevant], P(i)
-      the share of relevant references among the i nearest.
+      the share of relevant references among the i nearest;
+    - ``nmi``, ``f1``, ``ami`` with ``clustering``: of the queries alone, as in
+      `dmlap_kernels.evaluation.clustering_metrics`.
 
     Takes O(N k) memory for k the largest of ``ks`` and R.
 
@@ -46,12 +50,15 @@ def retrieval_metrics(
         ref_labels: (M,) integers.
         ks: values of K; with fewer than K references, all of them are looked at.
         distance, normalize, backend: as in `dmlap_kernels.nearest`.
+        clustering: also cluster the queries, which takes much longer than retrieval where classes
+            are many.
 
     Returns:
-        The metrics by name, in the order above, between 0 and 1.
+        The metrics by name, in the order above, between 0 and 1 (AMI: at most 1).
 
     Raises:
         TypeError, ValueError: bad input, or no query has a relevant reference.
+        MissingExtra: ``clustering`` without faiss or scikit-learn.
     """
     problem = checks.pair_problem(embeddings, labels, ref_embeddings, ref_labels)
     ks = _checked_ks(ks)
@@ -61,6 +68,11 @@ def retrieval_metrics(
     valid = relevant > 0
     if not bool(valid.any()):
         raise ValueError("labels must give at least one query a relevant reference, got none")
+    # First, since it may refuse.
+    clusters: dict[str, float] = {}
+    if checks.flag("clustering", clustering):
+        options: dict[str, Any] = {"distance": distance, "normalize": normalize}
+        clusters = clustering_metrics(problem.x, problem.labels, **options)
     candidates = len(references) - int(self_case)
     k = min(max(*ks, int(relevant.max())), candidates)
     found = nearest(
@@ -72,7 +84,7 @@ def retrieval_metrics(
         for name, values in _query_metrics(hits, relevant[rows], ks).items():
             totals[name] = totals.get(name, 0.0) + values.sum(dtype=torch.float64).item()
     count = int(valid.sum())
-    return {name: total / count for name, total in totals.items()}
+    return {name: total / count for name, total in totals.items()} | clusters
 
 
 def _query_metrics(hits: Tensor, relevant: Tensor, ks: Sequence[int]) -> dict[str, Tensor]:
@@ -92,7 +104,8 @@ def _count_relevant(labels: Tensor, reference_labels: Tensor) -> Tensor:
     values, counts = torch.unique(reference_labels, return_counts=True)
     if not len(values):
         return torch.zeros_like(labels)
-    position = torch.searchsorted(values, labels).clamp_(max=len(values) - 1)
+    # Of labels with gaps between them torch would warn.
+    position = torch.searchsorted(values, labels.contiguous()).clamp_(max=len(values) - 1)
     return counts[position] * (values[position] == labels)
 
 

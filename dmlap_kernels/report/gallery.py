@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dmlap_kernels.data import Split
 from dmlap_kernels.mining import nearest
 from dmlap_kernels.report.markup import Html, element
 from dmlap_kernels.report.runs import Embedded
@@ -17,7 +18,7 @@ NEIGHBORS = 8
 
 
 class Query(NamedTuple):
-    """A query, its neighbours by rank, and whether each is of its class."""
+    """A query, its neighbours by rank (rows of what it is looked up in), and which are right."""
 
     row: int
     neighbors: list[int]
@@ -33,12 +34,16 @@ def choose_queries(
     class, which can have no right one, are left out.
     """
     labels = embedded.split.labels
-    k = min(neighbors, len(labels) - 1)
+    if embedded.gallery is None:
+        references, reference_labels, itself = None, labels, 1
+    else:
+        references, reference_labels, itself = embedded.gallery[1], embedded.gallery[0].labels, 0
+    k = min(neighbors, len(reference_labels) - itself)
     if k < 1:
         return []
-    found = nearest(embedded.embeddings, k=k, **embedded.options).indices  # [N, k]
-    right = labels[found] == labels[:, None]
-    valid = torch.bincount(labels)[labels] > 1
+    found = nearest(embedded.embeddings, references, k, **embedded.options).indices  # [N, k]
+    right = reference_labels[found] == labels[:, None]
+    valid = torch.bincount(reference_labels)[labels] > itself
     wrong_first = (valid & ~right[:, 0]).nonzero().flatten()
     right_first = (valid & right[:, 0]).nonzero().flatten()
     wrong_count = min(len(wrong_first), max(queries // 2, queries - len(right_first)))
@@ -61,9 +66,10 @@ def render_gallery(embedded: Embedded) -> Html:
     if not chosen:
         return element("p", "No test class has two images: there is nothing to retrieve.")
     wrong = sum(not query.right[0] for query in chosen)
+    nearest_what = "other test images" if embedded.gallery is None else "images of the gallery"
     intro = element(
         "p",
-        f"Each row is a query and its nearest other test images, nearest first. {wrong} of the "
+        f"Each row is a query and its nearest {nearest_what}, nearest first. {wrong} of the "
         f"{len(chosen)} queries were picked because their first neighbour is wrong, so the rows "
         "are no fair sample. ✓ with a solid frame: of the query's class; ✗ with a dashed frame: of "
         "another.",
@@ -73,7 +79,8 @@ def render_gallery(embedded: Embedded) -> Html:
 
 def _row(embedded: Embedded, query: Query) -> Html:
     split = embedded.split
-    name = _class_name(embedded, query.row)
+    looked_up_in = split if embedded.gallery is None else embedded.gallery[0]
+    name = _class_name(split, query.row)
     cells = [
         element(
             "figure",
@@ -83,13 +90,13 @@ def _row(embedded: Embedded, query: Query) -> Html:
         )
     ]
     for index, right in zip(query.neighbors, query.right, strict=True):
-        name, word = _class_name(embedded, index), "right" if right else "wrong"
+        name, word = _class_name(looked_up_in, index), "right" if right else "wrong"
         sign = element("span", "✓" if right else "✗", class_="sign")
         caption = element("figcaption", sign, f" {name}")
-        image = thumbnail(split, index, f"{word}: class {name}")
+        image = thumbnail(looked_up_in, index, f"{word}: class {name}")
         cells.append(element("figure", image, caption, class_=word))
     return element("div", *cells, class_="row")
 
 
-def _class_name(embedded: Embedded, index: int) -> str:
-    return embedded.split.class_names[int(embedded.split.labels[index])]
+def _class_name(split: Split, index: int) -> str:
+    return split.class_names[int(split.labels[index])]

@@ -44,11 +44,17 @@ class Run:
 
 @dataclass(frozen=True)
 class Embedded:
-    """Test images of a run and their embeddings (N, D), searched with ``options``."""
+    """Test images of a run and their embeddings (N, D), searched with ``options``.
+
+    Attributes:
+        gallery: what the images are looked up in, with its embeddings (M, D); None: in the other
+            test images.
+    """
 
     split: Split
     embeddings: Tensor
     options: dict[str, Any]
+    gallery: tuple[Split, Tensor] | None = None
 
     def comparable(self) -> Tensor:
         """Embeddings whose Euclidean distances order as those that the run searches by."""
@@ -134,5 +140,6 @@ def embed_test(run: Run) -> Embedded:
         encoder = load_encoder(run.folder).to(resolve_device("auto"))
     except CheckpointError as error:
         raise NoPictures("its encoder is not the built-in one") from error
-    embeddings = embed(encoder, data.test).cpu()
-    return Embedded(data.test, embeddings, search_options(config.loss, config.loss_options))
+    options = search_options(config.loss, config.loss_options)
+    gallery = None if data.gallery is None else (data.gallery, embed(encoder, data.gallery).cpu())
+    return Embedded(data.test, embed(encoder, data.test).cpu(), options, gallery)

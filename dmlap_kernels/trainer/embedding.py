@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dmlap_kernels.data import Split
+from dmlap_kernels.data import DEFAULT_KS, Split
 from dmlap_kernels.evaluation import retrieval_metrics
 from dmlap_kernels.losses import LOSSES
 
@@ -70,10 +70,11 @@ def evaluate(
     split: Split,
     *,
     gallery: Split | None = None,
-    ks: Sequence[int] = (1, 2, 4, 8),
+    ks: Sequence[int] = DEFAULT_KS,
     loss: str = "contrastive",
     loss_options: dict[str, Any] | None = None,
     stop: Callable[[], bool] | None = None,
+    clustering: bool = False,
 ) -> dict[str, float]:
     """`retrieval_metrics` of an encoder on a split, by the distance of its loss.
 
@@ -86,10 +87,13 @@ def evaluate(
         others = embed(encoder, gallery, stop=stop)
         references = (others, gallery.labels.to(others.device))
     labels = split.labels.to(embeddings.device)
-    return retrieval_metrics(embeddings, labels, *references, ks=ks, **options)
+    options |= {"ks": ks, "clustering": clustering}
+    return retrieval_metrics(embeddings, labels, *references, **options)
 
 
-def evaluate_pixels(split: Split, gallery: Split | None = None) -> dict[str, float]:
+def evaluate_pixels(
+    split: Split, gallery: Split | None = None, *, ks: Sequence[int] = DEFAULT_KS
+) -> dict[str, float]:
     """`retrieval_metrics` of the pixels themselves by cosine: what any encoder has to beat."""
     references = () if gallery is None else (gallery.pixels(), gallery.labels)
-    return retrieval_metrics(split.pixels(), split.labels, *references, distance="cosine")
+    return retrieval_metrics(split.pixels(), split.labels, *references, ks=ks, distance="cosine")

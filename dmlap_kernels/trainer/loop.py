@@ -266,7 +266,7 @@ class Trainer:
         return done
 
     def _monitored(self) -> float:
-        return self._evaluate(self.watched)["recall@1"]
+        return self._evaluate(self.watched, ks=(1,))["recall@1"]
 
     def _images(self, batch: Batch) -> Tensor:
         """The images of a batch, distorted; representatives only if asked for."""
@@ -313,12 +313,15 @@ class Trainer:
         for observer in self.observers:
             observer.on_evaluation(entries[-1])
 
-    def _evaluate(self, split: Split, stop: Stop | None = None) -> dict[str, float]:
+    def _evaluate(
+        self, split: Split, stop: Stop | None = None, ks: Sequence[int] | None = None
+    ) -> dict[str, float]:
         config = self.config
         return evaluate(
             self.encoder,
             split,
             gallery=self.data.gallery if split is self.data.test else None,
+            ks=self.data.ks if ks is None else ks,
             loss=config.loss,
             loss_options=config.loss_options,
             stop=stop,
@@ -335,7 +338,7 @@ class Trainer:
             self.history,
             test=test,
             validation=validation,
-            raw_pixels=evaluate_pixels(self.data.test, self.data.gallery),
+            raw_pixels=evaluate_pixels(self.data.test, self.data.gallery, ks=self.data.ks),
             seconds=self.seconds,
         )
         self.save()

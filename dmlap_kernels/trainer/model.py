@@ -57,19 +57,22 @@ def evaluate_run(
     folder: str | Path,
     *,
     data: str | None = None,
-    ks: Sequence[int] = (1, 2, 4, 8),
+    ks: Sequence[int] | None = None,
     device: str = "auto",
+    clustering: bool = False,
 ) -> dict[str, float]:
     """`retrieval_metrics` of the run in ``folder`` on its test classes.
 
     Args:
         folder: what ``out`` of the trainer was; the run was given no encoder of its own.
         data: another source, whose test classes are used at the image size of the run.
-        ks: values of K of Recall@K.
+        ks: values of K of Recall@K; default: those customary on the data.
         device: a torch device or ``"auto"``.
+        clustering: also NMI, F1 and AMI.
 
     Raises:
         CheckpointError: no readable checkpoint.
+        MissingExtra: ``clustering`` without faiss.
         ValueError: the images do not fit the encoder.
     """
     _, state = load_checkpoint(Path(folder))
@@ -88,9 +91,10 @@ def evaluate_run(
         encoder,
         split,
         gallery=loaded.gallery,
-        ks=ks,
+        ks=loaded.ks if ks is None else ks,
         loss=config.loss,
         loss_options=config.loss_options,
+        clustering=clustering,
     )
 
 

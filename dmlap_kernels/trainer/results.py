@@ -60,7 +60,12 @@ def write_results(folder: Path, results: dict[str, Any]) -> None:
 
 
 def _describe(data: Dataset) -> dict[str, Any]:
-    splits = {"train": data.train, "validation": data.validation, "test": data.test}
+    splits = {
+        "train": data.train,
+        "validation": data.validation,
+        "test": data.test,
+        "gallery": data.gallery,
+    }
     return {
         name: {"images": len(split), "classes": split.num_classes}
         for name, split in splits.items()

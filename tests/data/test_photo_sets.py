@@ -11,6 +11,12 @@ from dmlap_kernels.data import DataError, ImageFiles, load_data, photos
 from tests.data.photo_layouts import KINDS, LISTS, MAKERS, make_cub, make_inshop
 
 NAMES = {"cub": "001.Bird_1", "cars": "Car 1", "sop": "product 1", "inshop": "id_00000001"}
+KS = {
+    "cub": (1, 2, 4, 8),
+    "cars": (1, 2, 4, 8),
+    "sop": (1, 10, 100, 1000),
+    "inshop": (1, 10, 20, 30, 40, 50),
+}
 
 
 @pytest.fixture
@@ -48,6 +54,12 @@ def test_every_image_has_its_own_class(tmp_path: Path) -> None:
     for split in (data.train, data.test):
         for label, name in zip(split.labels.tolist(), split.images.names, strict=True):
             assert name.startswith(f"images/{split.class_names[label]}/")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_recall_is_reported_where_the_literature_does(kind: str, tmp_path: Path) -> None:
+    data = load_data(f"{kind}:{MAKERS[kind](tmp_path)}", image_size=8)
+    assert data.ks == KS[kind] == data.hold_out(0.5, seed=0).ks
 
 
 def test_queries_and_gallery_of_in_shop(tmp_path: Path) -> None:

@@ -85,6 +85,13 @@ def test_distance_and_normalize_reach_the_search() -> None:
     assert retrieval_metrics(x, labels, ks=(1,), normalize=True)["recall@1"] == 1
 
 
+@pytest.mark.filterwarnings("error")
+def test_every_other_row_is_no_reason_to_warn() -> None:
+    x, labels = _points(60, 6, 0)
+    every_other = retrieval_metrics(x[::2], labels[::2], x[1::2], labels[1::2])
+    assert every_other == retrieval_metrics(*(t[i::2].clone() for i in (0, 1) for t in (x, labels)))
+
+
 @pytest.mark.parametrize("references", [False, True])
 def test_equals_pytorch_metric_learning(references: bool) -> None:
     pytest.importorskip("faiss")

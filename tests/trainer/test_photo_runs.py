@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from dmlap_kernels.encoders import ConvEncoder
 from dmlap_kernels.evaluation import retrieval_metrics
 from dmlap_kernels.trainer import TrainConfig, Trainer, embedding, evaluate_run, model
 from dmlap_kernels.trainer.config_files import CONFIGS, merged, read_config, sources
-from tests.data.photo_layouts import KINDS, MAKERS, make_cub, make_inshop, photo
+from tests.data.photo_layouts import KINDS, MAKERS, make_cub, make_inshop, make_sop, photo
 from tests.trainer.helpers import quick_config, tiny_data
 
 QUICK = ("--encoder=conv", "--image-size=16", "--steps=3", "--classes-per-batch=4")
@@ -33,8 +34,31 @@ def test_a_configuration_trains_to_the_end(kind: str, tmp_path: Path) -> None:
     assert (config["steps"], config["encoder"], config["classes_per_batch"]) == (3, "conv", 4)
     assert config["learning_rate"] == read_config(kind)["learning_rate"]
     assert "pretrained" not in config
-    assert evaluate_run(out)["recall@1"] == results["recall@1"]
+    assert evaluate_run(out) == results["test"]
     assert results["data"]["train"] == {"images": 16, "classes": 4}
+
+
+def test_recall_is_measured_at_the_customary_ks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = f"sop:{make_sop(tmp_path / 'data')}", str(tmp_path / "run")
+    assert cli.main(["train", f"--data={source}", *QUICK, f"--out={out}", "--eval-every=2"]) == 0
+    results = json.loads((tmp_path / "run/metrics.json").read_text())
+    names = [f"recall@{k}" for k in (1, 10, 100, 1000)] + ["r_precision", "map@r"]
+    for metrics in (results["test"], results["raw_pixels"]):
+        assert list(metrics) == names
+    assert all(list(entry) == ["step", *names] for entry in results["history"]["evaluation"])
+    capsys.readouterr()
+    assert cli.main(["eval", out, "--json"]) == 0
+    assert list(json.loads(capsys.readouterr().out)) == names
+    assert cli.main(["eval", out, "--json", "--ks=1,3"]) == 0
+    assert list(json.loads(capsys.readouterr().out)) == ["recall@1", "recall@3", *names[-2:]]
+
+
+@pytest.mark.parametrize("ks", [(), (2, 4), (1, 4, 4), (1, 8, 4)])
+def test_bad_ks_of_a_data_set_are_named(ks: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="ks must be ascending from 1"):
+        replace(tiny_data(), ks=ks)
 
 
 def test_a_broken_image_ends_a_run_with_its_name(
@@ -85,11 +109,12 @@ def test_queries_are_looked_up_in_the_gallery(tmp_path: Path) -> None:
     results = trainer.run()
     data = trainer.data
     queries, gallery = (embedding.embed(trainer.encoder, s) for s in (data.test, data.gallery))
-    expected = retrieval_metrics(queries, data.test.labels, gallery, data.gallery.labels)
+    looked_up = (queries, data.test.labels, gallery, data.gallery.labels)
+    expected = retrieval_metrics(*looked_up, ks=data.ks)
     assert results["test"] == expected == evaluate_run(tmp_path / "run")
-    assert expected != retrieval_metrics(queries, data.test.labels)
+    assert expected != retrieval_metrics(queries, data.test.labels, ks=data.ks)
     pixels = (data.test.pixels(), data.test.labels, data.gallery.pixels(), data.gallery.labels)
-    assert results["raw_pixels"] == retrieval_metrics(*pixels, distance="cosine")
+    assert results["raw_pixels"] == retrieval_metrics(*pixels, ks=data.ks, distance="cosine")
     with pytest.raises(ValueError, match="gallery must have the classes of test"):
         Dataset("mixed", data.train, data.test, gallery=data.train)
 

@@ -1,0 +1,146 @@
+"""Clustering metrics: how well k-means finds the classes again.
+
+k-means is faiss's, NMI and AMI are scikit-learn's; both are optional dependencies.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dmlap_kernels import checks
+from dmlap_kernels.extras import require
+from dmlap_kernels.problem import NONNEGATIVE_DISTANCES
+
+# faiss's own default, so that the numbers are those of pytorch-metric-learning.
+SEED = 1234
+_ITERATIONS = 20
+_PURPOSE = "clustering"
+
+
+def clustering_metrics(
+    embeddings: Tensor,
+    labels: Tensor,
+    *,
+    distance: str = "euclidean",
+    normalize: bool = False,
+    seed: int = SEED,
+) -> dict[str, float]:
+    """NMI, F1 and AMI of a k-means clustering into as many clusters as there are classes.
+
+    The protocol of the literature on deep metric learning since "Deep Metric Learning via Lifted
+    Structured Feature Embedding" (arXiv 1511.06452): `assign_clusters`, then
+    `compare_clusters`. Everything runs on the CPU, in O(N * D) memory but for NMI and AMI, which
+    hold the pairs of a class and a cluster that share a row. AMI takes longer than k-means where
+    classes are many.
+
+    Args:
+        embeddings: (N, D) floating point.
+        labels: (N,) integers.
+        distance: ``"euclidean"``, ``"sqeuclidean"`` or ``"cosine"``; rows are L2-normalised for the
+            last.
+        normalize: L2-normalise the rows for the others too.
+        seed: of the centroids to begin with, 0 to 2^31 - 1.
+
+    Returns:
+        ``nmi``, ``f1`` and ``ami`` as in `compare_clusters`.
+
+    Raises:
+        ValueError, TypeError: naming the argument at fault.
+        MissingExtra: faiss or scikit-learn is not installed.
+    """
+    checks.embeddings("embeddings", embeddings)
+    labels = checks.labels("labels", labels, embeddings, "embeddings")
+    checks.choice("distance", distance, NONNEGATIVE_DISTANCES)
+    checks.flag("normalize", normalize)
+    if normalize or distance == "cosine":
+        embeddings = F.normalize(embeddings.float(), dim=1)
+    # What is missing is said before minutes are spent.
+    require("sklearn.metrics", purpose=_PURPOSE)
+    clusters = torch.unique(labels).numel()
+    return compare_clusters(labels, assign_clusters(embeddings, clusters, seed=seed))
+
+
+def assign_clusters(embeddings: Tensor, clusters: int, *, seed: int = SEED) -> Tensor:
+    """The cluster of every row, (N,) int64 on the CPU, by 20 rounds of k-means in float32.
+
+    All rows take part in every round. The same seed gives the same clusters on one machine.
+
+    Args:
+        embeddings: (N, D) floating point, N at least 1, finite.
+        clusters: 1..N.
+        seed: draws the rows that are the first centroids, 0 to 2^31 - 1.
+
+    Raises:
+        ValueError, TypeError: naming the argument at fault.
+        MissingExtra: faiss is not installed.
+    """
+    checks.embeddings("embeddings", embeddings)
+    checks.count("clusters", clusters, minimum=1, maximum=len(embeddings), why="the rows")
+    checks.count("seed", seed, minimum=0, maximum=2**31 - 1, why="what faiss takes")
+    faiss = require("faiss", purpose=_PURPOSE, extra="faiss")
+    if not bool(embeddings.isfinite().all()):
+        raise ValueError("embeddings must be finite to be clustered")
+    x = embeddings.detach().to("cpu", torch.float32).contiguous().numpy()
+    kmeans = faiss.Kmeans(
+        x.shape[1],
+        clusters,
+        niter=_ITERATIONS,
+        seed=seed,
+        # The defaults warn of fewer rows a cluster than this, and draw a sample from more.
+        min_points_per_centroid=1,
+        max_points_per_centroid=len(x),
+    )
+    kmeans.train(x)
+    return torch.from_numpy(kmeans.assign(x)[1].astype("int64"))
+
+
+def compare_clusters(labels: Tensor, clusters: Tensor) -> dict[str, float]:
+    """How well clusters agree with classes.
+
+    - ``nmi``: mutual information over the arithmetic mean of the entropies;
+    - ``f1``: 2 P R / (P + R) over pairs of rows, P the share of pairs in one cluster that are of
+      one class, R the share of pairs of one class that are in one cluster (arXiv 1511.06452);
+      1 if there is no pair of either kind;
+    - ``ami``: mutual information corrected for chance, over the same mean (Vinh et al., 2010).
+
+    Args:
+        labels: (N,) integers.
+        clusters: (N,) integers.
+
+    Returns:
+        The three by name, at most 1; NMI and F1 at least 0, AMI about 0 for random clusters.
+
+    Raises:
+        ValueError: the lengths differ or are 0.
+        MissingExtra: scikit-learn is not installed.
+    """
+    if labels.ndim != 1 or labels.shape != clusters.shape or not len(labels):
+        raise ValueError(
+            f"labels and clusters must have the same shape (N,), N at least 1, got "
+            f"{tuple(labels.shape)} and {tuple(clusters.shape)}"
+        )
+    metrics = require("sklearn.metrics", purpose=_PURPOSE)
+    pair: tuple[Any, Any] = (labels.cpu().numpy(), clusters.cpu().numpy())
+    return {
+        "nmi": float(metrics.normalized_mutual_info_score(*pair)),
+        "f1": _pair_f1(labels.cpu(), clusters.cpu()),
+        "ami": float(metrics.adjusted_mutual_info_score(*pair)),
+    }
+
+
+def _pair_f1(labels: Tensor, clusters: Tensor) -> float:
+    both = torch.stack((labels.long(), clusters.long()))  # [2, N]
+    shared, of_a_class, of_a_cluster = (
+        _pairs(torch.unique(rows, dim=1, return_counts=True)[1])
+        for rows in (both, both[:1], both[1:])
+    )
+    return 2 * shared / (of_a_class + of_a_cluster) if of_a_class + of_a_cluster else 1.0
+
+
+def _pairs(counts: Tensor) -> int:
+    """Unordered pairs within groups of these sizes."""
+    return int((counts * (counts - 1) // 2).sum())
