@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dmlap_kernels.backends.device.packing import Sides
 from dmlap_kernels.backends.device.sweeps import (
+    Both,
     Exponent,
     Extremes,
     HingeSums,
@@ -89,11 +90,15 @@ class CudaSweeps:
             )
         return out
 
-    def gradient(self, sides: Sides, weigher: Weigher) -> tuple[Tensor, Tensor | None]:
+    def gradient(self, sides: Sides, weigher: Weigher) -> Both:
         if sides.self_case:
             return self._gradient(sides, weigher, weigher.anchors, weigher.anchors), None
-        gx = self._gradient(sides, weigher, weigher.anchors, weigher.columns)
-        return gx, self._gradient(sides.swapped(), weigher, weigher.columns, weigher.anchors)
+        gx = gy = None
+        if sides.x_grad:
+            gx = self._gradient(sides, weigher, weigher.anchors, weigher.columns)
+        if sides.y_grad:
+            gy = self._gradient(sides.swapped(), weigher, weigher.columns, weigher.anchors)
+        return gx, gy
 
     def nearest(self, sides: Sides, k: int) -> tuple[Tensor, Tensor]:
         arguments = _arguments(sides)

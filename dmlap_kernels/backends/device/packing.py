@@ -34,6 +34,8 @@ class Sides(NamedTuple):
         distance: a name of `dmlap_kernels.problem.DISTANCES`.
         precision: of matrix products, a name of `dmlap_kernels.problem.PRECISIONS`.
         features: D, before padding.
+        x_grad, y_grad: whether the gradients at x and at y are wanted; those that are not are None
+            wherever gradients are returned. Both are in the self case.
     """
 
     x: Tensor
@@ -52,6 +54,8 @@ class Sides(NamedTuple):
     distance: str
     precision: str
     features: int
+    x_grad: bool = True
+    y_grad: bool = True
 
     @property
     def anchors(self) -> int:
@@ -91,6 +95,8 @@ class Sides(NamedTuple):
             order_y=self.order_x,
             labels_x=self.labels_y,
             labels_y=self.labels_x,
+            x_grad=self.y_grad,
+            y_grad=self.x_grad,
         )
 
 
