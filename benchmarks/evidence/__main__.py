@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from pathlib import Path
 
 from benchmarks.evidence.cost import measure_cost
 from benchmarks.evidence.runs import best_of, execute, read
-from benchmarks.evidence.settings import dmlap_search, final_runs, plain_search, sweep_runs
+from benchmarks.evidence.settings import (
+    clock_runs,
+    dmlap_search,
+    final_runs,
+    plain_search,
+    sweep_runs,
+)
 from benchmarks.evidence.table import write_table
 
 RESULTS = Path(__file__).parents[1] / "results" / "evidence"
@@ -16,7 +23,7 @@ RESULTS = Path(__file__).parents[1] / "results" / "evidence"
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.evidence")
-    parser.add_argument("stage", choices=("search", "final", "sweep", "cost", "table"))
+    parser.add_argument("stage", choices=("search", "final", "cost", "clock", "sweep", "table"))
     parser.add_argument("--data", metavar="SOURCE", help="omniglot:PATH")
     parser.add_argument("--out", metavar="DIR", type=Path, default=RESULTS)
     parser.add_argument("--workers", metavar="N", type=int, default=os.cpu_count())
@@ -35,11 +42,15 @@ def main() -> None:
         execute(dmlap_search(plain), args.data, search, args.workers)
         return
     best = {key: entry["config"] for key, entry in best_of(read(search)).items()}
+    cost = args.out / "cost.json"
     if args.stage == "cost":
-        measure_cost(best, args.data, args.out / "cost.json")
+        measure_cost(best, args.data, cost)
         return
-    runs = final_runs if args.stage == "final" else sweep_runs
-    execute(runs(best), args.data, args.out / f"{args.stage}.jsonl", args.workers)
+    if args.stage == "clock":
+        runs = clock_runs(best, json.loads(cost.read_text())["ratios"])
+    else:
+        runs = final_runs(best) if args.stage == "final" else sweep_runs(best)
+    execute(runs, args.data, args.out / f"{args.stage}.jsonl", args.workers)
 
 
 def _of(path: Path, method: str) -> list[dict]:

@@ -110,7 +110,8 @@ def dmlap_search(best_plain: dict[str, dict[str, Any]]) -> Iterator[Run]:
 
 
 def _chosen(best: dict[str, Any]) -> dict[str, Any]:
-    return {n: v for n, v in best.items() if n not in ("seed", "validation")}
+    """What `_run` does not set by itself, and the search did not for itself."""
+    return {n: v for n, v in best.items() if n not in ("loss", "method", "seed", "validation")}
 
 
 def final_runs(best: dict[tuple[str, str], dict[str, Any]]) -> Iterator[Run]:
@@ -118,6 +119,18 @@ def final_runs(best: dict[tuple[str, str], dict[str, Any]]) -> Iterator[Run]:
     for seed in SEEDS:
         for (loss, method), config in best.items():
             yield _run(f"seed={seed}", loss, method, **{**_chosen(config), "seed": seed})
+
+
+def clock_runs(
+    best: dict[tuple[str, str], dict[str, Any]], ratios: dict[str, dict[str, float]]
+) -> Iterator[Run]:
+    """DMLAP with as many steps as take the time of the plain run's, where a step takes longer."""
+    for seed in SEEDS:
+        for (loss, method), config in best.items():
+            if method != "plain":
+                steps = round(STEPS / max(1.0, ratios[loss][method]))
+                changed = {**_chosen(config), "seed": seed, "steps": steps}
+                yield _run(f"clock seed={seed}", loss, method, **changed)
 
 
 def sweep_runs(best: dict[tuple[str, str], dict[str, Any]]) -> Iterator[Run]:

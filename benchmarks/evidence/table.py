@@ -13,6 +13,10 @@ from dmlap_kernels.report.comparison import Interval, mean_interval
 
 Entries = list[dict[str, Any]]
 METRICS = ("recall@1", "map@r")
+_SEEDS = """Difference to plain batches with the same seed, so the same initial weights: mean ± 95 %
+interval. An interval that holds 0 shows no difference."""
+_CLOCK = """The same, with as many steps of DMLAP as take the time of the plain run's by the ratios
+above (`python -m benchmarks.evidence clock`)."""
 _SAME = {*COMMON, "loss", "method", "classes", "seed", "validation"}
 
 
@@ -23,9 +27,12 @@ def write_table(folder: Path) -> Path:
     cost = folder / "cost.json"
     parts = [_introduction(final)]
     if final:
-        parts += [_final(final), _gains(final)]
+        parts += [_final(final), _gains(final, "## Against plain batches", _SEEDS)]
     if cost.exists():
         parts.append(_cost(json.loads(cost.read_text())))
+    if clock := read(folder / "clock.jsonl"):
+        plain = [entry for entry in final if entry["method"] == "plain"]
+        parts.append(_gains(clock + plain, "## At equal time", _CLOCK))
     if sweep:
         parts.append(_sweep(sweep))
         _plot_sweep(sweep, folder / "batch-size.png")
@@ -101,7 +108,7 @@ def _own_settings(config: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in own.items())
 
 
-def _gains(final: Entries) -> str:
+def _gains(final: Entries, title: str, text: str) -> str:
     groups = _groups(final)
     rows = []
     for (loss, method), entries in sorted(groups.items(), key=_place):
@@ -114,11 +121,7 @@ def _gains(final: Entries) -> str:
             differences = [e[metric] - plain[e["config"]["seed"]] for e in shared]
             cells.append(_show(mean_interval(differences), "+") if len(shared) > 1 else "–")
         rows.append((loss, method, *cells))
-    return (
-        "## Against plain batches\n\nDifference to plain batches with the same seed, so the same "
-        "initial weights: mean ± 95 % interval. An interval that holds 0 shows no difference.\n\n"
-        + _table(("loss", "method", "Recall@1", "MAP@R"), rows)
-    )
+    return f"{title}\n\n{text}\n\n" + _table(("loss", "method", "Recall@1", "MAP@R"), rows)
 
 
 def _cost(cost: dict[str, Any]) -> str:
