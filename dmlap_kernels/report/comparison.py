@@ -54,6 +54,8 @@ def render_comparison(runs: Sequence[Run]) -> Html:
     """All runs, a row each, and a summary of those that differ in their seed alone."""
     names = metric_names(runs)
     marks = best_runs(runs)
+    settings = [_settings(run) for run in runs]
+    differing = [name for name in settings[0] if len({each[name] for each in settings}) > 1]
     rows = []
     for number, run in enumerate(runs):
         cells = [
@@ -61,12 +63,24 @@ def render_comparison(runs: Sequence[Run]) -> Html:
         ]
         seconds = f"{run.results['seconds_per_step']:.4g}"
         cells.append(_marked(seconds, number in marks["seconds"]))
-        config = run.config
-        what = (config["data"].partition(":")[0], config["loss"], config["method"])
-        rows.append((f"{number + 1}. {run.name}", *what, str(config["seed"]), *cells))
-    header = ("run", "data", "loss", "method", "seed", *names, "seconds per step")
-    note = element("p", "★ marks the best of the runs that were tested on the same data.")
-    return join((table(header, rows), note, _render_groups(runs, names)))
+        what = (settings[number][name] for name in differing)
+        rows.append((f"{number + 1}. {run.name}", *what, *cells))
+    header = ("run", *differing, *names, "seconds per step")
+    shared = (f"{name} {value}" for name, value in settings[0].items() if name not in differing)
+    note = "★ marks the best of the runs that were tested on the same data."
+    if said := ", ".join(shared):
+        note += f" All runs: {said}."
+    return join((table(header, rows), element("p", note), _render_groups(runs, names)))
+
+
+def _settings(run: Run) -> dict[str, str]:
+    config = run.config
+    return {
+        "data": config["data"].partition(":")[0],
+        "loss": config["loss"],
+        "method": config["method"],
+        "seed": str(config["seed"]),
+    }
 
 
 def best_runs(runs: Sequence[Run]) -> dict[str, set[int]]:

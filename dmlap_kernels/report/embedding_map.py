@@ -18,7 +18,8 @@ MOST_SAMPLES = 2000
 MOST_CLASSES = 40
 _COMPONENTS = 50
 _PURPOSE = "dmlap report"
-_THUMBNAIL = 26
+_THUMBNAIL = 32
+_BESIDE = (18, 28)  # points, of the middle of an image from that of its class
 
 
 class EmbeddingMap(NamedTuple):
@@ -79,20 +80,30 @@ def _draw(embedded: Embedded, found: EmbeddingMap) -> bytes:
     boxes = require("matplotlib.offsetbox", purpose=_PURPOSE)
     maps = [matplotlib.colormaps[name] for name in ("tab20", "tab20b")]
     colors = [color for colormap in maps for color in colormap.colors]
-    figure = figures.Figure(figsize=(8, 8), layout="constrained")
+    figure = figures.Figure(figsize=(11, 9), layout="constrained")
     axes = figure.subplots()
     axes.set_axis_off()
+    axes.margins(0.06)
     labels = embedded.split.labels[found.rows].numpy()
     for number, label in enumerate(sorted(set(labels.tolist()))):
         members = (labels == label).nonzero()[0]
         color = colors[number % len(colors)]
-        axes.scatter(*found.positions[members, :2].T, s=14, color=[color], linewidths=0)
+        axes.scatter(*found.positions[members, :2].T, s=22, color=[color], linewidths=0, zorder=2)
         middle = members[_medoid(found.positions[members])]
         image = pixels(embedded.split, int(found.rows[middle]))
         shown = boxes.OffsetImage(image, zoom=_THUMBNAIL / max(image.shape[:2]), cmap="gray")
-        frame = {"edgecolor": color, "linewidth": 2}
+        # Beside the points and tied to them: the heap of a class is often smaller than its image.
         axes.add_artist(
-            boxes.AnnotationBbox(shown, found.positions[middle, :2], pad=0.1, bboxprops=frame)
+            boxes.AnnotationBbox(
+                shown,
+                found.positions[middle, :2],
+                xybox=_BESIDE,
+                boxcoords="offset points",
+                pad=0.1,
+                bboxprops={"edgecolor": color, "linewidth": 2},
+                arrowprops={"arrowstyle": "-", "color": color},
+                zorder=3,
+            )
         )
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=110, format="png")

@@ -69,7 +69,11 @@ def build_page(runs: Sequence[Run]) -> str:
     curves = _section("curves", "Curves", render_curves(runs))
     parts = [element("h1", title)]
     if len(runs) == 1:
-        parts += [_render_head(1, runs[0], "What was run"), curves, _render_pictures(1, runs[0])]
+        parts += [
+            _render_head(1, runs[0], "Result and settings"),
+            curves,
+            _render_pictures(1, runs[0]),
+        ]
     else:
         parts += [_section("comparison", "Comparison", render_comparison(runs)), curves]
         for number, run in enumerate(runs, 1):
@@ -81,7 +85,7 @@ def build_page(runs: Sequence[Run]) -> str:
 
 
 def _render_head(number: int, run: Run, title: str) -> Html:
-    return _section(f"run-{number}", title, join((_facts(run), render_metrics(run))))
+    return _section(f"run-{number}", title, join((render_metrics(run), _facts(run))))
 
 
 def _render_pictures(number: int, run: Run, before: str = "") -> Html:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from dmlap_kernels.extras import require
-from dmlap_kernels.report.markup import Html, element, picture
+from dmlap_kernels.report.markup import Html, element, join, picture
 from dmlap_kernels.report.runs import Run
 
 # Okabe and Ito's, which the colour-blind can tell apart; styles change when they are used up.
@@ -15,9 +16,12 @@ _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#0
 _STYLES = ("-", "--", ":", "-.")
 _PURPOSE = "dmlap report"
 
+# What decides on the terms of a loss. DMLAP adds those of representatives.
+_TERMS = ("data", "loss", "loss_options", "method", "in_batch_weight")
+
 
 def render_curves(runs: Sequence[Run]) -> Html:
-    """Loss, violated share and Recall@1 over the steps."""
+    """Loss, violated share and Recall@1 over the steps; a warning where losses are not alike."""
     held_out = {"validation" in run.results for run in runs}
     watched = {True: "validation classes", False: "test classes"}
     which = watched[held_out.pop()] if len(held_out) == 1 else "validation or test classes"
@@ -27,7 +31,13 @@ def render_curves(runs: Sequence[Run]) -> Html:
         (f"Recall@1 on {which} (%)", "evaluation", lambda entry: 100 * entry["recall@1"]),
     )
     drawings = (_draw(runs, *quantity) for quantity in quantities)
-    return element("div", *drawings, class_="curves")
+    curves = element("div", *drawings, class_="curves")
+    if len({json.dumps([run.config.get(name) for name in _TERMS]) for run in runs}) == 1:
+        return curves
+    note = (
+        "Loss and constraints are sums over different terms from run to run: compare the Recall@1."
+    )
+    return join((curves, element("p", note)))
 
 
 def _draw(
@@ -61,6 +71,7 @@ def _draw(
 def _finish(axes: Any, title: str, legend: bool) -> None:
     axes.set_title(title)
     axes.set_xlabel("Step")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     if title.startswith("Violated"):

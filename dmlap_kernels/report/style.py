@@ -15,29 +15,33 @@ h1, h2, h3 { line-height: 1.2; }
 h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line); }
 p { max-width: 46rem; }
 .wide { overflow-x: auto; }
+#comparison table { font-size: 0.9rem; }
+.wide + .wide { margin-top: 1.5rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
-th, td { padding: 0.2rem 0.7rem; text-align: right; border-bottom: 1px solid var(--line);
-  white-space: nowrap; }
-th:first-child { text-align: left; }
-td.text { text-align: left; white-space: normal; }
+th, td { padding: 0.2rem 0.45rem; text-align: right; border-bottom: 1px solid var(--line);
+  white-space: nowrap; vertical-align: baseline; }
+thead th { white-space: normal; vertical-align: bottom; }
+th:first-child { text-align: left; padding-left: 0; position: sticky; left: 0;
+  background: var(--paper); }
+td.text { text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 12rem; }
 .curves { display: grid; gap: 0.8rem;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); }
 .plot { width: 100%; max-width: 50rem; height: auto; background: #ffffff; border-radius: 0.4rem; }
-.sample { width: 3.4rem; height: 3.4rem; object-fit: contain; image-rendering: pixelated;
-  display: block; }
+.sample { width: 4.4rem; height: 4.4rem; object-fit: contain; display: block; }
+.coarse { image-rendering: pixelated; }
 .row { display: flex; flex-wrap: wrap; gap: 0.35rem; padding: 0.4rem 0;
   border-bottom: 1px solid var(--line); }
 figure { margin: 0; }
-.row figure { width: 4.2rem; font-size: 0.75rem; line-height: 1.25; }
-.row .sample { width: 100%; height: 4.2rem; border: 4px solid var(--line); }
+.row figure { width: clamp(4.2rem, 9.6vw, 7.2rem); font-size: 0.75rem; line-height: 1.25; }
+.row .sample { width: 100%; height: auto; aspect-ratio: 1; border: 4px solid var(--line); }
 .row .query { margin-right: 0.8rem; }
 .row .right .sample { border: 4px solid var(--right); }
 .row .wrong .sample { border: 4px dashed var(--wrong); }
 .right .sign { color: var(--right); font-weight: bold; }
 .wrong .sign { color: var(--wrong); font-weight: bold; }
-.row figcaption { max-height: 2.6em; overflow: hidden; }
+.row figcaption { max-height: 3.75em; overflow: hidden; }
 .pair { display: flex; flex-wrap: wrap; gap: 0.5rem 2rem; align-items: center;
   padding: 0.6rem 0; border-bottom: 1px solid var(--line); }
 .class div { display: flex; gap: 0.2rem; }
-.class figcaption { font-size: 0.8rem; max-width: 14.2rem; }
+.class figcaption { font-size: 0.8rem; max-width: 18.2rem; }
 """

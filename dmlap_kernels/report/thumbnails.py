@@ -11,6 +11,9 @@ from dmlap_kernels.data import Split
 from dmlap_kernels.extras import require
 from dmlap_kernels.report.markup import Html, picture
 
+# Side of the largest image that the page holds as it is; the page shows about as many pixels.
+_LARGEST = 128
+
 
 def pixels(split: Split, index: int) -> Any:
     """(height, width) or (height, width, 3) uint8 array; other channels than 3: the first."""
@@ -19,8 +22,16 @@ def pixels(split: Split, index: int) -> Any:
 
 
 def thumbnail(split: Split, index: int, alt: str) -> Html:
-    """The sample as a PNG of its own size; the page scales it."""
-    buffer = io.BytesIO()
+    """The sample, which the page scales: as a PNG, or reduced to 128 pixels as a JPEG.
+
+    A page of 156 photographs at their full size of 224 pixels had 17 MB, and has 1.6.
+    """
     pil = require("PIL.Image", purpose="dmlap report")
-    pil.fromarray(pixels(split, index)).save(buffer, format="PNG", optimize=True)
-    return picture(buffer.getvalue(), "png", alt, class_="sample")
+    image = pil.fromarray(pixels(split, index))
+    buffer = io.BytesIO()
+    if max(image.size) <= _LARGEST:
+        image.save(buffer, format="PNG", optimize=True)
+        return picture(buffer.getvalue(), "png", alt, class_="sample coarse")
+    image.thumbnail((_LARGEST, _LARGEST))
+    image.save(buffer, format="JPEG", quality=90)
+    return picture(buffer.getvalue(), "jpeg", alt, class_="sample")

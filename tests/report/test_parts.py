@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from dmlap_kernels.data import Split
 from dmlap_kernels.report.class_pairs import hardest_pairs
-from dmlap_kernels.report.comparison import best_runs, groups_of_seeds, mean_interval
+from dmlap_kernels.report.comparison import (
+    best_runs,
+    groups_of_seeds,
+    mean_interval,
+    render_comparison,
+)
 from dmlap_kernels.report.embedding_map import project
 from dmlap_kernels.report.gallery import choose_queries, render_gallery
+from dmlap_kernels.report.run_curves import render_curves
 from dmlap_kernels.report.runs import Embedded, embed_test, read_runs
+from dmlap_kernels.report.thumbnails import thumbnail
 from tests.report.conftest import Page
+
+pil = pytest.importorskip("PIL.Image")
 
 
 def _embedded(classes: int = 6, samples: int = 10, distance: str = "euclidean") -> Embedded:
@@ -51,6 +63,46 @@ def test_the_page_shows_the_marks() -> None:
     assert figures == ["right" if right else "wrong" for right in expected]
     signs = [word for word in page.words if word in ("✓", "✗")]
     assert signs == ["✓" if right else "✗" for right in expected]
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind", "size"),
+    [
+        ((1, 28, 28), "PNG", (28, 28)),
+        ((3, 128, 96), "PNG", (96, 128)),
+        ((3, 224, 224), "JPEG", (128, 128)),
+        ((3, 200, 100), "JPEG", (64, 128)),
+    ],
+)
+def test_photographs_are_reduced(shape: tuple[int, ...], kind: str, size: tuple[int, int]) -> None:
+    """To 128 pixels; 156 photographs of 224 made a page of 17 MB."""
+    slope = torch.linspace(0, 255, shape[-1]).to(torch.uint8)
+    split = Split(slope.expand(2, *shape), torch.tensor([0, 1]), ("a", "b"))
+    (tag,) = Page(thumbnail(split, 1, "an image")).tags
+    content = base64.b64decode((tag[1]["src"] or "").partition(",")[2])
+    image = pil.open(io.BytesIO(content))
+    assert (image.format, image.size) == (kind, size)
+    assert f"data:image/{kind.lower()};" in (tag[1]["src"] or "")
+    # The slope is still there, from left to right.
+    row = np.array(image.convert("L"))[size[1] // 2].astype(int)
+    assert np.abs(row - np.linspace(0, 255, size[0])).max() < 8
+
+
+def test_the_comparison_names_what_differs(runs: list[Path]) -> None:
+    def shown(folders: list[Path]) -> tuple[list[str], str]:
+        read = read_runs(folders)
+        page = Page(render_comparison(read))
+        columns = page.words[page.words.index("run") : page.words.index("recall@1")]
+        return columns, page.text + Page(render_curves(read)).text
+
+    columns, text = shown(runs)
+    assert columns == ["run", "method", "seed"]
+    assert "All runs: data digits, loss contrastive." in text
+    assert "sums over different terms" in text
+    columns, text = shown(runs[:2])
+    assert columns == ["run", "seed"]
+    assert "loss contrastive, method dmlap." in text
+    assert "sums over different terms" not in text
 
 
 def test_queries_without_wrong_neighbours_fill_the_gallery() -> None:

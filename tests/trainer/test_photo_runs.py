@@ -166,6 +166,36 @@ def test_an_encoder_of_timm_is_made_as_configured(
     assert [options["pretrained"] for _, _, options in made] == [True, False, False]
 
 
+@pytest.mark.parametrize("chunk_size", [None, 5])
+def test_a_network_of_timm_trains_is_resumed_and_evaluated(
+    chunk_size: int | None, tmp_path: Path
+) -> None:
+    try:
+        import timm  # noqa: F401
+    except (ImportError, RuntimeError, AttributeError) as error:
+        pytest.skip(f"timm does not import here: {error}")
+    config = quick_config(
+        data=f"cub:{make_cub(tmp_path / 'data')}",
+        encoder="timm:mobilenetv3_small_050",
+        # In chunks, batches would have statistics of their own.
+        freeze_batch_norm=chunk_size is not None,
+        chunk_size=chunk_size,
+        image_size=32,
+        steps=4,
+        eval_every=4,
+    )
+    whole = Trainer(config, out=tmp_path / "whole")
+    results = whole.run()
+    cut = Trainer(config, out=tmp_path / "run")
+    cut.train_step()
+    cut.save()
+    Trainer.resume(tmp_path / "run").run()
+    for folder in ("whole", "run"):
+        assert evaluate_run(tmp_path / folder) == results["test"]
+    weights, others = (model.load_encoder(tmp_path / n).state_dict() for n in ("whole", "run"))
+    assert all(torch.equal(weights[name], others[name]) for name in weights)
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_value_of_a_configuration_has_a_source(name: str) -> None:
     values = read_config(name)
