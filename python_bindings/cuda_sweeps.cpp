@@ -12,6 +12,7 @@
 #include <tuple>
 
 #include "dmlap/cuda/device.h"
+#include "dmlap/cuda/slots.h"
 #include "dmlap/cuda/sweeps.h"
 
 namespace py = pybind11;
@@ -115,6 +116,35 @@ void gradient(const SidesIn& sides, int kind, const ExponentIn& positive,
   });
 }
 
+// Which negatives, the loss's numbers as its policy reads them, features, the anchors' numbers.
+using MiningIn = std::tuple<int, std::array<double, 6>, int64_t, Address>;
+using WindowIn = std::array<int64_t, 2>;
+
+void mined(const SidesIn& sides, const SidesIn& among, const MiningIn& mining,
+           const WindowIn& window, Address weight, const Addresses<5>& to, const QueueIn& where) {
+  const auto& [kind, params, features, numbers] = mining;
+  const MinedIn in{static_cast<Mining>(kind),
+                   TripletRule(params.data()),
+                   DistanceWeights(params.data(), features),
+                   pointer<const int64_t>(numbers),
+                   {window[0], window[1]},
+                   floats(weight)};
+  const MinedOut results{pointer<double>(to[0]), out(to[1]), out(to[2]), out(to[3]), counts(to[4])};
+  enqueue("mined", where, [&](const Queue& queue) {
+    return launch_mined(sides_of(sides), sides_of(among), in, results, queue);
+  });
+}
+
+void mined_gradient(const SidesIn& sides, const WindowIn& window, Address largest,
+                    const Addresses<4>& pairs, const Addresses<2>& to, const QueueIn& where) {
+  const MinedPairs in{{window[0], window[1]}, pointer<const int64_t>(largest),
+                      floats(pairs[0]),       floats(pairs[1]),
+                      floats(pairs[2]),       counts(pairs[3])};
+  enqueue("mined_gradient", where, [&](const Queue& queue) {
+    return launch_mined_gradient(sides_of(sides), in, out(to[0]), out(to[1]), queue);
+  });
+}
+
 void class_scores(const SidesIn& sides, Address thresholds, const Addresses<2>& ends,
                   const std::array<int64_t, 2>& classes, const Addresses<2>& to,
                   const QueueIn& where) {
@@ -147,6 +177,8 @@ void register_cuda_sweeps(py::module_& m) {
   m.def("cuda_log_sums", &log_sums);
   m.def("cuda_pair_terms", &pair_terms);
   m.def("cuda_gradient", &gradient);
+  m.def("cuda_mined", &mined);
+  m.def("cuda_mined_gradient", &mined_gradient);
   m.def("cuda_class_scores", &class_scores);
   m.def("cuda_nearest_groups",
         [](const SidesIn& sides) { return nearest_groups(sides_of(sides)); });

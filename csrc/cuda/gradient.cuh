@@ -103,7 +103,6 @@ __device__ inline bool fill_weights(const Sides& s, int64_t row0, int64_t col0, 
   const bool lives = i < s.rows;
   const int from = lives ? s.first[i] : 0, to = lives ? s.last[i] : 0;
   const bool squares = from_differences(s.distance);
-  const bool roots = s.distance == static_cast<int>(Distance::euclidean);
   bool active = false;
   unsigned near = 0;
   float sum = 0;
@@ -114,11 +113,10 @@ __device__ inline bool fill_weights(const Sides& s, int64_t row0, int64_t col0, 
     const bool positive = j >= from && j < to;
     float c = 0;
     if (lives && j < col_end && !(s.self && i == j) && (positive || d != INFINITY)) {
-      c = weigh(j, d, positive);
-      if (roots) c = d == 0 ? 0.f : c / d;
+      c = pair_factor(s.distance, weigh(j, d, positive), d);
       if (squares && c != 0) {
-        if (!roots) c *= 2;
-        const float square = roots ? d * d : d;
+        const bool root = s.distance == static_cast<int>(Distance::euclidean);
+        const float square = root ? d * d : d;
         if (square < kNear * (s.x_norms[i] + s.y_norms[j])) {
           near |= 1u << n;
         } else {
