@@ -145,6 +145,42 @@ void mined_gradient(const SidesIn& sides, const WindowIn& window, Address larges
   });
 }
 
+// The kind, margin and smooth and swap of triplets, the tangent of angular.
+using SlotRuleIn = std::tuple<int, std::array<double, 3>, double>;
+
+SlotRule slot_rule_of(const SlotRuleIn& in) {
+  const auto& [kind, params, tangent] = in;
+  return {static_cast<SlotKind>(kind), TripletRule(params.data()), Angular<float>(tangent)};
+}
+
+void slot_sums(const SidesIn& sides, const SidesIn& among, const SlotRuleIn& rule,
+               const WindowIn& window, Address weight, const Addresses<4>& to,
+               const QueueIn& where) {
+  const SlotSumsIn in{slot_rule_of(rule), {window[0], window[1]}, floats(weight)};
+  const SlotSumsOut results{pointer<double>(to[0]), out(to[1]), out(to[2]), out(to[3])};
+  enqueue("slot_sums", where, [&](const Queue& queue) {
+    return launch_slot_sums(sides_of(sides), sides_of(among), in, results, queue);
+  });
+}
+
+// The sides of the rows, of the anchors, of the references.
+void slot_gradient(const std::array<SidesIn, 3>& sides, const SlotRuleIn& rule,
+                   const WindowIn& window, Address largest, int rows, const Addresses<4>& given,
+                   Address parts, const QueueIn& where) {
+  const SlotPairs in{slot_rule_of(rule),
+                     {window[0], window[1]},
+                     pointer<const int64_t>(largest),
+                     static_cast<SlotRows>(rows),
+                     floats(given[0]),
+                     floats(given[1]),
+                     floats(given[2]),
+                     floats(given[3])};
+  enqueue("slot_gradient", where, [&](const Queue& queue) {
+    return launch_slot_gradient(sides_of(sides[0]), sides_of(sides[1]), sides_of(sides[2]), in,
+                                out(parts), queue);
+  });
+}
+
 void class_scores(const SidesIn& sides, Address thresholds, const Addresses<2>& ends,
                   const std::array<int64_t, 2>& classes, const Addresses<2>& to,
                   const QueueIn& where) {
@@ -179,6 +215,8 @@ void register_cuda_sweeps(py::module_& m) {
   m.def("cuda_gradient", &gradient);
   m.def("cuda_mined", &mined);
   m.def("cuda_mined_gradient", &mined_gradient);
+  m.def("cuda_slot_sums", &slot_sums);
+  m.def("cuda_slot_gradient", &slot_gradient);
   m.def("cuda_class_scores", &class_scores);
   m.def("cuda_nearest_groups",
         [](const SidesIn& sides) { return nearest_groups(sides_of(sides)); });

@@ -110,6 +110,14 @@ class CudaSweeps:
     ) -> tuple[Tensor, Tensor | None]:
         return slots.triplet_gradient(self.extension, sides, triplets, weight)
 
+    def angular_terms(self, sides: Sides, tangent: float) -> Tensor:
+        return slots.angular_terms(self.extension, sides, tangent)
+
+    def angular_gradient(
+        self, sides: Sides, tangent: float, weight: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        return slots.angular_gradient(self.extension, sides, tangent, weight)
+
     def nearest(self, sides: Sides, k: int) -> tuple[Tensor, Tensor]:
         arguments = arguments_of(sides)
         groups = self.extension.cuda_nearest_groups(arguments)

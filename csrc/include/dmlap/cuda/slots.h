@@ -62,4 +62,58 @@ struct MinedPairs {
 int launch_mined_gradient(const Sides& s, const MinedPairs& pairs, float* gx, float* gy,
                           const Queue& queue);
 
+// What a positive pair and each of its anchor's negatives add.
+enum class SlotKind : int {
+  triplets = 0,  // a triplet
+  swapped = 1,   // a triplet with swap
+  angular = 2    // a part of the pair's term
+};
+struct SlotRule {
+  SlotKind kind;
+  TripletRule triplet;
+  Angular<float> angular;
+
+  // Whether the distance of the positive and the negative plays a part.
+  DMLAP_HD bool third() const { return kind != SlotKind::triplets; }
+};
+
+struct SlotSumsIn {
+  SlotRule rule;
+  Window window;
+  const float* weight;  // [rows], of each anchor's terms; null: forward
+};
+struct SlotSumsOut {
+  double* sums;  // [rows][5], is added to; forward alone
+  // Backward alone, all [slots][rows]: distances of positive pairs, d loss / d of them, and for
+  // angular d loss / d of the sum over negatives that the pair's term sees.
+  float* distance;
+  float* by_distance;
+  float* by_sum;
+};
+// `among` are the references as anchors of themselves.
+int launch_slot_sums(const Sides& s, const Sides& among, const SlotSumsIn& in,
+                     const SlotSumsOut& out, const Queue& queue);
+
+// Which rows a gradient is at, and so what columns they meet.
+enum class SlotRows : int {
+  both = 0,        // anchors that are references
+  anchors = 1,     // the columns are references
+  references = 2,  // the columns are anchors
+  positives = 3    // references, with references: the pairs of a positive and a negative
+};
+struct SlotPairs {
+  SlotRule rule;
+  Window window;
+  const int64_t* largest;  // [1], the most positives of an anchor
+  SlotRows rows;
+  const float* weight;  // [anchors]
+  const float* distance;
+  const float* by_distance;
+  const float* by_sum;
+};
+// Adds to parts [gradient_splits(rows)][rows][dim]. `s` and `among` as above, `rows` are the rows
+// and the columns that they meet.
+int launch_slot_gradient(const Sides& rows, const Sides& s, const Sides& among,
+                         const SlotPairs& pairs, float* parts, const Queue& queue);
+
 }  // namespace dmlap::cuda
