@@ -18,6 +18,7 @@ __device__ inline void weighted_block(const Sides& s, const Weights& in, const G
     if (in.columns != nullptr) column = Kind::load(in.columns, s.cols, j);
     return Kind::weight(in, row, column, d, positive);
   };
+  clear_gradient(s, work.row0, work.chunk, work.out);
   gradient_block(s, work.row0, work.chunk, work.begin, work.end, work.out,
                  [&](int64_t col0, float* scores, float& row_sum) {
                    return fill_weights(s, work.row0, col0, work.end, work.chunk, weigh, scores,

@@ -1,8 +1,10 @@
 // Runs every launcher on ragged sizes. Arrays are on the heap and of the exact size, so that
 // AddressSanitizer sees an access past their ends, and shared memory likewise.
 #include <cstdio>
+#include <utility>
 #include <vector>
 
+#include "dmlap/cuda/slots.h"
 #include "dmlap/cuda/sweeps.h"
 
 using namespace dmlap;
@@ -35,6 +37,86 @@ void runs(int64_t rows, int64_t cols, int64_t classes, Ints& first, Ints& last) 
     first.push_back(static_cast<int>((label * cols + classes - 1) / classes));
     last.push_back(static_cast<int>(((label + 1) * cols + classes - 1) / classes));
   }
+}
+
+// The references as anchors of themselves; `first` and `last` are their runs.
+Sides among_references(const Sides& s, const float* norms, const Ints& first, const Ints& last) {
+  Sides among = s;
+  among.x = s.y;
+  among.x_norms = norms;
+  among.first = among.col_first = first.data();
+  among.last = among.col_last = last.data();
+  among.rows = s.cols;
+  among.self = true;
+  return among;
+}
+
+Sides swapped(const Sides& s) {
+  Sides other = s;
+  std::swap(other.x, other.y);
+  std::swap(other.x_norms, other.y_norms);
+  std::swap(other.first, other.col_first);
+  std::swap(other.last, other.col_last);
+  std::swap(other.rows, other.cols);
+  return other;
+}
+
+// Losses of windows of slots, in windows of two sizes.
+int run_slots(const Sides& s, const Sides& among, const Queue& queue) {
+  const auto n = static_cast<size_t>(s.rows), m = static_cast<size_t>(s.cols);
+  const auto dim = static_cast<size_t>(s.dim);
+  const Floats weight(n, 1.f);
+  std::vector<int64_t> numbers(n, 3);
+  std::vector<double> sums(5 * n);
+  const double params[] = {0.3, 0, 1, 0.5, 1.4, 7};
+  Floats gx(n * dim), gy(m * dim);
+  int64_t largest = s.cols;
+  int status = 0;
+  for (const int64_t slots : {int64_t{5}, s.cols}) {
+    const auto kept = static_cast<size_t>(slots) * n;
+    std::vector<Floats> tables(3, Floats(kept));
+    Ints negative(kept);
+    for (const Window window : {Window{0, slots}, Window{slots, slots}}) {
+      for (const Mining mining : {Mining::semihard, Mining::distance_weighted}) {
+        MinedIn in{
+            mining, TripletRule(params), DistanceWeights(params, s.dim), numbers.data(), window,
+            nullptr};
+        const MinedOut forward{sums.data(), nullptr, nullptr, nullptr, nullptr};
+        status |= launch_mined(s, among, in, forward, queue);
+        in.weight = weight.data();
+        const MinedOut backward{nullptr, tables[0].data(), tables[1].data(), tables[2].data(),
+                                negative.data()};
+        status |= launch_mined(s, among, in, backward, queue);
+        const MinedPairs pairs{window,           &largest,         tables[0].data(),
+                               tables[1].data(), tables[2].data(), negative.data()};
+        float* to = s.self ? gx.data() : gy.data();
+        status |= launch_mined_gradient(s, pairs, gx.data(), to, queue);
+      }
+      for (const SlotKind kind : {SlotKind::triplets, SlotKind::swapped, SlotKind::angular}) {
+        const SlotRule rule{kind, TripletRule(params), Angular<float>(0.7)};
+        SlotSumsIn in{rule, window, nullptr};
+        status |= launch_slot_sums(s, among, in, {sums.data(), nullptr, nullptr, nullptr}, queue);
+        in.weight = weight.data();
+        const SlotSumsOut backward{nullptr, tables[0].data(), tables[1].data(), tables[2].data()};
+        status |= launch_slot_sums(s, among, in, backward, queue);
+        const auto add = [&](SlotRows which, const Sides& rows) {
+          Floats parts(static_cast<size_t>(gradient_splits(rows) * rows.rows * rows.dim));
+          const SlotPairs pairs{
+              rule,          window,           &largest,         which,
+              weight.data(), tables[0].data(), tables[1].data(), tables[2].data()};
+          status |= launch_slot_gradient(rows, s, among, pairs, parts.data(), queue);
+        };
+        if (s.self) {
+          add(SlotRows::both, s);
+        } else {
+          add(SlotRows::anchors, s);
+          add(SlotRows::references, swapped(s));
+        }
+        if (rule.third()) add(SlotRows::positives, among);
+      }
+    }
+  }
+  return status;
 }
 
 int run(int64_t rows, int64_t cols, int64_t dim, bool self, int distance, int precision) {
@@ -85,7 +167,9 @@ int run(int64_t rows, int64_t cols, int64_t dim, bool self, int distance, int pr
     Ints columns(size);
     status |= launch_nearest(s, k, near.data(), columns.data(), queue);
   }
-  return status;
+  Ints first_among, last_among;
+  runs(cols, cols, 3, first_among, last_among);
+  return status | run_slots(s, among_references(s, y_norms.data(), first_among, last_among), queue);
 }
 
 }  // namespace

@@ -15,13 +15,7 @@ from dmlap_kernels.backends.device.sweeps import Sweeps
 from dmlap_kernels.problem import PairSpec
 
 # Losses whose kernels only the triton backend has.
-_ELSEWHERE = (
-    "triplet_semihard",
-    "triplet_all",
-    "triplet_distance_weighted",
-    "angular",
-    "soft_triple",
-)
+_ELSEWHERE = ("soft_triple",)
 
 
 @functools.cache

@@ -134,8 +134,8 @@ def pack_rows(
         sorted_y = labels[1][order_y]
         y = _padded(y[order_y])
         y_norms = norms(y, distance, False)
-    first, last = _runs(sorted_x, sorted_y)
-    col_first, col_last = (first, last) if self_case else _runs(sorted_y, sorted_x)
+    first, last = runs(sorted_x, sorted_y)
+    col_first, col_last = (first, last) if self_case else runs(sorted_y, sorted_x)
     return Sides(
         x,
         y,
@@ -201,7 +201,7 @@ def _padded(rows: Tensor) -> Tensor:
     return F.pad(rows, (0, -rows.shape[1] % _WIDTH)).contiguous()
 
 
-def _runs(labels: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+def runs(labels: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     """The first and the end (B,) of the run of each label among sorted ones."""
     first = torch.searchsorted(others, labels, out_int32=True)
     return first, torch.searchsorted(others, labels, right=True, out_int32=True)
