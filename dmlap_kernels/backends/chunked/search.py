@@ -20,16 +20,18 @@ def nearest(
     unit = normalize or distance == "cosine"
     q = ready(queries, unit)
     r = q if refs is None else ready(refs, unit)
-    out_d, out_i = [q.new_empty(0, k)], [torch.empty(0, k, dtype=torch.int64, device=q.device)]
+    # Filled in place: slices of what was sorted would keep all of it alive, an entry a pair.
+    found = q.new_empty(q.shape[0], k)
+    indices = torch.empty(q.shape[0], k, dtype=torch.int64, device=q.device)
     for at in anchor_blocks(q.shape[0], r.shape[0], q.element_size()):
         d = distances(q[at], r, distance)
         if refs is None:
             rows = torch.arange(at.stop - at.start, device=q.device)
             d[rows, rows + at.start] = torch.inf
         values, order = torch.sort(d, dim=1, stable=True)
-        out_d.append(values[:, :k])
-        out_i.append(order[:, :k])
-    return Nearest(torch.cat(out_d), torch.cat(out_i))
+        found[at] = values[:, :k]
+        indices[at] = order[:, :k]
+    return Nearest(found, indices)
 
 
 def hard_classes(
@@ -41,7 +43,9 @@ def hard_classes(
     )
     ends = sizes.cumsum(0).tolist()
     starts = [0, *ends[:-1]]
-    scores, lowest, order = [], [], []
+    shape = (len(classes), k)
+    order = classes.new_empty(shape)
+    scores, lowest = refs.rows.new_empty(shape), refs.rows.new_empty(shape)
     for c, (start, end) in enumerate(zip(starts, ends, strict=True)):
         total, smallest = rows.new_zeros(len(classes), dtype=torch.float64), None
         for at in anchor_blocks(end - start, len(ids), refs.rows.element_size()):
@@ -54,10 +58,7 @@ def hard_classes(
         mean = (total / (sizes * (end - start))).to(smallest.dtype)
         mean[c], smallest[c] = -1, torch.inf
         by_distance = torch.sort(smallest, stable=True).indices
-        best = by_distance[torch.sort(mean[by_distance], descending=True, stable=True).indices]
-        order.append(best[:k])
-        scores.append(mean[best[:k]])
-        lowest.append(smallest[best[:k]])
-    return HardClasses(
-        classes, classes[torch.stack(order)], torch.stack(scores), torch.stack(lowest)
-    )
+        ranks = torch.sort(mean[by_distance], descending=True, stable=True).indices
+        best = by_distance[ranks[:k]]
+        order[c], scores[c], lowest[c] = best, mean[best], smallest[best]
+    return HardClasses(classes, classes[order], scores, lowest)
