@@ -13,6 +13,7 @@
 
 #include "dmlap/cuda/device.h"
 #include "dmlap/cuda/slots.h"
+#include "dmlap/cuda/soft_triple.h"
 #include "dmlap/cuda/sweeps.h"
 
 namespace py = pybind11;
@@ -181,6 +182,32 @@ void slot_gradient(const std::array<SidesIn, 3>& sides, const SlotRuleIn& rule,
   });
 }
 
+// The loss's numbers as its policy reads them, runs of the centres' classes.
+using SoftTripleRuleIn = std::tuple<std::array<double, 3>, Addresses<2>>;
+
+SoftTripleIn soft_triple_of(const SoftTripleRuleIn& in) {
+  const auto& [params, runs] = in;
+  return {SoftTriple<float>(params.data()), counts(runs[0]), counts(runs[1])};
+}
+
+void soft_triple(const SidesIn& sides, const SoftTripleRuleIn& rule, Address to, Address workspace,
+                 const QueueIn& where) {
+  enqueue("soft_triple", where, [&](const Queue& queue) {
+    return launch_soft_triple(sides_of(sides), soft_triple_of(rule), out(to),
+                              pointer<void>(workspace), queue);
+  });
+}
+
+void soft_triple_gradient(const SidesIn& sides, const SoftTripleRuleIn& rule,
+                          const Addresses<3>& kept, bool centres, Address to, Address workspace,
+                          const QueueIn& where) {
+  const SoftTripleKept in{soft_triple_of(rule), floats(kept[0]), floats(kept[1]), floats(kept[2]),
+                          centres};
+  enqueue("soft_triple_gradient", where, [&](const Queue& queue) {
+    return launch_soft_triple_gradient(sides_of(sides), in, out(to), out(workspace), queue);
+  });
+}
+
 void class_scores(const SidesIn& sides, Address thresholds, const Addresses<2>& ends,
                   const std::array<int64_t, 2>& classes, const Addresses<2>& to,
                   const QueueIn& where) {
@@ -217,6 +244,10 @@ void register_cuda_sweeps(py::module_& m) {
   m.def("cuda_mined_gradient", &mined_gradient);
   m.def("cuda_slot_sums", &slot_sums);
   m.def("cuda_slot_gradient", &slot_gradient);
+  m.def("cuda_soft_triple_workspace",
+        [](const SidesIn& sides) { return soft_triple_workspace(sides_of(sides)); });
+  m.def("cuda_soft_triple", &soft_triple);
+  m.def("cuda_soft_triple_gradient", &soft_triple_gradient);
   m.def("cuda_class_scores", &class_scores);
   m.def("cuda_nearest_groups",
         [](const SidesIn& sides) { return nearest_groups(sides_of(sides)); });

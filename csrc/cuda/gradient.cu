@@ -47,7 +47,7 @@ int gradient_splits(const Sides& s) {
 int launch_gradient(const Sides& s, const Weights& weights, float* out, float* workspace,
                     const Queue& queue) {
   const auto run = [&](auto kernel) {
-    return launch_gradient_kernel(kernel, s, weights, out, workspace, queue);
+    return launch_gradient_kernel(kernel, s, weights, 0, out, workspace, queue);
   };
   switch (weights.kind) {
     case WeightKind::hinge: return run(gradient_kernel<HingeWeights<false>>);

@@ -166,18 +166,26 @@ __device__ inline void clear_gradient(const Sides& s, int64_t row0, const Chunk&
   __syncthreads();
 }
 
+// A walk through columns: `prepare(col0)` before a tile, then where the next one begins.
+struct TileByTile {
+  __device__ void prepare(int64_t) const {}
+  __device__ int64_t next(int64_t col0) const { return col0 + Square::kN; }
+};
+
 // Goes through columns [begin, end) for one block. `fill(col0, scores, row_sum)` turns a tile's
 // distances into factors as `fill_weights` does, with what lies behind `scores` of kGradientFloats
 // to itself. Adds to `out` [rows][dim].
-template <class Fill>
+template <class Fill, class Walk = TileByTile>
 __device__ inline void gradient_block(const Sides& s, int64_t row0, const Chunk& chunk,
-                                      int64_t begin, int64_t end, float* out, const Fill& fill) {
+                                      int64_t begin, int64_t end, float* out, const Fill& fill,
+                                      const Walk& walk = {}) {
   float* scores = shared_memory();
   float* columns = scores + Square::kScores;
   float* row_sums = columns + Square::kN * kChunkPitch;
   float sums[2][kColumnTiles][4] = {};
   float row_sum = 0;
-  for (int64_t col0 = begin; col0 < end; col0 += Square::kN) {
+  for (int64_t col0 = begin; col0 < end; col0 = walk.next(col0)) {
+    walk.prepare(col0);
     tile_distances<Square>(s, row0, col0, scores);
     const bool active = fill(col0, scores, row_sum);
     if (__syncthreads_or(active)) {
@@ -247,13 +255,13 @@ int launch_gradient_parts(void (*kernel)(Sides, In, int64_t, float*), const Side
   return launch(kernel, queue, grid, shared, s, in, length, parts);
 }
 
-// The same, and adds up the splits.
+// The same, and adds up the splits; workspace as launch_gradient has it.
 template <class In>
 int launch_gradient_kernel(void (*kernel)(Sides, In, int64_t, float*), const Sides& s, const In& in,
-                           float* out, float* workspace, const Queue& queue) {
+                           int more, float* out, float* workspace, const Queue& queue) {
   const int splits = gradient_splits(s);
   float* parts = splits == 1 ? out : workspace;
-  const int status = launch_gradient_parts(kernel, s, in, 0, parts, queue);
+  const int status = launch_gradient_parts(kernel, s, in, more, parts, queue);
   if (status != 0 || splits == 1 || s.rows == 0) return status;
   const int64_t n = s.rows * s.dim;
   const dim3 blocks(static_cast<unsigned>(ceil_div(n, kThreads)));

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "dmlap/cuda/slots.h"
+#include "dmlap/cuda/soft_triple.h"
 #include "dmlap/cuda/sweeps.h"
 
 using namespace dmlap;
@@ -129,6 +130,30 @@ int run_slots(const Sides& s, const Sides& among, const Queue& queue) {
   return status;
 }
 
+// With the classes of the references, and with one class that does not fit a tile.
+int run_soft_triple(const Sides& s, const Ints& first, const Ints& last, const Queue& queue) {
+  const auto n = static_cast<size_t>(s.rows);
+  const double params[] = {20, 0.1, 0.01};
+  const Floats weight(n, 1.f);
+  Floats out(3 * n);
+  const Ints begin(first.size(), 0), end(first.size(), static_cast<int>(s.cols));
+  int status = 0;
+  for (const bool one : {false, true}) {
+    const SoftTripleIn in{SoftTriple<float>(params), (one ? begin : first).data(),
+                          (one ? end : last).data()};
+    std::vector<char> workspace(static_cast<size_t>(soft_triple_workspace(s)));
+    status |= launch_soft_triple(s, in, out.data(), workspace.data(), queue);
+    for (const bool centres : {false, true}) {
+      const Sides rows = centres ? swapped(s) : s;
+      const SoftTripleKept kept{in, out.data() + n, out.data() + 2 * n, weight.data(), centres};
+      Floats gradient(static_cast<size_t>(rows.rows * rows.dim));
+      Floats parts(gradient.size() * static_cast<size_t>(gradient_splits(rows)));
+      status |= launch_soft_triple_gradient(rows, kept, gradient.data(), parts.data(), queue);
+    }
+  }
+  return status;
+}
+
 int run(int64_t rows, int64_t cols, int64_t dim, bool self, int distance, int precision) {
   const Floats x = near_rows(rows, dim), other = near_rows(cols, dim);
   const Floats& y = self ? x : other;
@@ -179,7 +204,9 @@ int run(int64_t rows, int64_t cols, int64_t dim, bool self, int distance, int pr
   }
   Ints first_among, last_among;
   runs(cols, cols, 3, first_among, last_among);
-  return status | run_slots(s, among_references(s, y_norms.data(), first_among, last_among), queue);
+  const Sides among = among_references(s, y_norms.data(), first_among, last_among);
+  status |= run_slots(s, among, queue);
+  return status | run_soft_triple(s, first_among, last_among, queue);
 }
 
 }  // namespace

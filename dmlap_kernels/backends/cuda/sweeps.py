@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dmlap_kernels.backends.cuda import slots
+from dmlap_kernels.backends.cuda import soft_triple as centres
 from dmlap_kernels.backends.cuda.arguments import (
     Inputs,
     addresses_of,
@@ -122,6 +123,15 @@ class CudaSweeps:
         self, sides: Sides, tangent: float, weight: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         return slots.angular_gradient(self.extension, sides, tangent, weight)
+
+    def soft_triple(self, sides: Sides, la: float, gamma: float, margin: float) -> Tensor:
+        return centres.soft_triple(self.extension, sides, (la, gamma, margin))
+
+    def soft_triple_gradient(
+        self, sides: Sides, la: float, gamma: float, margin: float, kept: Tensor, weight: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        numbers = la, gamma, margin
+        return centres.soft_triple_gradient(self.extension, sides, numbers, kept, weight)
 
     def nearest(self, sides: Sides, k: int) -> tuple[Tensor, Tensor]:
         arguments = arguments_of(sides)
