@@ -10,6 +10,7 @@ from pathlib import Path
 from benchmarks.evidence.cost import measure_cost
 from benchmarks.evidence.runs import best_of, execute, read
 from benchmarks.evidence.settings import (
+    ROUNDS,
     clock_runs,
     dmlap_search,
     final_runs,
@@ -35,11 +36,11 @@ def main() -> None:
     if not args.data:
         parser.error("--data is needed for training: omniglot:PATH")
     if args.stage == "search":
-        execute(plain_search(), args.data, search, args.workers)
-        plain = {
-            loss: entry["config"] for (loss, _), entry in best_of(_of(search, "plain")).items()
-        }
-        execute(dmlap_search(plain), args.data, search, args.workers)
+        for number in range(ROUNDS):
+            execute(plain_search(number), args.data, search, args.workers)
+            plain = best_of(_of(search, "plain")).items()
+            best_plain = {loss: entry["config"] for (loss, _), entry in plain}
+            execute(dmlap_search(number, best_plain), args.data, search, args.workers)
         return
     best = {key: entry["config"] for key, entry in best_of(read(search)).items()}
     cost = args.out / "cost.json"

@@ -34,11 +34,12 @@ LOSS_OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "multi_similarity": ({}, {"beta": 20.0}),
     "nt_xent": ({}, {"temperature": 0.15}),
 }
-RATES = (3e-4, 1e-3, 3e-3)
-
-# Six variants of either form of DMLAP, at the rate and options that were best for plain batches,
-# which were chosen among six as well.
-VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
+# The search has two rounds, each with six runs a loss and method. Plain batches try three rates
+# with both settings; either form of DMLAP tries variants at the rate and the setting that were best
+# for plain batches so far.
+RATES = ((3e-4, 1e-3, 3e-3), (2e-3, 5e-3, 1e-2))
+ROUNDS = len(RATES)
+_FIRST: dict[str, tuple[dict[str, Any], ...]] = {
     "dmlap": (
         {"in_batch_weight": 0.1, "projection_steps": 100},
         {"in_batch_weight": 1.0, "projection_steps": 100},
@@ -56,6 +57,26 @@ VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
         {"in_batch_weight": 1.0, "hard_share": 0.5, "hard_warmup": STEPS // 2},
     ),
 }
+# After the first: more in-batch loss and shorter projections had been better for nearly all.
+_SECOND: dict[str, tuple[dict[str, Any], ...]] = {
+    "dmlap": (
+        {"in_batch_weight": 3.0, "projection_steps": 25},
+        {"in_batch_weight": 1.0, "projection_steps": 10},
+        {"in_batch_weight": 1.0, "projection_steps": 25, "augment_representatives": True},
+        {"in_batch_weight": 1.0, "projection_steps": 25, "representatives_per_class": 2},
+        {"in_batch_weight": 1.0, "projection_steps": 25, "representative_choice": "medoid"},
+        {"in_batch_weight": 1.0, "projection_steps": 25, "proximal_weight": 0.0},
+    ),
+    "dmlap+hard": (
+        {"projection_steps": 25, "hard_share": 0.25},
+        {"projection_steps": 25, "hard_share": 0.5},
+        {"projection_steps": 25, "hard_share": 0.5, "augment_representatives": True},
+        {"projection_steps": 25, "hard_share": 0.5, "hard_pool": 64},
+        {"projection_steps": 25, "hard_share": 0.5, "in_batch_weight": 3.0},
+        {"projection_steps": 25, "hard_share": 0.75, "hard_warmup": STEPS},
+    ),
+}
+VARIANTS = (_FIRST, _SECOND)
 
 
 class Run(NamedTuple):
@@ -76,10 +97,10 @@ def _run(name: str, loss: str, method: str, **config: Any) -> Run:
     )
 
 
-def plain_search() -> Iterator[Run]:
+def plain_search(round_number: int) -> Iterator[Run]:
     """Six runs a loss: rates times options."""
     for loss, options in LOSS_OPTIONS.items():
-        for rate in RATES:
+        for rate in RATES[round_number]:
             for chosen in options:
                 yield _run(
                     f"rate={rate:g} {chosen}",
@@ -92,21 +113,21 @@ def plain_search() -> Iterator[Run]:
                 )
 
 
-def dmlap_search(best_plain: dict[str, dict[str, Any]]) -> Iterator[Run]:
+def dmlap_search(round_number: int, best_plain: dict[str, dict[str, Any]]) -> Iterator[Run]:
     """Six runs a loss and form of DMLAP, at what was best for plain batches of the loss."""
-    for loss in LOSS_OPTIONS:
-        if loss not in best_plain:
-            continue
-        inherited = {n: best_plain[loss][n] for n in ("learning_rate", "loss_options")}
-        for method, variants in VARIANTS.items():
+    for loss, plain in best_plain.items():
+        inherited = {n: plain[n] for n in ("learning_rate", "loss_options")}
+        for method, variants in VARIANTS[round_number].items():
             for variant in variants:
-                text = " ".join(
-                    f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
-                    for name, value in variant.items()
-                )
-                yield _run(
-                    text, loss, method, seed=SEARCH_SEED, validation=0.2, **inherited, **variant
-                )
+                changed = {**inherited, **variant, "seed": SEARCH_SEED, "validation": 0.2}
+                yield _run(_text(variant), loss, method, **changed)
+
+
+def _text(variant: dict[str, Any]) -> str:
+    return " ".join(
+        f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
+        for name, value in variant.items()
+    )
 
 
 def _chosen(best: dict[str, Any]) -> dict[str, Any]:
