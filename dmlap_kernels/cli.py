@@ -10,12 +10,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any
 
 from dmlap_kernels import __version__, info
-from dmlap_kernels.data import SOURCES, DataError, parse_source
+from dmlap_kernels.cli_train import FLAGS, add_train
+from dmlap_kernels.data import DataError, parse_source
 from dmlap_kernels.extras import MissingExtra
-from dmlap_kernels.losses import LOSSES
 from dmlap_kernels.report.page import REPORT_FILE, write_report
 from dmlap_kernels.trainer import (
     Interrupted,
@@ -25,101 +25,11 @@ from dmlap_kernels.trainer import (
     evaluate_run,
 )
 from dmlap_kernels.trainer.checkpoint import load_checkpoint
-from dmlap_kernels.trainer.config import (
-    CLASS_CHOICES,
-    DMLAP_FIELDS,
-    HARD_FIELDS,
-    METHODS,
-    SIDES,
-    TIMM_FIELDS,
-)
-from dmlap_kernels.trainer.config_files import CONFIGS, merged
+from dmlap_kernels.trainer.config import DMLAP_FIELDS, HARD_FIELDS, TIMM_FIELDS
+from dmlap_kernels.trainer.config_files import merged
 from dmlap_kernels.trainer.progress import Progress
 from dmlap_kernels.trainer.results import CURVES_FILE, METRICS_FILE
 from dmlap_kernels.trainer.tensorboard import EventWriter
-
-CHECKPOINT_EVERY = 200
-
-
-class _Option(NamedTuple):
-    """A command-line option that sets a field of `TrainConfig`."""
-
-    flag: str
-    field: str
-    type: Any
-    metavar: str | None
-    help: str
-    choices: Sequence[str] | None = None
-
-
-_MAIN = (
-    _Option("--data", "data", str, "SOURCE", f"one of {', '.join(SOURCES)}"),
-    _Option("--loss", "loss", str, None, "loss function", tuple(LOSSES)),
-    _Option("--method", "method", str, None, "alternating projections or plain batches", METHODS),
-    _Option("--steps", "steps", int, "N", "optimizer steps"),
-    _Option("--seed", "seed", int, "S", "seed of weights, batches and augmentation"),
-)
-_DATA = (
-    _Option("--image-size", "image_size", int, "PIXELS", "side of the images (default: theirs)"),
-    _Option("--data-seed", "data_seed", int, "S", "seed of the random parts of the data"),
-    _Option(
-        "--validation",
-        "validation",
-        float,
-        "SHARE",
-        "training classes held out to watch instead of the test classes",
-    ),
-    _Option(
-        "--validation-fold", "validation_fold", int, "FOLD", "hold out one quarter of them, 0 to 3"
-    ),
-)
-_TRAINING = (
-    _Option(
-        "--classes-per-batch", "classes_per_batch", int, "C", "classes in a batch (default: 24)"
-    ),
-    _Option("--samples-per-class", "samples_per_class", int, "M", "samples of each of them"),
-    _Option("--chunk-size", "chunk_size", int, "N", "images the encoder gets at a time"),
-    _Option("--encoder", "encoder", str, "ENCODER", "conv or timm:NAME"),
-    _Option("--embedding-dim", "embedding_dim", int, "D", "length of an embedding"),
-    _Option("--learning-rate", "learning_rate", float, "RATE", "peak of the one-cycle schedule"),
-    _Option("--device", "device", str, "DEVICE", "torch device; auto: cuda if there is one"),
-    _Option(
-        "--eval-every", "eval_every", int, "N", "steps between evaluations (default: an eighth)"
-    ),
-)
-_DMLAP = (
-    _Option(
-        "--projection-steps", "projection_steps", int, "L", "batches that keep the representatives"
-    ),
-    _Option(
-        "--patience", "patience", int, "N", "evaluations without gain that end a projection early"
-    ),
-    _Option("--monitor-every", "monitor_every", int, "N", "steps between these evaluations"),
-    _Option("--proximal-weight", "proximal_weight", float, "LAMBDA", "weight of the proximal term"),
-    _Option(
-        "--in-batch-weight", "in_batch_weight", float, "W", "weight of the ordinary in-batch loss"
-    ),
-    _Option(
-        "--representatives",
-        "representatives",
-        str,
-        None,
-        "side of the representatives in their constraints with samples",
-        SIDES,
-    ),
-    _Option(
-        "--classes", "classes", str, None, "draw classes uniformly or mine hard ones", CLASS_CHOICES
-    ),
-    _Option("--hard-share", "hard_share", float, "SHARE", "share of mined classes in a batch"),
-    _Option("--hard-pool", "hard_pool", int, "K", "hardest classes of each class to draw from"),
-    _Option("--hard-refresh", "hard_refresh", int, "N", "steps between minings"),
-)
-_FLAGS = {o.field: o.flag for o in (*_MAIN, *_DATA, *_TRAINING, *_DMLAP)} | {
-    "augment": "--no-augment",
-    "pretrained": "--pretrained",
-    "freeze_batch_norm": "--freeze-batch-norm",
-    "loss_options": "--loss-option",
-}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -152,9 +62,10 @@ def _refusals() -> Iterator[None]:
 
 
 def _train(args: argparse.Namespace) -> int:
-    given = {name: getattr(args, name) for name in _FLAGS if hasattr(args, name)}
-    if "loss_options" in given:
-        given["loss_options"] = dict(given["loss_options"])
+    given = {name: getattr(args, name) for name in FLAGS if hasattr(args, name)}
+    for name in ("loss_options", "optimizer_options"):
+        if name in given:
+            given[name] = dict(given[name])
     with _stop_on_signals() as stop:
         with _refusals():
             trainer = _resumed(args, given) if args.resume else _fresh(args, given)
@@ -187,10 +98,15 @@ def _fresh(args: argparse.Namespace, given: dict[str, Any]) -> Trainer:
     for fields, applies, to_what in (
         (DMLAP_FIELDS, config.is_dmlap, "--method dmlap"),
         (HARD_FIELDS, config.classes == "hard", "--classes hard"),
-        (TIMM_FIELDS, config.encoder != "conv", "--encoder timm:NAME"),
+        (TIMM_FIELDS, config.encoder.startswith("timm:"), "--encoder timm:NAME"),
         (("monitor_every",), config.patience is not None, "--patience"),
+        (
+            ("representative_pool",),
+            config.representative_choice != "random",
+            "--representative-choice k_center or medoid",
+        ),
     ):
-        idle = [_FLAGS[name] for name in fields if name in given]
+        idle = [FLAGS[name] for name in fields if name in given]
         if idle and not applies:
             raise ValueError(f"{', '.join(idle)} can only be given with {to_what}")
     kind, path = parse_source(config.data)
@@ -210,7 +126,7 @@ def _resumed(args: argparse.Namespace, given: dict[str, Any]) -> Trainer:
     for name, value in given.items():
         if saved.get(name) != value:
             raise ValueError(
-                f"{_FLAGS[name]} {value} differs from the run in {args.resume}, which has "
+                f"{FLAGS[name]} {value} differs from the run in {args.resume}, which has "
                 f"{saved.get(name)}; a resumed run keeps its configuration"
             )
     return Trainer.resume(args.resume, checkpoint_every=args.checkpoint_every)
@@ -312,7 +228,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"dmlap_kernels {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    _add_train(commands)
+    add_train(commands, _train)
     evaluate = commands.add_parser(
         "eval", help="Recall@K, R-precision and MAP@R of a run on its test classes"
     )
@@ -349,89 +265,6 @@ def _parser() -> argparse.ArgumentParser:
     state.add_argument("--json", action="store_true", help="print JSON")
     state.set_defaults(run=_info)
     return parser
-
-
-def _add_train(commands: Any) -> None:
-    train = commands.add_parser(
-        "train",
-        help="train an encoder",
-        description="Train an encoder. Without options: DMLAP on rendered glyphs.",
-    )
-    _add_options(train, _MAIN)
-    train.add_argument(
-        "--out", metavar="DIR", type=Path, help="folder of the run (default: runs/NAME)"
-    )
-    train.add_argument(
-        "--config",
-        metavar="NAME",
-        help=f"start from the values of {', '.join(CONFIGS)} or of a JSON file; options win",
-    )
-    train.add_argument("--resume", metavar="DIR", type=Path, help="continue the run in DIR")
-    train.add_argument("--tensorboard", action="store_true", help="also write event files")
-    train.add_argument(
-        "--checkpoint-every",
-        metavar="N",
-        type=int,
-        default=CHECKPOINT_EVERY,
-        help=f"steps between checkpoints (default: {CHECKPOINT_EVERY})",
-    )
-    data = train.add_argument_group("data")
-    _add_options(data, _DATA)
-    data.add_argument(
-        "--no-augment",
-        dest="augment",
-        action="store_false",
-        default=argparse.SUPPRESS,
-        help="no random distortion of the samples",
-    )
-    training = train.add_argument_group("training")
-    _add_options(training, _TRAINING)
-    training.add_argument(
-        "--loss-option",
-        dest="loss_options",
-        metavar="NAME=VALUE",
-        type=_assignment,
-        action="append",
-        default=argparse.SUPPRESS,
-        help="keyword of the loss, for example neg_margin=0.8; may be repeated",
-    )
-    for name, what in (
-        ("pretrained", "start an encoder of timm from its pretrained weights"),
-        ("freeze_batch_norm", "keep the batch normalisation of an encoder of timm as it is"),
-    ):
-        training.add_argument(
-            _FLAGS[name],
-            action=argparse.BooleanOptionalAction,
-            default=argparse.SUPPRESS,
-            help=what,
-        )
-    _add_options(train.add_argument_group("alternating projections (--method dmlap)"), _DMLAP)
-    train.set_defaults(run=_train)
-
-
-def _add_options(group: Any, options: Sequence[_Option]) -> None:
-    # SUPPRESS: only what was given is compared with a run that is resumed.
-    for option in options:
-        default = getattr(TrainConfig, option.field)
-        group.add_argument(
-            option.flag,
-            dest=option.field,
-            type=option.type,
-            choices=option.choices,
-            metavar=option.metavar,
-            default=argparse.SUPPRESS,
-            help=option.help if default is None else f"{option.help} (default: {default})",
-        )
-
-
-def _assignment(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not name or not equals:
-        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, got {text!r}")
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
 """The state of an installation: what was built, what runs here, and why the rest does not.
 
 ``dmlap info`` prints `render`, ``dmlap info --json`` prints `collect`. Both work without the
-extension and without a GPU.
+extension and without a GPU. `explain` says why ``auto`` takes the backend that it takes.
 """
 
 from __future__ import annotations
@@ -11,11 +11,15 @@ import platform
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import dmlap_kernels
-from dmlap_kernels.backends import registry
+from dmlap_kernels import checks
+from dmlap_kernels.backends import orders, registry
 from dmlap_kernels.backends.cpu import native
 from dmlap_kernels.backends.cuda import machine
+from dmlap_kernels.backends.device.losses import FAMILIES
+from dmlap_kernels.problem import PairSpec
 
 
 def collect() -> dict[str, Any]:
@@ -65,6 +69,36 @@ def render(info: dict[str, Any]) -> str:
     width = max(map(len, info["backends"]))
     for name, state in info["backends"].items():
         words = "usable" if state["usable"] else f"not usable: {state['reason']}"
+        lines.append(f"  {name:<{width}}  {words}")
+    return "\n".join(lines)
+
+
+def explain(op: str, embeddings: Tensor, ref_embeddings: Tensor | None = None) -> str:
+    """Which backend ``backend="auto"`` takes for a call, and why each earlier one is passed over.
+
+    Args:
+        op: the loss by its name in ``csrc/include/dmlap/losses.h``, such as ``"nt_xent"`` or
+            ``"triplet_hard"``; ``"search"`` for `nearest` and `hard_classes`.
+        embeddings: (B, D), of which only device, dtype and shape count.
+        ref_embeddings: (N, D) references or proxies, or None.
+
+    Returns:
+        A line with what is taken and where the order is from, then a line for each backend of it.
+
+    Raises:
+        ValueError, TypeError: naming the argument at fault.
+    """
+    checks.choice("op", op, (*FAMILIES, orders.SEARCH))
+    checks.embeddings("embeddings", embeddings)
+    if ref_embeddings is not None:
+        checks.embeddings("ref_embeddings", ref_embeddings)
+        checks.same_kind("ref_embeddings", ref_embeddings, embeddings, "embeddings")
+    spec = None if op == orders.SEARCH else PairSpec(op, ())
+    why = registry.explain(spec, embeddings, ref_embeddings)
+    lines = [f"auto takes {why.taken} for {op}; the order is {why.source}"]
+    width = max(map(len, why.order))
+    for name in why.order:
+        words = "taken" if name == why.taken else why.passed_over.get(name, "not needed")
         lines.append(f"  {name:<{width}}  {words}")
     return "\n".join(lines)
 

@@ -48,7 +48,7 @@ def nearest(
     checks.choice("distance", distance, NONNEGATIVE_DISTANCES)
     checks.flag("normalize", normalize)
     checks.choice("backend", backend, registry.NAMES)
-    runner = registry.choose(backend, None, queries.device.type, queries.dtype)
+    runner = registry.choose(backend, None, queries, references)
     with torch.no_grad():
         return runner.nearest(queries, references, k, distance, normalize)
 
@@ -91,6 +91,6 @@ def hard_classes(
     checks.choice("distance", distance, NONNEGATIVE_DISTANCES)
     checks.flag("normalize", normalize)
     checks.choice("backend", backend, registry.NAMES)
-    runner = registry.choose(backend, None, representatives.device.type, representatives.dtype)
+    runner = registry.choose(backend, None, representatives)
     with torch.no_grad():
         return runner.hard_classes(representatives, labels, k, margin, distance, normalize)

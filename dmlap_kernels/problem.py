@@ -169,11 +169,11 @@ class HardClasses(NamedTuple):
 class Gradients(NamedTuple):
     """What a backend's backward sweep returns, each of the shape and dtype of its input.
 
-    At the anchors, at the references (None in the self case, or where the eager call knows that
-    they need none) and at ``anchor_params`` (None if there are none).
+    At the anchors, at the references (None in the self case) and at ``anchor_params`` (None if
+    there are none); None also where the eager call knows that anchors or references need none.
     """
 
-    x: Tensor
+    x: Tensor | None
     y: Tensor | None
     anchor_params: Tensor | None = None
 

@@ -31,7 +31,7 @@ def pair_loss(
     if torch.compiler.is_compiling():
         return _compiled(spec, problem, backend, stats, scores)
     x = problem.x
-    runner = registry.choose(backend, spec, x.device.type, x.dtype)
+    runner = registry.choose(backend, spec, x, problem.y)
     call = _Call(spec, problem, runner)
     loss = _PairLoss.apply(x, problem.y, problem.anchor_params, call, stats, scores)
     return loss, call.stats
@@ -131,7 +131,7 @@ def _pair_loss_op(
     """Loss, what backward needs, and the packed statistics (empty unless asked for)."""
     problem = PairProblem(x, labels, y, ref_labels, anchor_params)
     decoded = PairSpec.decode(spec, params)
-    runner = registry.choose(backend, decoded, x.device.type, x.dtype)
+    runner = registry.choose(backend, decoded, x, y)
     result = runner.forward(decoded, problem, stats, False)
     if result.stats is not None:
         return result.loss, result.saved, *result.stats.packed()
@@ -141,7 +141,7 @@ def _pair_loss_op(
 @_pair_loss_op.register_fake
 def _(x, labels, y, ref_labels, anchor_params, spec, params, backend, stats):
     decoded = PairSpec.decode(spec, params)
-    runner = registry.choose(backend, decoded, x.device.type, x.dtype)
+    runner = registry.choose(backend, decoded, x, y)
     real = compute_dtype(x.dtype)
     rows = x.shape[0]
     loss = x.new_empty((rows,) if decoded.reduction == "none" else (), dtype=real)
@@ -167,7 +167,7 @@ def _pair_loss_backward_op(
     """The gradients that `Gradients` holds, without its Nones."""
     problem = PairProblem(x, labels, y, ref_labels, anchor_params)
     decoded = PairSpec.decode(spec, params)
-    runner = registry.choose(backend, decoded, x.device.type, x.dtype)
+    runner = registry.choose(backend, decoded, x, y)
     with _autograd_inside_operators():
         gradients = runner.backward(decoded, problem, saved, grad)
     return [g for g in gradients if g is not None]

@@ -12,6 +12,8 @@
 #include <tuple>
 
 #include "dmlap/cuda/device.h"
+#include "dmlap/cuda/slots.h"
+#include "dmlap/cuda/soft_triple.h"
 #include "dmlap/cuda/sweeps.h"
 
 namespace py = pybind11;
@@ -115,6 +117,97 @@ void gradient(const SidesIn& sides, int kind, const ExponentIn& positive,
   });
 }
 
+// Which negatives, the loss's numbers as its policy reads them, features, the anchors' numbers.
+using MiningIn = std::tuple<int, std::array<double, 6>, int64_t, Address>;
+using WindowIn = std::array<int64_t, 2>;
+
+void mined(const SidesIn& sides, const SidesIn& among, const MiningIn& mining,
+           const WindowIn& window, Address weight, const Addresses<5>& to, const QueueIn& where) {
+  const auto& [kind, params, features, numbers] = mining;
+  const MinedIn in{static_cast<Mining>(kind),
+                   TripletRule(params.data()),
+                   DistanceWeights(params.data(), features),
+                   pointer<const int64_t>(numbers),
+                   {window[0], window[1]},
+                   floats(weight)};
+  const MinedOut results{pointer<double>(to[0]), out(to[1]), out(to[2]), out(to[3]), counts(to[4])};
+  enqueue("mined", where, [&](const Queue& queue) {
+    return launch_mined(sides_of(sides), sides_of(among), in, results, queue);
+  });
+}
+
+void mined_gradient(const SidesIn& sides, const WindowIn& window, Address largest,
+                    const Addresses<4>& pairs, const Addresses<2>& to, const QueueIn& where) {
+  const MinedPairs in{{window[0], window[1]}, pointer<const int64_t>(largest),
+                      floats(pairs[0]),       floats(pairs[1]),
+                      floats(pairs[2]),       counts(pairs[3])};
+  enqueue("mined_gradient", where, [&](const Queue& queue) {
+    return launch_mined_gradient(sides_of(sides), in, out(to[0]), out(to[1]), queue);
+  });
+}
+
+// The kind, margin and smooth and swap of triplets, the tangent of angular.
+using SlotRuleIn = std::tuple<int, std::array<double, 3>, double>;
+
+SlotRule slot_rule_of(const SlotRuleIn& in) {
+  const auto& [kind, params, tangent] = in;
+  return {static_cast<SlotKind>(kind), TripletRule(params.data()), Angular<float>(tangent)};
+}
+
+void slot_sums(const SidesIn& sides, const SidesIn& among, const SlotRuleIn& rule,
+               const WindowIn& window, Address weight, const Addresses<4>& to,
+               const QueueIn& where) {
+  const SlotSumsIn in{slot_rule_of(rule), {window[0], window[1]}, floats(weight)};
+  const SlotSumsOut results{pointer<double>(to[0]), out(to[1]), out(to[2]), out(to[3])};
+  enqueue("slot_sums", where, [&](const Queue& queue) {
+    return launch_slot_sums(sides_of(sides), sides_of(among), in, results, queue);
+  });
+}
+
+// The sides of the rows, of the anchors, of the references.
+void slot_gradient(const std::array<SidesIn, 3>& sides, const SlotRuleIn& rule,
+                   const WindowIn& window, Address largest, int rows, const Addresses<4>& given,
+                   Address parts, const QueueIn& where) {
+  const SlotPairs in{slot_rule_of(rule),
+                     {window[0], window[1]},
+                     pointer<const int64_t>(largest),
+                     static_cast<SlotRows>(rows),
+                     floats(given[0]),
+                     floats(given[1]),
+                     floats(given[2]),
+                     floats(given[3])};
+  enqueue("slot_gradient", where, [&](const Queue& queue) {
+    return launch_slot_gradient(sides_of(sides[0]), sides_of(sides[1]), sides_of(sides[2]), in,
+                                out(parts), queue);
+  });
+}
+
+// The loss's numbers as its policy reads them, runs of the centres' classes.
+using SoftTripleRuleIn = std::tuple<std::array<double, 3>, Addresses<2>>;
+
+SoftTripleIn soft_triple_of(const SoftTripleRuleIn& in) {
+  const auto& [params, runs] = in;
+  return {SoftTriple<float>(params.data()), counts(runs[0]), counts(runs[1])};
+}
+
+void soft_triple(const SidesIn& sides, const SoftTripleRuleIn& rule, Address to, Address workspace,
+                 const QueueIn& where) {
+  enqueue("soft_triple", where, [&](const Queue& queue) {
+    return launch_soft_triple(sides_of(sides), soft_triple_of(rule), out(to),
+                              pointer<void>(workspace), queue);
+  });
+}
+
+void soft_triple_gradient(const SidesIn& sides, const SoftTripleRuleIn& rule,
+                          const Addresses<3>& kept, bool centres, Address to, Address workspace,
+                          const QueueIn& where) {
+  const SoftTripleKept in{soft_triple_of(rule), floats(kept[0]), floats(kept[1]), floats(kept[2]),
+                          centres};
+  enqueue("soft_triple_gradient", where, [&](const Queue& queue) {
+    return launch_soft_triple_gradient(sides_of(sides), in, out(to), out(workspace), queue);
+  });
+}
+
 void class_scores(const SidesIn& sides, Address thresholds, const Addresses<2>& ends,
                   const std::array<int64_t, 2>& classes, const Addresses<2>& to,
                   const QueueIn& where) {
@@ -147,6 +240,14 @@ void register_cuda_sweeps(py::module_& m) {
   m.def("cuda_log_sums", &log_sums);
   m.def("cuda_pair_terms", &pair_terms);
   m.def("cuda_gradient", &gradient);
+  m.def("cuda_mined", &mined);
+  m.def("cuda_mined_gradient", &mined_gradient);
+  m.def("cuda_slot_sums", &slot_sums);
+  m.def("cuda_slot_gradient", &slot_gradient);
+  m.def("cuda_soft_triple_workspace",
+        [](const SidesIn& sides) { return soft_triple_workspace(sides_of(sides)); });
+  m.def("cuda_soft_triple", &soft_triple);
+  m.def("cuda_soft_triple_gradient", &soft_triple_gradient);
   m.def("cuda_class_scores", &class_scores);
   m.def("cuda_nearest_groups",
         [](const SidesIn& sides) { return nearest_groups(sides_of(sides)); });

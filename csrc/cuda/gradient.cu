@@ -18,6 +18,7 @@ __device__ inline void weighted_block(const Sides& s, const Weights& in, const G
     if (in.columns != nullptr) column = Kind::load(in.columns, s.cols, j);
     return Kind::weight(in, row, column, d, positive);
   };
+  clear_gradient(s, work.row0, work.chunk, work.out);
   gradient_block(s, work.row0, work.chunk, work.begin, work.end, work.out,
                  [&](int64_t col0, float* scores, float& row_sum) {
                    return fill_weights(s, work.row0, col0, work.end, work.chunk, weigh, scores,
@@ -46,7 +47,7 @@ int gradient_splits(const Sides& s) {
 int launch_gradient(const Sides& s, const Weights& weights, float* out, float* workspace,
                     const Queue& queue) {
   const auto run = [&](auto kernel) {
-    return launch_gradient_kernel(kernel, s, weights, out, workspace, queue);
+    return launch_gradient_kernel(kernel, s, weights, 0, out, workspace, queue);
   };
   switch (weights.kind) {
     case WeightKind::hinge: return run(gradient_kernel<HingeWeights<false>>);

@@ -103,7 +103,6 @@ __device__ inline bool fill_weights(const Sides& s, int64_t row0, int64_t col0, 
   const bool lives = i < s.rows;
   const int from = lives ? s.first[i] : 0, to = lives ? s.last[i] : 0;
   const bool squares = from_differences(s.distance);
-  const bool roots = s.distance == static_cast<int>(Distance::euclidean);
   bool active = false;
   unsigned near = 0;
   float sum = 0;
@@ -114,11 +113,10 @@ __device__ inline bool fill_weights(const Sides& s, int64_t row0, int64_t col0, 
     const bool positive = j >= from && j < to;
     float c = 0;
     if (lives && j < col_end && !(s.self && i == j) && (positive || d != INFINITY)) {
-      c = weigh(j, d, positive);
-      if (roots) c = d == 0 ? 0.f : c / d;
+      c = pair_factor(s.distance, weigh(j, d, positive), d);
       if (squares && c != 0) {
-        if (!roots) c *= 2;
-        const float square = roots ? d * d : d;
+        const bool root = s.distance == static_cast<int>(Distance::euclidean);
+        const float square = root ? d * d : d;
         if (square < kNear * (s.x_norms[i] + s.y_norms[j])) {
           near |= 1u << n;
         } else {
@@ -158,22 +156,36 @@ __device__ inline void write_gradient(const Sides& s, int64_t row0, const Chunk&
   }
 }
 
-// Goes through columns [begin, end) for one block. `fill(col0, scores, row_sum)` turns a tile's
-// distances into factors as `fill_weights` does; `out` is [rows][dim].
-template <class Fill>
-__device__ inline void gradient_block(const Sides& s, int64_t row0, const Chunk& chunk,
-                                      int64_t begin, int64_t end, float* out, const Fill& fill) {
-  float* scores = shared_memory();
-  float* columns = scores + Square::kScores;
-  float* row_sums = columns + Square::kN * kChunkPitch;
+// The block's part of out [rows][dim] becomes 0.
+__device__ inline void clear_gradient(const Sides& s, int64_t row0, const Chunk& chunk,
+                                      float* out) {
   for (int n = threadIdx.x; n < Square::kM * chunk.width; n += kThreads) {
     const int64_t i = row0 + n / chunk.width;
     if (i < s.rows) out[i * s.dim + chunk.begin + n % chunk.width] = 0;
   }
   __syncthreads();
+}
+
+// A walk through columns: `prepare(col0)` before a tile, then where the next one begins.
+struct TileByTile {
+  __device__ void prepare(int64_t) const {}
+  __device__ int64_t next(int64_t col0) const { return col0 + Square::kN; }
+};
+
+// Goes through columns [begin, end) for one block. `fill(col0, scores, row_sum)` turns a tile's
+// distances into factors as `fill_weights` does, with what lies behind `scores` of kGradientFloats
+// to itself. Adds to `out` [rows][dim].
+template <class Fill, class Walk = TileByTile>
+__device__ inline void gradient_block(const Sides& s, int64_t row0, const Chunk& chunk,
+                                      int64_t begin, int64_t end, float* out, const Fill& fill,
+                                      const Walk& walk = {}) {
+  float* scores = shared_memory();
+  float* columns = scores + Square::kScores;
+  float* row_sums = columns + Square::kN * kChunkPitch;
   float sums[2][kColumnTiles][4] = {};
   float row_sum = 0;
-  for (int64_t col0 = begin; col0 < end; col0 += Square::kN) {
+  for (int64_t col0 = begin; col0 < end; col0 = walk.next(col0)) {
+    walk.prepare(col0);
     tile_distances<Square>(s, row0, col0, scores);
     const bool active = fill(col0, scores, row_sum);
     if (__syncthreads_or(active)) {
@@ -229,19 +241,28 @@ static __global__ void __launch_bounds__(kThreads)
   out[i] = sum;
 }
 
-// Runs a gradient kernel over all rows, and adds up the splits.
+// Runs a gradient kernel over all rows, for parts [splits][rows][dim]; `more` floats of shared
+// memory lie behind what gradient_block takes.
 template <class In>
-int launch_gradient_kernel(void (*kernel)(Sides, In, int64_t, float*), const Sides& s, const In& in,
-                           float* out, float* workspace, const Queue& queue) {
+int launch_gradient_parts(void (*kernel)(Sides, In, int64_t, float*), const Sides& s, const In& in,
+                          int more, float* parts, const Queue& queue) {
   if (s.rows == 0) return 0;
   const int splits = gradient_splits(s);
   const int64_t length = ceil_div(ceil_div(s.cols, Square::kN), splits) * Square::kN;
   const dim3 grid(static_cast<unsigned>(ceil_div(s.rows, Square::kM)),
                   static_cast<unsigned>(ceil_div(s.dim, kChunk)), static_cast<unsigned>(splits));
+  const size_t shared = static_cast<size_t>(kGradientFloats + more) * sizeof(float);
+  return launch(kernel, queue, grid, shared, s, in, length, parts);
+}
+
+// The same, and adds up the splits; workspace as launch_gradient has it.
+template <class In>
+int launch_gradient_kernel(void (*kernel)(Sides, In, int64_t, float*), const Sides& s, const In& in,
+                           int more, float* out, float* workspace, const Queue& queue) {
+  const int splits = gradient_splits(s);
   float* parts = splits == 1 ? out : workspace;
-  const int status =
-      launch(kernel, queue, grid, kGradientFloats * sizeof(float), s, in, length, parts);
-  if (status != 0 || splits == 1) return status;
+  const int status = launch_gradient_parts(kernel, s, in, more, parts, queue);
+  if (status != 0 || splits == 1 || s.rows == 0) return status;
   const int64_t n = s.rows * s.dim;
   const dim3 blocks(static_cast<unsigned>(ceil_div(n, kThreads)));
   return launch(add_splits_kernel, queue, blocks, 0, n, splits, parts, out);

@@ -1,25 +1,10 @@
 // Log-sums of exponentials over positives and over negatives.
+#include "log_sum.cuh"
 #include "sweep.cuh"
 
 namespace dmlap::cuda {
 
 namespace {
-
-// log of `sum` times e^top; the sum of nothing has top = -inf.
-struct LogSum {
-  float top, sum;
-
-  __device__ void add(const LogSum& other) {
-    if (other.top == -INFINITY) return;
-    if (top < other.top) {
-      sum = sum * expf(top - other.top) + other.sum;
-      top = other.top;
-    } else {
-      sum += other.sum * expf(other.top - top);
-    }
-  }
-  __device__ float value() const { return top == -INFINITY ? top : top + logf(sum); }
-};
 
 struct LogSums {
   struct State {

@@ -42,6 +42,16 @@ __device__ inline bool from_differences(int distance) {
 
 __device__ inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
+// The gradient of a loss with weight w = d loss / d d at a pair (a, b) is `pull` times
+// `pair_factor`: that of squares goes along a - b, that of products along -b.
+__device__ inline float pair_factor(int distance, float w, float d) {
+  if (distance == static_cast<int>(Distance::euclidean)) return d == 0 ? 0.f : w / d;
+  return distance == static_cast<int>(Distance::sqeuclidean) ? 2 * w : w;
+}
+__device__ inline float pull(bool squares, float factor, float a, float b) {
+  return squares ? factor * (a - b) : -factor * b;
+}
+
 // Sum over the warp, the same in every lane.
 __device__ inline float warp_sum(float value) {
   for (int mask = 16; mask > 0; mask /= 2) value += __shfl_xor_sync(kWholeWarp, value, mask);
@@ -62,15 +72,25 @@ __device__ inline float pair_distance(const Sides& s, int64_t i, int64_t j) {
   return squares ? distance_of_square(s.distance, sum) : s.x_norms[i] + s.y_norms[j] - sum;
 }
 
+// The anchors of a tile: those from a first one on, or those of a list [kM] in shared memory.
+struct Consecutive {
+  int64_t row0;
+  __device__ int64_t operator[](int row) const { return row0 + row; }
+};
+struct Listed {
+  const int* anchors;
+  __device__ int64_t operator[](int row) const { return anchors[row]; }
+};
+
 // Coordinates k0 and up of the tile's rows go to a stage; rows past the end repeat the last one.
-template <class S>
-__device__ inline void load_stage(const Sides& s, int64_t row0, int64_t col0, int64_t k0,
+template <class S, class Rows>
+__device__ inline void load_stage(const Sides& s, const Rows& rows, int64_t col0, int64_t k0,
                                   float* stage) {
   constexpr int kParts = kDepth / 4;
 #pragma unroll
   for (int n = threadIdx.x; n < (S::kM + S::kN) * kParts; n += kThreads) {
     const int row = n / kParts, k = n % kParts * 4;
-    const float* from = row < S::kM ? s.x + least(row0 + row, s.rows - 1) * s.dim
+    const float* from = row < S::kM ? s.x + least(rows[row], s.rows - 1) * s.dim
                                     : s.y + least(col0 + row - S::kM, s.cols - 1) * s.dim;
     copy_async(stage + row * kPitch + k, from + k0 + k);
   }
@@ -98,14 +118,14 @@ __device__ inline void multiply_stage(const float* stage, int m0, int n0,
   }
 }
 
-template <class S, Precision kPrecision>
-__device__ inline void multiply_rows(const Sides& s, int64_t row0, int64_t col0, int m0, int n0,
+template <class S, Precision kPrecision, class Rows>
+__device__ inline void multiply_rows(const Sides& s, const Rows& rows, int64_t col0, int m0, int n0,
                                      float* memory,
                                      float (&sums)[S::kWarpM / 16][S::kWarpN / 8][4]) {
   const int64_t stages = s.dim / kDepth;
 #pragma unroll
   for (int k = 0; k < kStages - 1; ++k) {
-    if (k < stages) load_stage<S>(s, row0, col0, k * kDepth, memory + k * S::kStage);
+    if (k < stages) load_stage<S>(s, rows, col0, k * kDepth, memory + k * S::kStage);
     commit_copies();
   }
   for (int64_t k = 0; k < stages; ++k) {
@@ -113,7 +133,7 @@ __device__ inline void multiply_rows(const Sides& s, int64_t row0, int64_t col0,
     __syncthreads();  // stage k is there, and nobody reads stage k - 1 any more
     const int64_t next = k + kStages - 1;
     if (next < stages) {
-      load_stage<S>(s, row0, col0, next * kDepth, memory + next % kStages * S::kStage);
+      load_stage<S>(s, rows, col0, next * kDepth, memory + next % kStages * S::kStage);
     }
     commit_copies();
     multiply_stage<S, kPrecision>(memory + k % kStages * S::kStage, m0, n0, sums);
@@ -123,8 +143,8 @@ __device__ inline void multiply_rows(const Sides& s, int64_t row0, int64_t col0,
 }
 
 // Replaces the marked ones (negative) of a warp's distances by those from differences.
-template <class S>
-__device__ inline void refine(const Sides& s, int64_t row0, int64_t col0, int m0, int n0,
+template <class S, class Rows>
+__device__ inline void refine(const Sides& s, const Rows& rows, int64_t col0, int m0, int n0,
                               float* scores) {
   const int lane = threadIdx.x % 32;
   for (int m = m0; m < m0 + S::kWarpM; ++m) {
@@ -132,30 +152,30 @@ __device__ inline void refine(const Sides& s, int64_t row0, int64_t col0, int m0
       const bool marked = n + lane < n0 + S::kWarpN && scores[m * S::kScorePitch + n + lane] < 0;
       for (unsigned left = __ballot_sync(kWholeWarp, marked); left != 0; left &= left - 1) {
         const int column = n + __ffs(left) - 1;
-        const float d = pair_distance(s, row0 + m, col0 + column);
+        const float d = pair_distance(s, rows[m], col0 + column);
         if (lane == 0) scores[m * S::kScorePitch + column] = d;
       }
     }
   }
 }
 
-// Distances of kM anchors from row0 on to kN columns from col0 on, into `memory` (S::kFloats) as
+// Distances of kM anchors to kN columns from col0 on, into `memory` (S::kFloats) as
 // [kM][kScorePitch], there for the whole block on return. Entries past the last row or column mean
 // nothing. Nobody may still read from `memory` when the block comes here.
-template <class S>
-__device__ inline void tile_distances(const Sides& s, int64_t row0, int64_t col0, float* memory) {
+template <class S, class Rows>
+__device__ inline void distances_of(const Sides& s, const Rows& rows, int64_t col0, float* memory) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int m0 = warp / S::kWarpsN * S::kWarpM, n0 = warp % S::kWarpsN * S::kWarpN;
   float sums[S::kWarpM / 16][S::kWarpN / 8][4] = {};
   switch (static_cast<Precision>(s.precision)) {
     case Precision::highest:
-      multiply_rows<S, Precision::highest>(s, row0, col0, m0, n0, memory, sums);
+      multiply_rows<S, Precision::highest>(s, rows, col0, m0, n0, memory, sums);
       break;
     case Precision::high:
-      multiply_rows<S, Precision::high>(s, row0, col0, m0, n0, memory, sums);
+      multiply_rows<S, Precision::high>(s, rows, col0, m0, n0, memory, sums);
       break;
     case Precision::medium:
-      multiply_rows<S, Precision::medium>(s, row0, col0, m0, n0, memory, sums);
+      multiply_rows<S, Precision::medium>(s, rows, col0, m0, n0, memory, sums);
       break;
   }
   const bool squares = from_differences(s.distance);
@@ -168,7 +188,7 @@ __device__ inline void tile_distances(const Sides& s, int64_t row0, int64_t col0
       for (int e = 0; e < 4; ++e) {
         const int row = m0 + m * 16 + e / 2 * 8 + lane / 4;
         const int column = n0 + n * 8 + lane % 4 * 2 + e % 2;
-        const int64_t i = row0 + row, j = col0 + column;
+        const int64_t i = rows[row], j = col0 + column;
         float d = 0;
         if (i < s.rows && j < s.cols) {
           const float norms = s.x_norms[i] + s.y_norms[j];
@@ -190,9 +210,15 @@ __device__ inline void tile_distances(const Sides& s, int64_t row0, int64_t col0
   }
   if (__any_sync(kWholeWarp, near)) {
     __syncwarp();
-    refine<S>(s, row0, col0, m0, n0, memory);
+    refine<S>(s, rows, col0, m0, n0, memory);
   }
   __syncthreads();
+}
+
+// The same of consecutive anchors.
+template <class S>
+__device__ inline void tile_distances(const Sides& s, int64_t row0, int64_t col0, float* memory) {
+  distances_of<S>(s, Consecutive{row0}, col0, memory);
 }
 
 }  // namespace dmlap::cuda

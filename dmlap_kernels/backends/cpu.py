@@ -117,9 +117,8 @@ class CpuBackend:
         found = call.backward(saved, grad.contiguous())
         if problem.x.dtype == call.x.dtype:
             return found
-        gx, gy, g_anchor = found
-        dtype = problem.x.dtype
-        return Gradients(gx.to(dtype), None if gy is None else gy.to(dtype), g_anchor)
+        gx, gy = (None if g is None else g.to(problem.x.dtype) for g in found[:2])
+        return Gradients(gx, gy, found.anchor_params)
 
     def nearest(
         self, queries: Tensor, refs: Tensor | None, k: int, distance: str, normalize: bool

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import functools
-import json
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from dmlap_kernels.backends import orders
 from dmlap_kernels.problem import (
     Forward,
     Gradients,
@@ -61,8 +59,6 @@ class Backend(Protocol):
 
 
 NAMES = ("auto", "cpu", "torch", "triton", "cuda")
-# What `auto` tries, as the file itself says.
-_ORDER = Path(__file__).with_name("order.json")
 
 
 @functools.cache
@@ -82,38 +78,40 @@ def why_not(
     return backend.unavailable() or backend.refuses(spec, device_type, dtype)
 
 
-@functools.cache
-def _orders() -> dict[str, Any]:
-    return json.loads(_ORDER.read_text())
+class _ByShape:
+    """What ``auto`` takes of a kind of call, where that depends on the shape."""
+
+    def __init__(self, entries: tuple[orders.Entry, ...], taken: tuple[Backend, ...]) -> None:
+        self.limits = [(e.pairs, e.features, b) for e, b in zip(entries, taken, strict=True)]
+
+    def at(self, x: Tensor, y: Tensor | None) -> Backend:
+        rows, features = x.shape
+        pairs = rows * (rows if y is None else y.shape[0])
+        for most_pairs, most_features, backend in self.limits:
+            if pairs <= most_pairs and features <= most_features:
+                return backend
+        raise AssertionError("the last entry serves every call")
 
 
-def _chip(device_type: str) -> str:
-    return torch.cuda.get_device_name() if device_type == "cuda" else device_type
-
-
-def order(
-    orders: dict[str, Any], spec: PairSpec | None, device_type: str, chip: str
-) -> Sequence[str]:
-    """What `auto` tries, first to last: as measured on a chip, else by the rule."""
-    of_device = orders.get(device_type, orders["other"])
-    measured = of_device["measured"].get(chip, {})
-    return measured.get("search" if spec is None else spec.loss, of_device["rule"])
-
-
-def choose(name: str, spec: PairSpec | None, device_type: str, dtype: torch.dtype) -> Backend:
+def choose(name: str, spec: PairSpec | None, x: Tensor, y: Tensor | None = None) -> Backend:
     """The backend that runs a call; ValueError or RuntimeError if ``name`` cannot.
 
-    Remembered without the params, which differ from call to call where they hold a seed.
+    Anchors ``x`` (B, D) and references ``y`` (N, D), or None, are looked at from outside only.
+    Remembered without the params, which differ from call to call where they hold a seed, and
+    without the shape, which ``auto`` compares with a few limits where it was measured.
     """
     kind = None if spec is None else (spec.loss, spec.distance, spec.normalize)
-    key = (name, kind, device_type, dtype)
-    return _chosen.get(key) or _chosen.setdefault(key, _choose(name, spec, device_type, dtype))
+    key = (name, kind, x.device.type, x.dtype)
+    found = _chosen.get(key) or _chosen.setdefault(key, _choose(name, spec, *key[2:]))
+    return found.at(x, y) if isinstance(found, _ByShape) else found
 
 
-_chosen: dict[tuple, Backend] = {}
+_chosen: dict[tuple, Backend | _ByShape] = {}
 
 
-def _choose(name: str, spec: PairSpec | None, device_type: str, dtype: torch.dtype) -> Backend:
+def _choose(
+    name: str, spec: PairSpec | None, device_type: str, dtype: torch.dtype
+) -> Backend | _ByShape:
     if name != "auto":
         backend = backends()[name]
         if reason := backend.unavailable():
@@ -121,8 +119,41 @@ def _choose(name: str, spec: PairSpec | None, device_type: str, dtype: torch.dty
         if reason := backend.refuses(spec, device_type, dtype):
             raise ValueError(f"backend {name!r} cannot run this call: {reason}")
         return backend
-    for candidate in order(_orders(), spec, device_type, _chip(device_type)):
-        backend = backends()[candidate]
-        if why_not(backend, spec, device_type, dtype) is None:
-            return backend
+    entries = _entries(spec, device_type)
+    taken = tuple(_first(entry, spec, device_type, dtype) for entry in entries)
+    return taken[0] if len(set(taken)) == 1 else _ByShape(entries, taken)
+
+
+def _entries(spec: PairSpec | None, device_type: str) -> tuple[orders.Entry, ...]:
+    op = orders.SEARCH if spec is None else spec.loss
+    return orders.entries(orders.load(), op, device_type, orders.chip_of(device_type))
+
+
+def _first(
+    entry: orders.Entry, spec: PairSpec | None, device_type: str, dtype: torch.dtype
+) -> Backend:
+    for name in entry.names:
+        if why_not(backends()[name], spec, device_type, dtype) is None:
+            return backends()[name]
     raise RuntimeError(f"no backend can run this call on device {device_type!r}")
+
+
+class Explanation(NamedTuple):
+    """Why ``auto`` takes a backend: the order it went by, where that is from, and for each earlier
+    name of the order why it was not taken."""
+
+    taken: str
+    order: tuple[str, ...]
+    source: str
+    passed_over: dict[str, str]
+
+
+def explain(spec: PairSpec | None, x: Tensor, y: Tensor | None = None) -> Explanation:
+    """What `choose` makes of such a call with the name ``"auto"``, and why."""
+    taken = choose("auto", spec, x, y).name
+    pairs, features = x.shape[0] * (x if y is None else y).shape[0], x.shape[1]
+    found = _entries(spec, x.device.type)
+    entry = next(one for one in found if pairs <= one.pairs and features <= one.features)
+    earlier = entry.names[: entry.names.index(taken)]
+    reasons = {n: why_not(backends()[n], spec, x.device.type, x.dtype) or "" for n in earlier}
+    return Explanation(taken, entry.names, entry.source, reasons)

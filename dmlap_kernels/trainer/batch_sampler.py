@@ -13,7 +13,7 @@ from dmlap_kernels.trainer.representatives import RepresentativeSampler
 
 
 class PinnedBatchSampler(Sampler[list[int]]):
-    """Batches of C representatives followed by C (M - 1) other samples of their classes.
+    """Batches of C * R representatives followed by C (M - R) other samples of their classes.
 
     The representatives of all classes stay the same for ``projection_steps`` batches. Made for the
     ``batch_sampler`` of a data loader, with or without workers; in a distributed run each process
@@ -31,11 +31,13 @@ class PinnedBatchSampler(Sampler[list[int]]):
         labels: (N,) integer labels of the data set, any values, at least two samples of each.
         steps: batches that an iteration yields, at least 1.
         classes_per_batch: C, at least 2; of each process.
-        samples_per_class: M, at least 2, the representative included.
+        samples_per_class: M, at least 2, the representatives included.
         projection_steps: L, at least 1.
         seed: decides all draws, and must be the same in all processes.
         hard_share: share of the classes drawn from the hardest of the others, see
             `ClassBatchSampler`; takes effect once `neighbors` is set.
+        hard_warmup: steps over which that share grows from 0.
+        representatives_per_class: R, 1 to M - 1.
         num_replicas, rank: of a distributed run; None: as `torch.distributed` says if it is
             initialised, else 1 and 0.
 
@@ -57,6 +59,8 @@ class PinnedBatchSampler(Sampler[list[int]]):
         projection_steps: int = 100,
         seed: int = 0,
         hard_share: float = 0.0,
+        hard_warmup: int = 0,
+        representatives_per_class: int = 1,
         num_replicas: int | None = None,
         rank: int | None = None,
     ) -> None:
@@ -66,18 +70,23 @@ class PinnedBatchSampler(Sampler[list[int]]):
         self.num_replicas, self.rank = _place(num_replicas, rank)
         _, classes = torch.unique(torch.as_tensor(labels).cpu(), return_inverse=True)
         self.steps, self.first_step = steps, 0
-        self.representatives_per_batch = classes_per_batch
+        self.representatives_per_batch = classes_per_batch * representatives_per_class
         self.projection_steps = projection_steps
         self.neighbors: Tensor | None = None
-        self._per_class = samples_per_class
         self._batches = ClassBatchSampler(
             classes,
             classes_per_batch * self.num_replicas,
             samples_per_class,
             seed,
             hard_share=hard_share,
+            hard_warmup=hard_warmup,
         )
-        self._representatives = RepresentativeSampler(classes, seed)
+        self._representatives = RepresentativeSampler(classes, seed, representatives_per_class)
+        if representatives_per_class >= samples_per_class:
+            raise ValueError(
+                "representatives_per_class must be less than samples_per_class="
+                f"{samples_per_class}, got {representatives_per_class}"
+            )
 
     def __len__(self) -> int:
         return max(0, self.steps - self.first_step)
@@ -94,18 +103,15 @@ class PinnedBatchSampler(Sampler[list[int]]):
         return step > 0 and step % self.projection_steps == 0
 
     def representatives(self, step: int) -> Tensor:
-        """(classes,) int64 indices of the samples that represent each class at ``step``."""
+        """(classes, R) int64 indices of the samples that represent each class at ``step``."""
         return self._representatives.draw(step // self.projection_steps)
 
     def _own(self, indices: Tensor) -> list[int]:
         """This process's part of the batch of all of them."""
-        total = self.representatives_per_batch * self.num_replicas
-        mine = slice(
-            self.rank * self.representatives_per_batch,
-            (self.rank + 1) * self.representatives_per_batch,
-        )
-        leading, others = indices[:total], indices[total:].view(total, self._per_class - 1)
-        return torch.cat((leading[mine], others[mine].flatten())).tolist()
+        leading, others = indices.tensor_split([self.representatives_per_batch * self.num_replicas])
+        # Both go class by class, and each process has as many classes as any other.
+        parts = (rows.chunk(self.num_replicas)[self.rank] for rows in (leading, others))
+        return torch.cat(tuple(parts)).tolist()
 
 
 def _place(num_replicas: int | None, rank: int | None) -> tuple[int, int]:

@@ -17,7 +17,7 @@ class Batch:
     Attributes:
         indices: (B,) int64 into the training split.
         labels: (B,) int64.
-        representatives: how many of the first rows are representatives: C or 0.
+        representatives: how many of the first rows are representatives: C * R or 0.
     """
 
     indices: Tensor
@@ -35,6 +35,7 @@ class ClassBatchSampler:
         seed: decides all draws.
         hard_share: share of the batch's classes that are drawn from the hardest classes of the
             others, 0 to 1 (1 still leaves one class at random to start from).
+        hard_warmup: steps over which that share grows from 0 to ``hard_share``, linearly.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class ClassBatchSampler:
         seed: int,
         *,
         hard_share: float = 0.0,
+        hard_warmup: int = 0,
     ) -> None:
         self._labels = labels.long()
         self._counts = torch.bincount(self._labels)
@@ -66,8 +68,16 @@ class ClassBatchSampler:
                 "labels must give every class at least two samples, but class "
                 f"{int(self._counts.argmin())} has {int(self._counts.min())}"
             )
-        self._random_classes = max(1, classes_per_batch - round(hard_share * classes_per_batch))
-        self._hard_classes = classes_per_batch - self._random_classes
+        if hard_warmup < 0:
+            raise ValueError(f"hard_warmup must be at least 0, got {hard_warmup}")
+        self._classes = classes_per_batch
+        self._hard_share = hard_share
+        self._warmup = hard_warmup
+
+    def hard_classes(self, step: int) -> int:
+        """How many classes of the batch of ``step`` are drawn from the hardest of the others."""
+        grown = min(1.0, step / self._warmup) if self._warmup else 1.0
+        return min(self._classes - 1, round(grown * self._hard_share * self._classes))
 
     def batch(
         self, step: int, representatives: Tensor | None = None, neighbors: Tensor | None = None
@@ -76,40 +86,46 @@ class ClassBatchSampler:
 
         Args:
             step: 0, 1, ...
-            representatives: (C_all,) int64 sample index of each class. The batch then begins with
-                the C representatives, followed by C (M - 1) other samples, class by class.
-                Without: C x M samples, class by class.
+            representatives: (C_all, R) int64 sample indices of each class, R < M. The batch then
+                begins with the C * R representatives, followed by C (M - R) other samples, both
+                class by class. Without: C x M samples, class by class.
             neighbors: (C_all, k) int64, the hardest others of each class. Without: all classes of
                 the batch are drawn uniformly.
         """
         random = generator(self._seed, "batch", step)
-        classes = self._draw_classes(random, neighbors)
+        classes = self._draw_classes(random, neighbors, self.hard_classes(step))
         if representatives is None:
             samples = self._draw_samples(random, classes, self._per_class, None)
             labels = classes.repeat_interleave(self._per_class)
             return Batch(samples, labels, 0)
         leading = representatives[classes]
-        samples = self._draw_samples(random, classes, self._per_class - 1, leading)
-        labels = classes.repeat_interleave(self._per_class - 1)
-        return Batch(torch.cat((leading, samples)), torch.cat((classes, labels)), len(classes))
+        pinned = leading.shape[1]
+        if pinned >= self._per_class:
+            raise ValueError(
+                f"representatives must be fewer than samples_per_class={self._per_class} a class, "
+                f"got {pinned}"
+            )
+        fresh = self._per_class - pinned
+        samples = self._draw_samples(random, classes, fresh, leading)
+        each = classes.repeat_interleave(pinned), classes.repeat_interleave(fresh)
+        return Batch(torch.cat((leading.flatten(), samples)), torch.cat(each), leading.numel())
 
-    def _draw_classes(self, random: torch.Generator, neighbors: Tensor | None) -> Tensor:
+    def _draw_classes(self, random: torch.Generator, neighbors: Tensor | None, hard: int) -> Tensor:
         order = torch.randperm(len(self._counts), generator=random)
-        if neighbors is None or not self._hard_classes:
-            return order[: self._random_classes + self._hard_classes]
-        seeds = order[: self._random_classes]
+        if neighbors is None or not hard:
+            return order[: self._classes]
+        seeds = order[: self._classes - hard]
         chosen = dict.fromkeys(seeds.tolist())
-        total = len(chosen) + self._hard_classes
         ranks = torch.rand(len(seeds), neighbors.shape[1], generator=random).argsort(1)
         pools = neighbors[seeds].gather(1, ranks).tolist()
-        base, extra = divmod(self._hard_classes, len(seeds))
+        base, extra = divmod(hard, len(seeds))
         for i, pool in enumerate(pools):
             wanted = base + (i < extra)
             fresh = [c for c in pool if c not in chosen][:wanted]
             chosen.update(dict.fromkeys(fresh))
         # Pools that overlap leave the batch short: fill it up at random.
-        for c in order[self._random_classes :].tolist():
-            if len(chosen) == total:
+        for c in order[len(seeds) :].tolist():
+            if len(chosen) == self._classes:
                 break
             chosen.setdefault(c)
         return torch.tensor(list(chosen))
@@ -117,7 +133,7 @@ class ClassBatchSampler:
     def _draw_samples(
         self, random: torch.Generator, classes: Tensor, amount: int, excluded: Tensor | None
     ) -> Tensor:
-        """``amount`` samples of each class, (C * amount,), never the ``excluded`` one (C,)."""
+        """``amount`` samples of each class, (C * amount,), never an ``excluded`` one (C, R)."""
         counts, starts = self._counts[classes], self._starts[classes]
         slots = torch.arange(int(counts.max()))
         positions = (starts[:, None] + slots).clamp_(max=len(self._order) - 1)
@@ -126,8 +142,8 @@ class ClassBatchSampler:
         unusable = slots >= counts[:, None]
         available = counts
         if excluded is not None:
-            unusable |= samples == excluded[:, None]
-            available = counts - 1
+            unusable |= (samples[:, :, None] == excluded[:, None, :]).any(2)
+            available = (~unusable).sum(1)
         shuffled = samples.gather(1, keys.masked_fill_(unusable, 2.0).argsort(1))
         picks = torch.arange(amount) % available[:, None]
         return shuffled.gather(1, picks).flatten()

@@ -82,6 +82,8 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     found = {}
     for i, parameter in enumerate(_parameters(optimizer)):
         for name, value in optimizer.state.get(parameter, {}).items():
+            if value is None:  # SGD without momentum
+                continue
             if not isinstance(value, Tensor):
                 raise TypeError(f"the optimizer's {name} must be a tensor, got {value!r}")
             found[f"{i}.{name}"] = value

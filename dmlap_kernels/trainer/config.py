@@ -9,10 +9,14 @@ from dmlap_kernels import checks
 from dmlap_kernels.data import parse_source
 from dmlap_kernels.data.splits import FOLDS
 from dmlap_kernels.losses import LOSSES
+from dmlap_kernels.trainer.mining import SEARCHES
+from dmlap_kernels.trainer.optimization import OPTIMIZERS, SCHEDULES
+from dmlap_kernels.trainer.representatives import CHOICES
 
 METHODS = ("dmlap", "plain")
 CLASS_CHOICES = ("uniform", "hard")
-SIDES = ("references", "anchors")
+SIDES = ("references", "anchors", "both")
+REPRESENTATIVE_CHOICES = ("random", *CHOICES)
 
 # What only alternating projections look at.
 DMLAP_FIELDS = (
@@ -20,16 +24,24 @@ DMLAP_FIELDS = (
     "patience",
     "monitor_every",
     "proximal_weight",
+    "proximal_decay",
     "in_batch_weight",
+    "between_weight",
     "representatives",
+    "representatives_per_class",
+    "representative_choice",
+    "representative_pool",
+    "augment_representatives",
     "classes",
     "hard_share",
     "hard_pool",
     "hard_refresh",
+    "hard_warmup",
+    "hard_search",
 )
 # What only encoders of timm look at.
 TIMM_FIELDS = ("pretrained", "freeze_batch_norm")
-HARD_FIELDS = ("hard_share", "hard_pool", "hard_refresh")
+HARD_FIELDS = ("hard_share", "hard_pool", "hard_refresh", "hard_warmup", "hard_search")
 
 
 @dataclass(frozen=True)
@@ -48,21 +60,25 @@ class TrainConfig:
             watched on the test classes. Nothing is chosen by it in either case.
         validation_fold: hold out one of four runs of the training classes instead, 0 to 3
             (`Dataset.hold_out_fold`).
-        augment: distort samples at random (representatives never).
+        augment: distort samples at random.
         loss: a name in `dmlap_kernels.losses.LOSSES`.
         loss_options: keywords of that loss, as in `AlternatingObjective`.
         method: ``"dmlap"``, or ``"plain"`` for C x M batches with the in-batch loss alone.
         steps: optimizer steps.
         seed: decides initial weights, batches, representatives and augmentation.
         classes_per_batch: C; None: 24, or all training classes if they are fewer.
-        samples_per_class: M, the representative included.
+        samples_per_class: M, the representatives included.
         chunk_size: images that the encoder gets at a time, with one more forward pass, so that
             large batches fit into memory (`GradientCache`); None: the whole batch.
-        encoder: ``"conv"`` for `ConvEncoder`, or ``"timm:NAME"`` for `TimmEncoder`.
+        encoder: ``"conv"`` for `ConvEncoder`, ``"conv:W,W,..."`` with the channels after each of
+            its blocks, or ``"timm:NAME"`` for `TimmEncoder`.
         pretrained: start an encoder of timm from its pretrained weights.
         freeze_batch_norm: keep the batch normalisation of an encoder of timm as it is.
         embedding_dim: length of an embedding.
-        learning_rate: peak of the one-cycle schedule of Adam.
+        optimizer: ``"adam"``, ``"adamw"``, ``"rmsprop"`` or ``"sgd"``, of `torch.optim`.
+        optimizer_options: keywords of that optimizer, besides its learning rate.
+        learning_rate: peak of the schedule.
+        schedule: ``"one_cycle"``, ``"cosine"`` (down to 0) or ``"constant"``.
         device: a torch device, or ``"auto"``: ``cuda`` where there is one, else ``cpu``.
         eval_every: steps between evaluations; None: an eighth of ``steps``.
 
@@ -72,14 +88,25 @@ class TrainConfig:
             projection ends early; projections then end with the weights that did best, which are
             the next proximal centre. None: exactly L batches, and the last weights.
         monitor_every: steps between these evaluations.
-        proximal_weight: lambda.
+        proximal_weight: lambda of the second projection; it is 0 in the first.
+        proximal_decay: what lambda is multiplied by with each further projection, 0 to 1.
         in_batch_weight: weight of the ordinary in-batch loss beside the constraints between
             representatives and samples.
-        representatives: their side in those constraints, ``"references"`` or ``"anchors"``.
+        between_weight: weight of the loss over the pairs of representatives.
+        representatives: their side in those constraints, ``"references"``, ``"anchors"`` or
+            ``"both"``.
+        representatives_per_class: R, 1 to M - 1.
+        representative_choice: ``"random"``, without repeats until a class is used up;
+            ``"k_center"`` or ``"medoid"``: by the present embeddings of a random pool.
+        representative_pool: samples of each class in that pool.
+        augment_representatives: distort them as samples are.
         classes: ``"uniform"``, or ``"hard"``: part of the classes are hard for the others.
         hard_share: that part.
         hard_pool: hardest classes of each class to draw from.
         hard_refresh: steps between updates of the hardest classes.
+        hard_warmup: steps over which their share grows from 0 to ``hard_share``.
+        hard_search: ``"exact"`` (`hard_classes`), or ``"faiss"`` for very many classes: an inverted
+            file over the representatives, which may miss some.
     """
 
     data: str = "glyphs"
@@ -100,19 +127,30 @@ class TrainConfig:
     pretrained: bool = False
     freeze_batch_norm: bool = False
     embedding_dim: int = 128
+    optimizer: str = "adam"
+    optimizer_options: dict[str, Any] = field(default_factory=dict)
     learning_rate: float = 1e-3
+    schedule: str = "one_cycle"
     device: str = "auto"
     eval_every: int | None = None
     projection_steps: int = 100
     patience: int | None = None
     monitor_every: int = 20
     proximal_weight: float = 2e-4
+    proximal_decay: float = 1.0
     in_batch_weight: float = 1.0
+    between_weight: float = 0.0
     representatives: str = "references"
+    representatives_per_class: int = 1
+    representative_choice: str = "random"
+    representative_pool: int = 8
+    augment_representatives: bool = False
     classes: str = "hard"
     hard_share: float = 0.75
     hard_pool: int = 16
     hard_refresh: int = 100
+    hard_warmup: int = 0
+    hard_search: str = "exact"
 
     def __post_init__(self) -> None:
         parse_source(self.data)
@@ -120,6 +158,10 @@ class TrainConfig:
         checks.choice("method", self.method, METHODS)
         checks.choice("classes", self.classes, CLASS_CHOICES)
         checks.choice("representatives", self.representatives, SIDES)
+        checks.choice("representative_choice", self.representative_choice, REPRESENTATIVE_CHOICES)
+        checks.choice("hard_search", self.hard_search, SEARCHES)
+        checks.choice("optimizer", self.optimizer, tuple(OPTIMIZERS))
+        checks.choice("schedule", self.schedule, tuple(SCHEDULES))
         _check_encoder(self.encoder)
         for name, minimum in (
             ("steps", 1),
@@ -131,6 +173,9 @@ class TrainConfig:
             ("monitor_every", 1),
             ("hard_pool", 1),
             ("hard_refresh", 1),
+            ("hard_warmup", 0),
+            ("representatives_per_class", 1),
+            ("representative_pool", 2),
         ):
             _at_least(name, getattr(self, name), minimum)
         for name, minimum in (
@@ -142,14 +187,17 @@ class TrainConfig:
         ):
             if getattr(self, name) is not None:
                 _at_least(name, getattr(self, name), minimum)
-        for name in ("proximal_weight", "in_batch_weight", "learning_rate"):
+        for name in ("proximal_weight", "in_batch_weight", "between_weight", "learning_rate"):
             checks.number(name, getattr(self, name), minimum=0)
-        for name, below in (("validation", 1), ("hard_share", None)):
+        for name, below in (("validation", 1), ("hard_share", None), ("proximal_decay", None)):
             value = checks.number(name, getattr(self, name), minimum=0)
             if value > 1 or value == below:
                 end = "1, which is excluded" if below else "1"
                 raise ValueError(f"{name} must be from 0 to {end}, got {value}")
         self._check_validation()
+        self._check_representatives()
+        if "lr" in self.optimizer_options:
+            raise ValueError("optimizer_options must leave lr out: learning_rate sets it")
         if "return_stats" in self.loss_options:
             raise ValueError("loss_options must leave return_stats to the trainer")
         if self.loss_options.get("learn_beta"):
@@ -175,9 +223,29 @@ class TrainConfig:
                 "test classes: got validation=0"
             )
 
+    def _check_representatives(self) -> None:
+        if not self.is_dmlap:
+            return
+        pinned = self.representatives_per_class
+        if pinned >= self.samples_per_class:
+            raise ValueError(
+                "representatives_per_class must be less than samples_per_class="
+                f"{self.samples_per_class}, got {pinned}"
+            )
+        if self.representative_choice != "random" and self.representative_pool < pinned:
+            raise ValueError(
+                f"representative_pool must be at least representatives_per_class={pinned}, got "
+                f"{self.representative_pool}"
+            )
+
     @property
     def is_dmlap(self) -> bool:
         return self.method == "dmlap"
+
+    @property
+    def mines(self) -> bool:
+        """Whether part of the classes of a batch are hard for the others."""
+        return self.is_dmlap and self.classes == "hard"
 
     @property
     def evaluation_interval(self) -> int:
@@ -192,7 +260,9 @@ class TrainConfig:
         unused: tuple[str, ...] = () if self.is_dmlap else DMLAP_FIELDS
         if self.is_dmlap and self.classes == "uniform":
             unused = HARD_FIELDS
-        if self.encoder == "conv":
+        if self.representative_choice == "random":
+            unused += ("representative_pool",)
+        if not self.encoder.startswith("timm:"):
             unused += TIMM_FIELDS
         return {name: value for name, value in asdict(self).items() if name not in unused}
 
@@ -205,9 +275,20 @@ class TrainConfig:
 
 
 def _check_encoder(encoder: Any) -> None:
-    kind, _, name = encoder.partition(":") if isinstance(encoder, str) else ("", "", "")
-    if encoder != "conv" and not (kind == "timm" and name):
-        raise ValueError(f"encoder must be conv or timm:NAME, got {encoder!r}")
+    kind, colon, rest = encoder.partition(":") if isinstance(encoder, str) else ("", "", "")
+    if kind == "conv" and (not colon or parse_widths(rest) is not None):
+        return
+    if kind == "timm" and rest:
+        return
+    raise ValueError(f"encoder must be conv, conv:W,W,... or timm:NAME, got {encoder!r}")
+
+
+def parse_widths(text: str) -> tuple[int, ...] | None:
+    """The channels that ``conv:`` is followed by; None if they are not positive integers."""
+    parts = text.split(",")
+    if not all(part.isascii() and part.isdigit() and int(part) for part in parts):
+        return None
+    return tuple(map(int, parts))
 
 
 def _at_least(name: str, value: Any, minimum: int) -> None:

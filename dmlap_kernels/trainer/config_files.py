@@ -37,14 +37,15 @@ def sources(name: str) -> dict[str, str]:
 def merged(name: str | None, given: dict[str, Any]) -> dict[str, Any]:
     """The values of a configuration, overridden by those ``given``.
 
-    Options of the loss are merged one by one; those of another loss than the one given are left
-    out.
+    Options of the loss and of the optimizer are merged one by one; those of another loss or
+    optimizer than the one given are left out.
     """
     values = {} if name is None else read_config(name)
-    if given.get("loss", values.get("loss")) != values.get("loss"):
-        values.pop("loss_options", None)
-    if "loss_options" in given and "loss_options" in values:
-        given = {**given, "loss_options": {**values["loss_options"], **given["loss_options"]}}
+    for name_of, options in (("loss", "loss_options"), ("optimizer", "optimizer_options")):
+        if name_of in given and given[name_of] != values.get(name_of):
+            values.pop(options, None)
+        elif options in given and options in values:
+            given = {**given, options: {**values[options], **given[options]}}
     # One way to hold out classes displaces the other.
     for one, other in (("validation", "validation_fold"), ("validation_fold", "validation")):
         if one in given:

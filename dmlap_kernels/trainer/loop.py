@@ -13,27 +13,25 @@ import torch
 from torch import Tensor, nn
 
 from dmlap_kernels.data import Dataset, Split
-from dmlap_kernels.mining import hard_classes
 from dmlap_kernels.trainer import checkpoint as files
 from dmlap_kernels.trainer.batches import Batch, ClassBatchSampler
 from dmlap_kernels.trainer.config import TrainConfig
 from dmlap_kernels.trainer.diagnosis import diagnose
-from dmlap_kernels.trainer.embedding import (
-    Stopped,
-    embed,
-    evaluate,
-    evaluate_pixels,
-    search_options,
-)
+from dmlap_kernels.trainer.embedding import Stopped, evaluate, evaluate_pixels
 from dmlap_kernels.trainer.gradient_cache import GradientCache
 from dmlap_kernels.trainer.inputs import prepare_data
 from dmlap_kernels.trainer.model import build_encoder, load_weights, resolve_device
 from dmlap_kernels.trainer.objective import AlternatingObjective
+from dmlap_kernels.trainer.optimization import (
+    SCHEDULES,
+    OptimizerFactory,
+    Schedule,
+    build_optimizer,
+)
 from dmlap_kernels.trainer.patience import Patience
+from dmlap_kernels.trainer.pinned import PinnedRepresentatives
 from dmlap_kernels.trainer.projection import Projection
-from dmlap_kernels.trainer.representatives import RepresentativeSampler
 from dmlap_kernels.trainer.results import collect_results, write_results
-from dmlap_kernels.trainer.schedule import one_cycle
 from dmlap_kernels.trainer.seeds import generator
 
 Stop = Callable[[], bool]
@@ -70,6 +68,9 @@ class Trainer:
             held out of it.
         encoder: module from images (B, channels, height, width), 0 to 1, to (B, D). Default: the
             one that ``config.encoder`` names.
+        optimizer: called with the list of parameters, returns a `torch.optim.Optimizer`. Default:
+            the one that ``config.optimizer`` names.
+        schedule: the learning rate of step 0, 1, ... Default: as ``config.schedule`` says.
         out: folder for checkpoints, metrics and pictures; must not hold a run. None: nothing is
             written.
         checkpoint_every: steps between checkpoints.
@@ -82,12 +83,14 @@ class Trainer:
         data: Dataset | None = None,
         *,
         encoder: nn.Module | None = None,
+        optimizer: OptimizerFactory | None = None,
+        schedule: Schedule | None = None,
         out: str | Path | None = None,
         checkpoint_every: int = 200,
         observers: Sequence[Observer] = (),
     ) -> None:
         self.out = _unused_folder(out)
-        self._build(config, data, encoder, checkpoint_every, observers)
+        self._build(config, data, encoder, optimizer, schedule, checkpoint_every, observers)
 
     @classmethod
     def resume(
@@ -96,12 +99,15 @@ class Trainer:
         data: Dataset | None = None,
         *,
         encoder: nn.Module | None = None,
+        optimizer: OptimizerFactory | None = None,
+        schedule: Schedule | None = None,
         checkpoint_every: int = 200,
         observers: Sequence[Observer] = (),
     ) -> Trainer:
         """The trainer of the run in ``out`` as it was at its last checkpoint.
 
-        ``data`` and ``encoder`` are given if and only if they were given to the run.
+        ``data``, ``encoder``, ``optimizer`` and ``schedule`` are given if and only if they were
+        given to the run.
 
         Raises:
             CheckpointError: no readable checkpoint, or other data or another encoder.
@@ -114,7 +120,7 @@ class Trainer:
         if encoder is None:
             # Its weights are in the checkpoint: nothing is to be downloaded.
             encoder = build_encoder(config, tuple(state["image_shape"]), pretrained=False)
-        trainer._build(config, data, encoder, checkpoint_every, observers)
+        trainer._build(config, data, encoder, optimizer, schedule, checkpoint_every, observers)
         trainer._restore(tensors, state)
         return trainer
 
@@ -123,6 +129,8 @@ class Trainer:
         config: TrainConfig,
         data: Dataset | None,
         encoder: nn.Module | None,
+        optimizer: OptimizerFactory | None,
+        schedule: Schedule | None,
         checkpoint_every: int,
         observers: Sequence[Observer],
     ) -> None:
@@ -133,6 +141,7 @@ class Trainer:
             config.loss_options,
             in_batch_weight=config.in_batch_weight,
             side=config.representatives,
+            between_weight=config.between_weight,
         )
         self.data = data = prepare_data(config, data)
         train = data.train
@@ -146,21 +155,20 @@ class Trainer:
         self.encoder = encoder.to(self.device)
         size = config.chunk_size
         self._cache = None if size is None else GradientCache(self.encoder, size)
-        hard = config.is_dmlap and config.classes == "hard"
         self.sampler = ClassBatchSampler(
             train.labels,
             classes,
             config.samples_per_class,
             config.seed,
-            hard_share=config.hard_share if hard else 0.0,
+            hard_share=config.hard_share if config.mines else 0.0,
+            hard_warmup=config.hard_warmup,
         )
-        self.representative_sampler = RepresentativeSampler(train.labels, config.seed)
-        self.representatives: Tensor | None = None
-        self.neighbors: Tensor | None = None
-        self._mines = hard
+        self.pinned = PinnedRepresentatives(config, train)
         parameters = [p for p in self.encoder.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.Adam(parameters, lr=config.learning_rate, foreach=True)
-        self.projection = Projection(parameters, config.proximal_weight)
+        named = config.optimizer, parameters, config.learning_rate, config.optimizer_options
+        self.optimizer = optimizer(parameters) if optimizer else build_optimizer(*named)
+        self._schedule = schedule
+        self.projection = Projection(parameters, config.proximal_weight, config.proximal_decay)
         self.projection_began = 0
         self.patience = Patience(config.patience) if config.is_dmlap and config.patience else None
         self.checkpoint_every = checkpoint_every
@@ -216,7 +224,7 @@ class Trainer:
         config = self.config
         if config.is_dmlap:
             self._prepare_projection()
-        batch = self.sampler.batch(self.step, self.representatives, self.neighbors)
+        batch = self.sampler.batch(self.step, self.pinned.indices, self.pinned.neighbors)
         images, labels = self._images(batch), batch.labels.to(self.device)
         embeddings = (self._cache.embed if self._cache else self.encoder)(images)
         loss, stats = self.objective(embeddings, labels, batch.representatives)
@@ -226,13 +234,19 @@ class Trainer:
         self.optimizer.zero_grad()
         self._cache.backward(loss) if self._cache else loss.backward()
         self.projection.step()
-        rate = one_cycle(self.step, config.steps, config.learning_rate)
+        rate = self._learning_rate()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
         self.step += 1
         self.seconds += time.perf_counter() - started
         self._record(value, int(stats.violated), int(stats.constraints), rate)
+
+    def _learning_rate(self) -> float:
+        if self._schedule is not None:
+            return self._schedule(self.step)
+        config = self.config
+        return SCHEDULES[config.schedule](self.step, config.steps, config.learning_rate)
 
     def _prepare_projection(self) -> None:
         """Pin new representatives for each projection; score classes when their scores are old."""
@@ -241,11 +255,8 @@ class Trainer:
                 self.patience.restore(self.encoder)
             self.projection.end_projection()
             self.projection_began = self.step
-            self.representatives = None
-        if self.representatives is None:
-            self.representatives = self.representative_sampler.draw(self.projection.index)
-        if self._mines and self.step % self.config.hard_refresh == 0:
-            self.neighbors = self._score_classes(self.representatives)
+            self.pinned.release()
+        self.pinned.prepare(self.encoder, self.projection.index, self.step)
 
     def _projection_is_over(self) -> bool:
         steps = self.step - self.projection_began
@@ -257,22 +268,14 @@ class Trainer:
     def _monitored(self) -> float:
         return self._evaluate(self.watched, ks=(1,))["recall@1"]
 
-    def _score_classes(self, representatives: Tensor) -> Tensor:
-        """Labels (C, k) of the classes hardest for each class."""
-        train = self.data.train
-        embeddings = embed(self.encoder, train, representatives)
-        k = min(self.config.hard_pool, train.num_classes - 1)
-        options = search_options(self.config.loss, self.config.loss_options)
-        labels = train.labels[representatives].to(embeddings.device)
-        return hard_classes(embeddings, labels, k, **options).neighbors.cpu()
-
     def _images(self, batch: Batch) -> Tensor:
-        """The images of a batch, all distorted but the representatives."""
+        """The images of a batch, distorted; representatives only if asked for."""
         train = self.data.train
         if not self.config.augment or self.data.augment is None:
             return train.batch(batch.indices).to(self.device)
         random = generator(self.config.seed, "augmentation", self.step)
-        leading, samples = batch.indices.tensor_split([batch.representatives])
+        plain = 0 if self.config.augment_representatives else batch.representatives
+        leading, samples = batch.indices.tensor_split([plain])
         distorted = train.augmented(samples, self.data.augment, random)
         return torch.cat((train.batch(leading), distorted)).to(self.device)
 
@@ -356,8 +359,7 @@ class Trainer:
         }
         if self.device.type == "cuda":
             tensors["rng.cuda"] = torch.cuda.get_rng_state(self.device)
-        if self.neighbors is not None:
-            tensors["neighbors"] = self.neighbors
+        tensors.update(files.with_prefix("pinned", self.pinned.tensors()))
         if self.patience:
             tensors.update(files.with_prefix("best", self.patience.weights))
         state = {
@@ -388,7 +390,7 @@ class Trainer:
         self.projection_began = state["projection_began"]
         if self.patience:
             self.patience.load(state["patience"], files.of_prefix("best", tensors))
-        self.neighbors = tensors.get("neighbors")
+        self.pinned.load(files.of_prefix("pinned", tensors))
         self.step = state["step"]
         self.history = state["history"]
         self._window = state["window"]

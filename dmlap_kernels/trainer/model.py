@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from dmlap_kernels.data import load_data
-from dmlap_kernels.encoders import ConvEncoder, TimmEncoder
+from dmlap_kernels.encoders import WIDTHS, ConvEncoder, TimmEncoder
 from dmlap_kernels.trainer.checkpoint import CheckpointError, load_checkpoint, of_prefix
-from dmlap_kernels.trainer.config import TrainConfig
+from dmlap_kernels.trainer.config import TrainConfig, parse_widths
 from dmlap_kernels.trainer.embedding import evaluate
 
 
@@ -25,7 +25,8 @@ def build_encoder(
     channels, height, width = image_shape
     kind, _, name = config.encoder.partition(":")
     if kind == "conv":
-        return ConvEncoder((channels, height, width), config.embedding_dim)
+        widths = parse_widths(name) or WIDTHS
+        return ConvEncoder((channels, height, width), config.embedding_dim, widths=widths)
     return TimmEncoder(
         name,
         config.embedding_dim,

@@ -18,8 +18,10 @@ class AlternatingObjective(nn.Module):
         options: keywords of that loss; ``reduction`` is ``"mean_nonzero"`` unless they say other,
             so that the constraints that are still violated keep their pull when they are few.
         in_batch_weight: weight of the loss over all pairs of the batch.
-        side: side of the representatives, ``"references"`` (the samples are the anchors) or
-            ``"anchors"``.
+        side: side of the representatives, ``"references"`` (the samples are the anchors),
+            ``"anchors"``, or ``"both"``: the mean of the two.
+        between_weight: weight of the loss over the pairs of representatives. With one of each
+            class they are negative pairs, which some losses do not constrain alone.
     """
 
     def __init__(
@@ -29,6 +31,7 @@ class AlternatingObjective(nn.Module):
         *,
         in_batch_weight: float = 0.1,
         side: str = "references",
+        between_weight: float = 0.0,
     ) -> None:
         super().__init__()
         options = {"reduction": "mean_nonzero", **options}
@@ -36,6 +39,7 @@ class AlternatingObjective(nn.Module):
         self.in_batch = LOSSES[loss](**options)
         self.in_batch_weight = in_batch_weight
         self.side = side
+        self.between_weight = between_weight
 
     def forward(
         self, embeddings: Tensor, labels: Tensor, representatives: int
@@ -49,15 +53,22 @@ class AlternatingObjective(nn.Module):
                 alone, unweighted.
 
         Returns:
-            The loss () and the statistics of the constraints with representatives (of all pairs
-            when there are none).
+            The loss () and the statistics of the constraints between representatives and samples
+            (of all pairs when there are no representatives), with the samples as anchors for
+            ``side="both"``.
         """
         if not representatives:
             return self.relaxed(embeddings, labels)
         leading = embeddings[:representatives], labels[:representatives]
         samples = embeddings[representatives:], labels[representatives:]
-        anchors, references = (leading, samples) if self.side == "anchors" else (samples, leading)
-        loss, stats = self.relaxed(*anchors, *references)
+        if self.side == "anchors":
+            loss, stats = self.relaxed(*leading, *samples)
+        else:
+            loss, stats = self.relaxed(*samples, *leading)
+        if self.side == "both":
+            loss = (loss + self.in_batch(*leading, *samples)) / 2
+        if self.between_weight:
+            loss = loss + self.between_weight * self.in_batch(*leading)
         if self.in_batch_weight:
             loss = loss + self.in_batch_weight * self.in_batch(embeddings, labels)
         return loss, stats

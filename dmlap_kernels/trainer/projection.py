@@ -28,24 +28,36 @@ class Projection:
         parameters: the weights; those that need no gradient are left out.
         weight: lambda, at least 0. Its default and that of the first projection follow the authors'
             later public code (arXiv 2209.09060).
+        decay: what the weight is multiplied by with each projection after the second, 0 to 1.
 
     Attributes:
         index: number of the projection, 0 for the first.
         centers: theta_(k-1), one tensor a parameter; empty during the first projection.
     """
 
-    def __init__(self, parameters: Iterable[Tensor], weight: float = 2e-4) -> None:
+    def __init__(
+        self, parameters: Iterable[Tensor], weight: float = 2e-4, decay: float = 1.0
+    ) -> None:
         if not 0 <= weight < float("inf"):
             raise ValueError(f"weight must be finite and at least 0, got {weight!r}")
+        if not 0 <= decay <= 1:
+            raise ValueError(f"decay must be from 0 to 1, got {decay!r}")
         self.parameters = [p for p in parameters if p.requires_grad]
         self.weight = weight
+        self.decay = decay
         self.index = 0
         self.centers: list[Tensor] = []
 
+    @property
+    def present_weight(self) -> float:
+        """lambda of the present projection: ``weight * decay ** (index - 1)``, 0 in the first."""
+        return self.weight * self.decay ** (self.index - 1) if self.centers else 0.0
+
     @torch.no_grad()
     def step(self) -> None:
-        """Add ``weight * (theta - theta_(k-1))`` to the gradients."""
-        if not self.centers or not self.weight:
+        """Add ``present_weight * (theta - theta_(k-1))`` to the gradients."""
+        weight = self.present_weight
+        if not weight:
             return
         pairs = [
             (p.grad, p, center)
@@ -55,7 +67,7 @@ class Projection:
         if pairs:
             gradients, parameters, centers = (list(side) for side in zip(*pairs, strict=True))
             moved = torch._foreach_sub(parameters, centers)
-            torch._foreach_add_(gradients, moved, alpha=self.weight)
+            torch._foreach_add_(gradients, moved, alpha=weight)
 
     @torch.no_grad()
     def end_projection(self) -> None:

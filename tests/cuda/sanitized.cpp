@@ -1,8 +1,11 @@
 // Runs every launcher on ragged sizes. Arrays are on the heap and of the exact size, so that
 // AddressSanitizer sees an access past their ends, and shared memory likewise.
 #include <cstdio>
+#include <utility>
 #include <vector>
 
+#include "dmlap/cuda/slots.h"
+#include "dmlap/cuda/soft_triple.h"
 #include "dmlap/cuda/sweeps.h"
 
 using namespace dmlap;
@@ -13,11 +16,21 @@ namespace {
 using Floats = std::vector<float>;
 using Ints = std::vector<int>;
 
-Floats numbers(int64_t count, unsigned seed) {
+Floats numbers(int64_t count) {
   Floats out(static_cast<size_t>(count));
+  unsigned seed = 1;
   for (float& value : out) {
     seed = seed * 1664525u + 1013904223u;
     value = static_cast<float>(seed >> 8) / (1 << 24) - 0.5f;
+  }
+  return out;
+}
+
+// Each third row is close to the one before it, so that distances are taken from differences, too.
+Floats near_rows(int64_t rows, int64_t dim) {
+  Floats out = numbers(rows * dim);
+  for (int64_t k = dim; k < rows * dim; ++k) {
+    if (k / dim % 3 == 1) out[static_cast<size_t>(k)] = out[static_cast<size_t>(k - dim)] + 1e-3f;
   }
   return out;
 }
@@ -37,8 +50,112 @@ void runs(int64_t rows, int64_t cols, int64_t classes, Ints& first, Ints& last) 
   }
 }
 
+// The references as anchors of themselves; `first` and `last` are their runs.
+Sides among_references(const Sides& s, const float* norms, const Ints& first, const Ints& last) {
+  Sides among = s;
+  among.x = s.y;
+  among.x_norms = norms;
+  among.first = among.col_first = first.data();
+  among.last = among.col_last = last.data();
+  among.rows = s.cols;
+  among.self = true;
+  return among;
+}
+
+Sides swapped(const Sides& s) {
+  Sides other = s;
+  std::swap(other.x, other.y);
+  std::swap(other.x_norms, other.y_norms);
+  std::swap(other.first, other.col_first);
+  std::swap(other.last, other.col_last);
+  std::swap(other.rows, other.cols);
+  return other;
+}
+
+// Losses of windows of slots, in windows of two sizes.
+int run_slots(const Sides& s, const Sides& among, const Queue& queue) {
+  const auto n = static_cast<size_t>(s.rows), m = static_cast<size_t>(s.cols);
+  const auto dim = static_cast<size_t>(s.dim);
+  const Floats weight(n, 1.f);
+  std::vector<int64_t> numbers(n, 3);
+  std::vector<double> sums(5 * n);
+  const double params[] = {0.3, 0, 1, 0.5, 1.4, 7};
+  Floats gx(n * dim), gy(m * dim);
+  int64_t largest = s.cols;
+  int status = 0;
+  for (const int64_t slots : {int64_t{5}, s.cols}) {
+    const auto kept = static_cast<size_t>(slots) * n;
+    std::vector<Floats> tables(3, Floats(kept));
+    Ints negative(kept);
+    for (const Window window : {Window{0, slots}, Window{slots, slots}}) {
+      for (const Mining mining : {Mining::semihard, Mining::distance_weighted}) {
+        MinedIn in{
+            mining, TripletRule(params), DistanceWeights(params, s.dim), numbers.data(), window,
+            nullptr};
+        const MinedOut forward{sums.data(), nullptr, nullptr, nullptr, nullptr};
+        status |= launch_mined(s, among, in, forward, queue);
+        in.weight = weight.data();
+        const MinedOut backward{nullptr, tables[0].data(), tables[1].data(), tables[2].data(),
+                                negative.data()};
+        status |= launch_mined(s, among, in, backward, queue);
+        const MinedPairs pairs{window,           &largest,         tables[0].data(),
+                               tables[1].data(), tables[2].data(), negative.data()};
+        float* to = s.self ? gx.data() : gy.data();
+        status |= launch_mined_gradient(s, pairs, gx.data(), to, queue);
+      }
+      for (const SlotKind kind : {SlotKind::triplets, SlotKind::swapped, SlotKind::angular}) {
+        const SlotRule rule{kind, TripletRule(params), Angular<float>(0.7)};
+        SlotSumsIn in{rule, window, nullptr};
+        status |= launch_slot_sums(s, among, in, {sums.data(), nullptr, nullptr, nullptr}, queue);
+        in.weight = weight.data();
+        const SlotSumsOut backward{nullptr, tables[0].data(), tables[1].data(), tables[2].data()};
+        status |= launch_slot_sums(s, among, in, backward, queue);
+        const auto add = [&](SlotRows which, const Sides& rows) {
+          Floats parts(static_cast<size_t>(gradient_splits(rows) * rows.rows * rows.dim));
+          const SlotPairs pairs{
+              rule,          window,           &largest,         which,
+              weight.data(), tables[0].data(), tables[1].data(), tables[2].data()};
+          status |= launch_slot_gradient(rows, s, among, pairs, parts.data(), queue);
+        };
+        if (s.self) {
+          add(SlotRows::both, s);
+        } else {
+          add(SlotRows::anchors, s);
+          add(SlotRows::references, swapped(s));
+        }
+        if (rule.third()) add(SlotRows::positives, among);
+      }
+    }
+  }
+  return status;
+}
+
+// With the classes of the references, and with one class that does not fit a tile.
+int run_soft_triple(const Sides& s, const Ints& first, const Ints& last, const Queue& queue) {
+  const auto n = static_cast<size_t>(s.rows);
+  const double params[] = {20, 0.1, 0.01};
+  const Floats weight(n, 1.f);
+  Floats out(3 * n);
+  const Ints begin(first.size(), 0), end(first.size(), static_cast<int>(s.cols));
+  int status = 0;
+  for (const bool one : {false, true}) {
+    const SoftTripleIn in{SoftTriple<float>(params), (one ? begin : first).data(),
+                          (one ? end : last).data()};
+    std::vector<char> workspace(static_cast<size_t>(soft_triple_workspace(s)));
+    status |= launch_soft_triple(s, in, out.data(), workspace.data(), queue);
+    for (const bool centres : {false, true}) {
+      const Sides rows = centres ? swapped(s) : s;
+      const SoftTripleKept kept{in, out.data() + n, out.data() + 2 * n, weight.data(), centres};
+      Floats gradient(static_cast<size_t>(rows.rows * rows.dim));
+      Floats parts(gradient.size() * static_cast<size_t>(gradient_splits(rows)));
+      status |= launch_soft_triple_gradient(rows, kept, gradient.data(), parts.data(), queue);
+    }
+  }
+  return status;
+}
+
 int run(int64_t rows, int64_t cols, int64_t dim, bool self, int distance, int precision) {
-  const Floats x = numbers(rows * dim, 1), other = numbers(cols * dim, 2);
+  const Floats x = near_rows(rows, dim), other = near_rows(cols, dim);
   const Floats& y = self ? x : other;
   const Floats x_norms = norms(x, dim), y_norms = norms(y, dim);
   Ints first, last, col_first, col_last;
@@ -85,7 +202,11 @@ int run(int64_t rows, int64_t cols, int64_t dim, bool self, int distance, int pr
     Ints columns(size);
     status |= launch_nearest(s, k, near.data(), columns.data(), queue);
   }
-  return status;
+  Ints first_among, last_among;
+  runs(cols, cols, 3, first_among, last_among);
+  const Sides among = among_references(s, y_norms.data(), first_among, last_among);
+  status |= run_slots(s, among, queue);
+  return status | run_soft_triple(s, first_among, last_among, queue);
 }
 
 }  // namespace

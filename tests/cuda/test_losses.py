@@ -5,17 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dmlap_kernels.backends.cuda import CudaBackend
-from dmlap_kernels.problem import PairSpec
 from tests.losses.cases import Case, make_problem, table
 from tests.losses.compare import compare, compare_stats
 from tests.losses.losses_table import LOSSES
-
-SERVED = [
-    loss
-    for loss in LOSSES
-    if CudaBackend().refuses(PairSpec(loss, ()), "cuda", torch.float32) is None
-]
 
 
 def cases(loss: str) -> list[Case]:
@@ -23,7 +15,7 @@ def cases(loss: str) -> list[Case]:
     return [case for case in table(loss) if case.dtype != torch.float64][::2]
 
 
-CASES = [case for loss in SERVED for case in cases(loss)]
+CASES = [case for loss in LOSSES for case in cases(loss)]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
@@ -31,7 +23,7 @@ def test_value_and_gradient(case: Case, emulated_backend: str) -> None:
     compare(case.loss, make_problem(case), emulated_backend)
 
 
-STATISTICS = [case for loss in SERVED for case in cases(loss)[::4]]
+STATISTICS = [case for loss in LOSSES for case in cases(loss)[::4]]
 
 
 @pytest.mark.parametrize("case", STATISTICS, ids=lambda case: case.id)

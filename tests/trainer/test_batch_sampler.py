@@ -30,10 +30,10 @@ def test_representatives_are_pinned() -> None:
     used = {}
     for step, indices in enumerate(sampler):
         pinned = sampler.representatives(step)
-        assert set(indices[:4]) <= set(pinned.tolist())
+        assert set(indices[:4]) <= set(pinned.flatten().tolist())
         used.setdefault(step // 5, pinned.tolist())
         assert used[step // 5] == pinned.tolist()
-    assert len({tuple(pinned) for pinned in used.values()}) == 4
+    assert len({str(pinned) for pinned in used.values()}) == 4
     assert [step for step in range(20) if sampler.begins_projection(step)] == [5, 10, 15]
 
 
@@ -43,6 +43,14 @@ def test_processes_share_the_classes_of_a_step() -> None:
         labels = [set(LABELS[torch.tensor(part)].tolist()) for part in parts]
         assert len(set.union(*labels)) == 9
         assert all(len(part) == 9 for part in parts)
+
+
+def test_processes_share_several_representatives_of_a_class() -> None:
+    settings = {"classes_per_batch": 3, "num_replicas": 2, "representatives_per_class": 2}
+    for rank in range(2):
+        for indices in batches(rank=rank, **settings):
+            labels = LABELS[torch.tensor(indices)].tolist()
+            assert labels[:6:2] == labels[1:6:2] == labels[6:]
 
 
 def test_an_iteration_can_be_resumed_and_repeated() -> None:
@@ -82,6 +90,7 @@ def test_a_data_loader_takes_it(workers: int) -> None:
         ({"projection_steps": 2.0}, "projection_steps must be an integer of at least 1, got 2.0"),
         ({"rank": 1}, "num_replicas and rank must be given together, got None and 1"),
         ({"num_replicas": 2, "rank": 2}, r"rank must be in 0\.\.1, got 2"),
+        ({"representatives_per_class": 4}, "must be less than samples_per_class=4, got 4"),
         ({"classes_per_batch": 11}, r"classes_per_batch must be in 2\.\.10"),
     ],
 )

@@ -25,10 +25,31 @@ def test_representatives_lead_and_the_rest_is_fresh(samples: int) -> None:
         assert torch.equal(labels[batch.indices], batch.labels)
         leading, fresh = batch.indices[:5], batch.indices[5:]
         assert len(batch.labels[:5].unique()) == 5
-        assert torch.equal(leading, representatives[batch.labels[:5]])
+        assert torch.equal(leading, representatives[batch.labels[:5], 0])
         assert not torch.isin(fresh, leading).any()
         counts = torch.bincount(batch.labels, minlength=len(SIZES))
         assert set(counts.tolist()) == {0, samples}
+
+
+def test_several_representatives_of_a_class_lead() -> None:
+    labels = _labels()
+    representatives = RepresentativeSampler(labels, seed=0, per_class=2).draw(0)
+    sampler = ClassBatchSampler(labels, 5, 4, seed=0)
+    for step in range(20):
+        batch = sampler.batch(step, representatives)
+        assert batch.representatives == 10
+        assert torch.equal(labels[batch.indices], batch.labels)
+        assert torch.equal(batch.indices[:10].view(5, 2), representatives[batch.labels[:10:2]])
+        fresh = batch.indices[10:].view(5, 2)
+        assert not torch.isin(fresh, batch.indices[:10]).any()
+    with pytest.raises(ValueError, match="fewer than samples_per_class=2 a class, got 2"):
+        ClassBatchSampler(labels, 5, 2, seed=0).batch(0, representatives)
+
+
+def test_the_share_of_hard_classes_grows() -> None:
+    sampler = ClassBatchSampler(_labels(), 8, 2, seed=0, hard_share=0.5, hard_warmup=100)
+    assert [sampler.hard_classes(step) for step in (0, 50, 100, 1000)] == [0, 2, 4, 4]
+    assert ClassBatchSampler(_labels(), 8, 2, seed=0, hard_share=1.0).hard_classes(0) == 7
 
 
 def test_samples_repeat_only_where_a_class_is_too_small() -> None:
@@ -97,6 +118,7 @@ def test_overlapping_pools_are_filled_up_at_random() -> None:
         ({"classes_per_batch": 1}, "classes_per_batch must be in 2..8"),
         ({"samples_per_class": 1}, "samples_per_class must be at least 2"),
         ({"hard_share": 1.5}, "hard_share must be in 0..1"),
+        ({"hard_warmup": -1}, "hard_warmup must be at least 0"),
         ({"labels": torch.tensor([0, 0, 1])}, "class 1 has 1"),
     ],
 )

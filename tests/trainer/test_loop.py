@@ -38,11 +38,11 @@ def test_representatives_stay_pinned_for_exactly_l_batches(classes: str) -> None
     pinned: dict[int, list[int]] = {}
     for step in range(20):
         trainer.train_step()
-        pinned.setdefault(step // 5, []).append(trainer.representatives.tolist())
+        pinned.setdefault(step // 5, []).append(trainer.pinned.indices.flatten().tolist())
         # They lead the batch, as they are in the data.
         images = trainer.encoder.seen[-1]
         leading = images[:4]
-        own = data.train.batch(trainer.representatives)
+        own = data.train.batch(trainer.pinned.indices.flatten())
         matches = (leading[:, None] == own).flatten(2).all(2)
         assert (matches.sum(1) == 1).all()
         # The other samples are distorted.
@@ -91,12 +91,61 @@ def test_the_proximal_term_is_in_the_gradient_of_a_step() -> None:
         torch.testing.assert_close(with_term - without, 0.01 * m, rtol=1e-3, atol=1e-7)
 
 
+@pytest.mark.parametrize("choice", ["k_center", "medoid"])
+def test_representatives_are_chosen_by_the_embeddings_of_a_pool(choice: str) -> None:
+    data = tiny_data()
+    config = quick_config(representative_choice=choice, representative_pool=6)
+    trainer = Trainer(config, data, encoder=TinyEncoder())
+    trainer.train_step()
+    # With the encoder as it is now, from a pool that is the whole class: six images.
+    trainer.pinned.release()
+    trainer.pinned.prepare(trainer.encoder, 1, 1)
+    with torch.no_grad():
+        rows = trainer.encoder.eval()(data.train.batch(torch.arange(len(data.train))))
+    for c in range(data.train.num_classes):
+        own = (data.train.labels == c).nonzero().flatten()
+        distances = torch.cdist(rows[own], rows[own])
+        cost = distances.sum(1) if choice == "medoid" else distances.amax(1)
+        chosen = cost[(own == trainer.pinned.indices[c, 0]).nonzero()[0, 0]]
+        torch.testing.assert_close(chosen, cost.min(), rtol=1e-5, atol=1e-6)
+
+
+def test_representatives_are_distorted_if_asked_for() -> None:
+    data = tiny_data()
+    for distorted in (False, True):
+        config = quick_config(augment_representatives=distorted)
+        trainer = Trainer(config, data, encoder=TinyEncoder())
+        trainer.train_step()
+        own = data.train.batch(trainer.pinned.indices.flatten())
+        same = (trainer.encoder.seen[-1][:4, None] == own).flatten(2).all(2).any(1)
+        assert same.tolist() == [not distorted] * 4
+
+
+def test_an_optimizer_and_a_schedule_of_ones_own() -> None:
+    rates = []
+
+    class Recorder(torch.optim.SGD):
+        def step(self, closure: None = None) -> None:
+            rates.append(self.param_groups[0]["lr"])
+            super().step(closure)
+
+    trainer = Trainer(
+        quick_config(steps=4),
+        tiny_data(),
+        encoder=TinyEncoder(),
+        optimizer=lambda parameters: Recorder(parameters, lr=1.0),
+        schedule=lambda step: 0.1 / (1 + step),
+    )
+    trainer.run()
+    assert rates == [0.1, 0.1 / 2, 0.1 / 3, 0.1 / 4]
+
+
 def test_plain_is_the_in_batch_loss_on_ordinary_batches() -> None:
     trainer = Trainer(quick_config(method="plain"), tiny_data(), encoder=TinyEncoder())
     for _ in range(12):
         trainer.train_step()
-    assert trainer.representatives is None
-    assert trainer.neighbors is None
+    assert trainer.pinned.indices is None
+    assert trainer.pinned.neighbors is None
     assert trainer.projection.index == 0
     assert trainer.encoder.seen[0].shape[0] == 12
 
@@ -108,8 +157,12 @@ def test_plain_is_the_in_batch_loss_on_ordinary_batches() -> None:
         (None, {"method": "plain"}),
         (None, {"classes": "uniform", "loss": "triplet"}),
         (DropoutEncoder, {}),
+        (None, {"representative_choice": "medoid", "representatives_per_class": 2}),
+        (None, {"optimizer": "sgd", "optimizer_options": {"momentum": 0.9}}),
+        (None, {"optimizer": "sgd", "schedule": "cosine"}),
+        (None, {"optimizer": "rmsprop", "proximal_decay": 0.5, "hard_warmup": 20}),
     ],
-    ids=["hard", "plain", "uniform", "dropout"],
+    ids=["hard", "plain", "uniform", "dropout", "medoid", "momentum", "sgd", "rmsprop"],
 )
 @pytest.mark.parametrize("at", [0, 10, 13])
 def test_resume_equals_uninterrupted(
@@ -238,6 +291,12 @@ def test_diverged_weights_stop_the_run_and_keep_the_checkpoint(tmp_path: Path) -
     assert not (tmp_path / "metrics.json").exists()
 
 
+def test_options_that_an_optimizer_does_not_take_are_named() -> None:
+    config = quick_config(optimizer_options={"momentum": 0.9})
+    with pytest.raises(ValueError, match="optimizer_options do not suit optimizer 'adam'"):
+        Trainer(config, tiny_data(), encoder=TinyEncoder())
+
+
 def test_an_occupied_folder_is_refused(tmp_path: Path) -> None:
     Trainer(quick_config(), tiny_data(), out=tmp_path / "run").save()
     with pytest.raises(FileExistsError, match="already holds a run"):
@@ -283,6 +342,24 @@ def test_classes_of_one_image_are_refused() -> None:
         ({"loss_options": {"reduction": "none"}}, ValueError, "must give one loss a batch"),
         ({"loss_options": {"return_stats": True}}, ValueError, "must leave return_stats"),
         ({"loss_options": {"learn_beta": True}}, ValueError, "must leave learn_beta out"),
+        ({"optimizer": "lbfgs"}, ValueError, "optimizer must be one of 'adam', 'adamw'"),
+        ({"optimizer_options": {"lr": 1.0}}, ValueError, "must leave lr out"),
+        ({"schedule": "steps"}, ValueError, "schedule must be one of 'one_cycle', 'cosine'"),
+        ({"proximal_decay": 1.5}, ValueError, "proximal_decay must be from 0 to 1, got 1.5"),
+        ({"representatives": "neither"}, ValueError, "representatives must be one of"),
+        ({"representative_choice": "best"}, ValueError, "must be one of 'random', 'k_center'"),
+        ({"representatives_per_class": 3}, ValueError, "less than samples_per_class=3, got 3"),
+        (
+            {
+                "representative_choice": "medoid",
+                "representative_pool": 2,
+                "representatives_per_class": 3,
+                "samples_per_class": 5,
+            },
+            ValueError,
+            "representative_pool must be at least representatives_per_class=3, got 2",
+        ),
+        ({"hard_search": "annoy"}, ValueError, "hard_search must be one of 'exact', 'faiss'"),
         ({"eval_every": 0}, ValueError, "eval_every must be at least 1"),
     ],
 )

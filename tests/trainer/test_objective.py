@@ -50,3 +50,15 @@ def test_options_reach_the_loss() -> None:
     objective = AlternatingObjective("contrastive", options, in_batch_weight=0.0)
     expected = LOSSES["contrastive"](**options)(x[4:], labels[4:], x[:4], labels[:4])
     torch.testing.assert_close(objective(x, labels, 4)[0], expected)
+
+
+def test_both_sides_and_pairs_of_representatives() -> None:
+    x, labels = _batch()
+    function = LOSSES["contrastive"](reduction="mean_nonzero")
+    leading, samples = (x[:4], labels[:4]), (x[4:], labels[4:])
+    either = (function(*samples, *leading) + function(*leading, *samples)) / 2
+    expected = either + 0.3 * function(*leading) + 0.25 * function(x, labels)
+    objective = AlternatingObjective(
+        "contrastive", {}, in_batch_weight=0.25, side="both", between_weight=0.3
+    )
+    torch.testing.assert_close(objective(x, labels, 4)[0], expected)

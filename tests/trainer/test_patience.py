@@ -45,14 +45,14 @@ def test_a_projection_ends_with_its_best_weights() -> None:
     trainer = trainer_with([0.2, 0.7, 0.6, 0.1])
     for _ in range(4):
         trainer.train_step()
-    best, pinned = weight(trainer), trainer.representatives
+    best, pinned = weight(trainer), trainer.pinned.indices
     for _ in range(3):
         trainer.train_step()
     assert trainer.projection.index == 1
     assert trainer.projection_began == 6
     assert torch.equal(trainer.projection.centers[0], best)
-    assert pinned is not None and trainer.representatives is not None
-    assert not torch.equal(trainer.representatives, pinned)
+    assert pinned is not None and trainer.pinned.indices is not None
+    assert not torch.equal(trainer.pinned.indices, pinned)
 
 
 def test_l_batches_are_the_most() -> None:

@@ -92,7 +92,7 @@ def test_representatives_keep_the_test_crop(tmp_path: Path) -> None:
     config = quick_config(data=f"cub:{make_cub(tmp_path)}", image_size=16, classes="uniform")
     trainer = Trainer(config)
     trainer._prepare_projection()
-    batch = trainer.sampler.batch(0, trainer.representatives, None)
+    batch = trainer.sampler.batch(0, trainer.pinned.indices, None)
     images, plain = trainer._images(batch), trainer.data.train.batch(batch.indices)
     c = batch.representatives
     assert c == 4 and torch.equal(images[:c], plain[:c])
@@ -133,9 +133,12 @@ def test_a_fold_of_the_training_classes_is_watched(fold: int, names: tuple[str, 
         ({"validation_fold": 4}, "validation_fold must be from 0 to 3, got 4"),
         ({"validation_fold": -1}, "validation_fold must be at least 0, got -1"),
         ({"validation_fold": 0, "validation": 0.2}, "exclude each other"),
-        ({"encoder": "resnet50"}, "encoder must be conv or timm:NAME, got 'resnet50'"),
-        ({"encoder": "timm:"}, "encoder must be conv or timm:NAME"),
-        ({"encoder": None}, "encoder must be conv or timm:NAME"),
+        (
+            {"encoder": "resnet50"},
+            "encoder must be conv, conv:W,W,... or timm:NAME, got 'resnet50'",
+        ),
+        ({"encoder": "timm:"}, "encoder must be conv, conv:W,W,... or timm:NAME"),
+        ({"encoder": None}, "encoder must be conv, conv:W,W,... or timm:NAME"),
     ],
 )
 def test_bad_values_are_named(given: dict, named: str) -> None:
@@ -219,6 +222,10 @@ def test_options_win_over_a_configuration(tmp_path: Path) -> None:
     assert "validation" not in merged(str(file), {"validation_fold": 1})
     assert sources(str(file)) == {"steps": "ours"}
     assert merged(None, {"steps": 2}) == {"steps": 2}
+    file.write_text(json.dumps({"optimizer": "sgd", "optimizer_options": {"momentum": 0.9}}))
+    values = merged(str(file), {"optimizer_options": {"nesterov": True}})
+    assert values["optimizer_options"] == {"momentum": 0.9, "nesterov": True}
+    assert "optimizer_options" not in merged(str(file), {"optimizer": "adamw"})
 
 
 @pytest.mark.parametrize(

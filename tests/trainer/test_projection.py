@@ -74,6 +74,27 @@ def test_weights_without_gradient_are_left_alone() -> None:
     assert len(projection.centers) == 3
 
 
+def test_the_weight_decays_with_the_projections() -> None:
+    projection = Projection(_model().parameters(), weight=0.8, decay=0.5)
+    weights = []
+    for _ in range(4):
+        weights.append(projection.present_weight)
+        projection.end_projection()
+    assert weights == [0.0, 0.8, 0.4, 0.2]
+    with torch.no_grad():
+        for p in projection.parameters:
+            p += 1
+            p.grad = torch.zeros_like(p)
+    projection.step()
+    torch.testing.assert_close(projection.parameters[0].grad, torch.full((3, 4), 0.1))
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.1, float("nan")])
+def test_bad_decay_is_named(decay: float) -> None:
+    with pytest.raises(ValueError, match="decay must be from 0 to 1"):
+        Projection(_model().parameters(), decay=decay)
+
+
 @pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
 def test_bad_weight_is_named(weight: float) -> None:
     with pytest.raises(ValueError, match="weight must be finite and at least 0"):

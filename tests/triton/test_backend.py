@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import subprocess
 import sys
 
@@ -51,28 +50,6 @@ def test_refusals():
     assert BACKEND.refuses(TRIPLET, "cuda", torch.bfloat16) is None
     assert "float64" in BACKEND.refuses(TRIPLET, "cuda", torch.float64)
     assert "cpu" in BACKEND.refuses(TRIPLET, "cpu", torch.float32)
-
-
-def test_order_of_auto():
-    orders = json.loads(registry._ORDER.read_text())
-    assert list(registry.order(orders, TRIPLET, "cuda", "some chip")) == ["torch"]
-    assert list(registry.order(orders, None, "cpu", "cpu")) == ["cpu", "torch"]
-    assert list(registry.order(orders, TRIPLET, "xpu", "xpu")) == ["torch"]
-    orders["cuda"]["measured"]["a chip"] = {"triplet_hard": ["cuda"], "search": ["torch"]}
-    assert registry.order(orders, TRIPLET, "cuda", "a chip") == ["cuda"]
-    assert registry.order(orders, None, "cuda", "a chip") == ["torch"]
-    assert list(registry.order(orders, TRIPLET, "cuda", "another")) == ["torch"]
-
-
-def test_orders_name_backends_and_end_with_one_that_runs():
-    orders = json.loads(registry._ORDER.read_text())
-    for device, of_device in orders.items():
-        if device != "about":
-            lists = [of_device["rule"]]
-            lists += [found for chip in of_device["measured"].values() for found in chip.values()]
-            for found in lists:
-                assert set(found) < set(registry.NAMES)
-                assert found[-1] == "torch"
 
 
 def test_importing_the_package_leaves_triton_alone():

@@ -12,16 +12,6 @@ from dmlap_kernels.backends.cpu import native
 from dmlap_kernels.backends.cuda.sweeps import CudaSweeps
 from dmlap_kernels.backends.device.backend import DeviceBackend
 from dmlap_kernels.backends.device.sweeps import Sweeps
-from dmlap_kernels.problem import PairSpec
-
-# Losses whose kernels only the triton backend has.
-_ELSEWHERE = (
-    "triplet_semihard",
-    "triplet_all",
-    "triplet_distance_weighted",
-    "angular",
-    "soft_triple",
-)
 
 
 @functools.cache
@@ -96,11 +86,6 @@ class CudaBackend(DeviceBackend):
                 "reinstall with nvcc on PATH"
             )
         return why_unavailable(archs, machine(), torch.version.cuda)
-
-    def refuses(self, spec: PairSpec | None, device_type: str, dtype: torch.dtype) -> str | None:
-        if spec is not None and spec.loss in _ELSEWHERE:
-            return f"it has no kernels for {spec.loss!r} (the triton backend has)"
-        return super().refuses(spec, device_type, dtype)
 
     def sweeps(self) -> Sweeps:
         return _sweeps()

@@ -62,7 +62,8 @@ class DeviceBackend(ABC):
 
     def forward(self, spec: PairSpec, problem: PairProblem, stats: bool, scores: bool) -> Forward:
         with _at(problem.x):
-            call = Call.of(spec, problem, self.sweeps(), stats or scores)
+            # A memory bank needs no gradient: a backward that knows of it sweeps for none.
+            call = Call.of(spec, problem, self.sweeps(), stats or scores, only_needed=True)
             found = FAMILIES[spec.loss].forward(call)
             loss, weights = reduce(found.groups, spec.reduction)
             if spec.reduction == "none":
@@ -86,15 +87,17 @@ class DeviceBackend(ABC):
             weights, kept = saved.tensor_split((family.groups(spec),))
             weights = weights * (grad if grad.ndim == 0 else grad[sides.order_x])
             found = family.backward(call, kept, weights)
-            gx = unpacked(sides, found.x, problem.x, spec.unit_rows, False) + poison
-            gy = g_params = None
+            gx = gy = g_params = None
+            if found.x is not None:
+                gx = unpacked(sides, found.x, problem.x, spec.unit_rows, False) + poison
+                gx = gx.to(problem.x.dtype)
             if problem.y is not None and found.y is not None:
                 gy = unpacked(sides, found.y, problem.y, spec.unit_rows, True) + poison
                 gy = gy.to(problem.y.dtype)
             if found.anchor_params is not None:
                 g_params = torch.empty_like(found.anchor_params)
                 g_params.index_copy_(0, sides.order_x, found.anchor_params + poison)
-            return Gradients(gx.to(problem.x.dtype), gy, g_params)
+            return Gradients(gx, gy, g_params)
 
     def nearest(
         self, queries: Tensor, refs: Tensor | None, k: int, distance: str, normalize: bool

@@ -39,13 +39,18 @@ class Hard:
         x, y = call.sides.x, call.sides.y
         mined = kept.view(torch.int32)
         exists = (mined >= 0).all(0)
+        wanted = call.sides.x_grad, *[call.sides.y_grad] * 2
         with torch.enable_grad():
-            rows = x, *(rows_at(y, side) for side in mined)
-            leaves = [row.detach().requires_grad_() for row in rows]
-            terms = torch.where(exists, _term(call, _excess(call, *leaves)), 0)
-            gx, *partners = torch.autograd.grad((terms * weights[0]).sum(), leaves)
-        gy = add_at(y, mined.reshape(-1), torch.cat(partners))
-        return PackedGradients(gx + gy, None) if call.sides.self_case else PackedGradients(gx, gy)
+            plain = x, *(rows_at(y, side) for side in mined)
+            rows = [row.detach().requires_grad_(w) for row, w in zip(plain, wanted, strict=True)]
+            terms = torch.where(exists, _term(call, _excess(call, *rows)), 0)
+            leaves = [row for row in rows if row.requires_grad]
+            found = list(torch.autograd.grad((terms * weights[0]).sum(), leaves))
+        gx = found.pop(0) if call.sides.x_grad else None
+        gy = add_at(y, mined.reshape(-1), torch.cat(found)) if call.sides.y_grad else None
+        if call.sides.self_case and gx is not None and gy is not None:
+            return PackedGradients(gx + gy, None)
+        return PackedGradients(gx, gy)
 
 
 def add_at(rows: Tensor, columns: Tensor, values: Tensor) -> Tensor:

@@ -34,6 +34,8 @@ class Sides(NamedTuple):
         distance: a name of `dmlap_kernels.problem.DISTANCES`.
         precision: of matrix products, a name of `dmlap_kernels.problem.PRECISIONS`.
         features: D, before padding.
+        x_grad, y_grad: whether the gradients at x and at y are wanted; those that are not are None
+            wherever gradients are returned. Both are in the self case.
     """
 
     x: Tensor
@@ -52,6 +54,8 @@ class Sides(NamedTuple):
     distance: str
     precision: str
     features: int
+    x_grad: bool = True
+    y_grad: bool = True
 
     @property
     def anchors(self) -> int:
@@ -91,6 +95,8 @@ class Sides(NamedTuple):
             order_y=self.order_x,
             labels_x=self.labels_y,
             labels_y=self.labels_x,
+            x_grad=self.y_grad,
+            y_grad=self.x_grad,
         )
 
 
@@ -128,8 +134,8 @@ def pack_rows(
         sorted_y = labels[1][order_y]
         y = _padded(y[order_y])
         y_norms = norms(y, distance, False)
-    first, last = _runs(sorted_x, sorted_y)
-    col_first, col_last = (first, last) if self_case else _runs(sorted_y, sorted_x)
+    first, last = runs(sorted_x, sorted_y)
+    col_first, col_last = (first, last) if self_case else runs(sorted_y, sorted_x)
     return Sides(
         x,
         y,
@@ -195,7 +201,7 @@ def _padded(rows: Tensor) -> Tensor:
     return F.pad(rows, (0, -rows.shape[1] % _WIDTH)).contiguous()
 
 
-def _runs(labels: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+def runs(labels: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     """The first and the end (B,) of the run of each label among sorted ones."""
     first = torch.searchsorted(others, labels, out_int32=True)
     return first, torch.searchsorted(others, labels, right=True, out_int32=True)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dmlap_kernels.backends.device.packing import Sides
-from dmlap_kernels.backends.device.sweeps import Exponent, Weigher
+from dmlap_kernels.backends.device.sweeps import Both, Exponent, Weigher
 from dmlap_kernels.backends.device.terms import Call, Found, Group, PackedGradients, found
 from dmlap_kernels.problem import PairProblem, PairSpec
 
@@ -61,7 +61,7 @@ class NPairs(_PairTermLoss):
         rows, pairs = call.sides.anchors, sides.anchors
         weight = F.pad(weights[0], (0, 1))[at]
         gx, gy = _nt_xent_gradient(call, sides, 1.0, kept[:, :pairs], weight)
-        assert gy is not None
+        assert gx is not None and gy is not None
         second = torch.where(at < rows, at + 1, rows)
         return PackedGradients(_spread(gx, at, rows) + _spread(gy, second, rows), None)
 
@@ -123,7 +123,7 @@ def _nt_xent(call: Call, sides: Sides, temperature: float) -> tuple[Tensor, Tens
 
 def _nt_xent_gradient(
     call: Call, sides: Sides, temperature: float, kept: Tensor, weight: Tensor
-) -> tuple[Tensor, Tensor | None]:
+) -> Both:
     zn, by_zn = kept
     coefficients = torch.stack((zn, weight, weight * by_zn))
     weigher = Weigher("nt_xent", coefficients, None, *_exponents(temperature))

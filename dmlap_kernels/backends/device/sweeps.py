@@ -128,6 +128,10 @@ class Weigher(NamedTuple):
     negative: Exponent = Exponent(0.0)
 
 
+# Gradients at x and at y, as `Sweeps.gradient` says.
+Both = tuple[Tensor | None, Tensor | None]
+
+
 class Sweeps(Protocol):
     """The kernels of a backend."""
 
@@ -166,20 +170,18 @@ class Sweeps(Protocol):
         that is what the anchors' weighted terms give their references.
         """
 
-    def gradient(self, sides: Sides, weigher: Weigher) -> tuple[Tensor, Tensor | None]:
+    def gradient(self, sides: Sides, weigher: Weigher) -> Both:
         """The gradients (B, Dp) at x and (N, Dp) at y of a loss whose pairs have these weights.
 
-        In the self case the first holds both halves, and the second is None. A pair at Euclidean
-        distance 0 adds nothing.
+        In the self case the first holds both halves, and the second is None; so is one that the
+        sides do not want. A pair at Euclidean distance 0 adds nothing.
         """
 
     def triplet_sums(self, sides: Sides, triplets: Triplets) -> Tensor:
         """Of each anchor's triplets (B, 5) float64: the sum of terms and how many are strictly
         positive, the sum of hinges and how many are strictly positive, how many there are."""
 
-    def triplet_gradient(
-        self, sides: Sides, triplets: Triplets, weight: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
+    def triplet_gradient(self, sides: Sides, triplets: Triplets, weight: Tensor) -> Both:
         """As `gradient`, of the sums of terms of `triplet_sums` times weight (B,)."""
 
     def angular_terms(self, sides: Sides, tangent: float) -> Tensor:
@@ -187,9 +189,7 @@ class Sweeps(Protocol):
         e^(4 t (s_an + s_pn) - 2 (1 + t) s_ap)) with t = tangent^2: their sums (B,) and how many
         are strictly positive (B,), stacked (2, B) float32."""
 
-    def angular_gradient(
-        self, sides: Sides, tangent: float, weight: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
+    def angular_gradient(self, sides: Sides, tangent: float, weight: Tensor) -> Both:
         """As `gradient`, of the sums of `angular_terms` times weight (B,)."""
 
     def soft_triple(self, sides: Sides, la: float, gamma: float, margin: float) -> Tensor:
@@ -198,7 +198,7 @@ class Sweeps(Protocol):
 
     def soft_triple_gradient(
         self, sides: Sides, la: float, gamma: float, margin: float, kept: Tensor, weight: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Both:
         """As `gradient`, of the terms of `soft_triple` times weight (B,)."""
 
     def nearest(self, sides: Sides, k: int) -> tuple[Tensor, Tensor]:

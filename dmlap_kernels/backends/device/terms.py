@@ -37,9 +37,10 @@ class Found(NamedTuple):
 
 
 class PackedGradients(NamedTuple):
-    """Gradients at packed rows (B, Dp) and (N, Dp), at ``anchor_params`` (B,); None where none."""
+    """Gradients at packed rows (B, Dp) and (N, Dp), at ``anchor_params`` (B,); None where none, or
+    not wanted."""
 
-    x: Tensor
+    x: Tensor | None
     y: Tensor | None
     anchor_params: Tensor | None = None
 
@@ -56,8 +57,18 @@ class Call:
     _extremes: Extremes | None = field(default=None, repr=False)
 
     @staticmethod
-    def of(spec: PairSpec, problem: PairProblem, sweeps: Sweeps, with_sums: bool = False) -> Call:
+    def of(
+        spec: PairSpec,
+        problem: PairProblem,
+        sweeps: Sweeps,
+        with_sums: bool = False,
+        only_needed: bool = False,
+    ) -> Call:
+        """With ``only_needed`` backward leaves out the gradient of a side that needs none."""
         sides = pack(spec, problem)
+        if only_needed and problem.y is not None:
+            needs = problem.x.requires_grad, problem.y.requires_grad
+            sides = sides._replace(x_grad=needs[0], y_grad=needs[1])
         params = problem.anchor_params
         sorted_params = None if params is None else params.detach()[sides.order_x]
         return Call(spec, sweeps, sides, sorted_params, with_sums)

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dmlap_kernels.backends.device.packing import Sides
-from dmlap_kernels.backends.device.sweeps import Weigher
+from dmlap_kernels.backends.device.sweeps import Both, Weigher
 from dmlap_kernels.backends.triton.configurations import launch_of, splits_of, width_of
 from dmlap_kernels.backends.triton.policies import TERMS, WEIGHERS, numbers_of, slope_of
 from dmlap_kernels.backends.triton.tile import (
@@ -103,11 +103,15 @@ def gradient_kernel(
     tl.store(out + part + at, total, mask=there)
 
 
-def gradient(sides: Sides, weigher: Weigher) -> tuple[Tensor, Tensor | None]:
+def gradient(sides: Sides, weigher: Weigher) -> Both:
     if sides.self_case:
         return _at_rows(sides, weigher, weigher.anchors, weigher.anchors), None
-    gx = _at_rows(sides, weigher, weigher.anchors, weigher.columns)
-    return gx, _at_rows(sides.swapped(), weigher, weigher.columns, weigher.anchors)
+    gx = gy = None
+    if sides.x_grad:
+        gx = _at_rows(sides, weigher, weigher.anchors, weigher.columns)
+    if sides.y_grad:
+        gy = _at_rows(sides.swapped(), weigher, weigher.columns, weigher.anchors)
+    return gx, gy
 
 
 def _at_rows(

@@ -14,7 +14,7 @@ import triton
 from torch import Tensor
 
 from dmlap_kernels.backends.device.packing import Sides
-from dmlap_kernels.backends.device.sweeps import Triplets
+from dmlap_kernels.backends.device.sweeps import Both, Triplets
 from dmlap_kernels.backends.triton import slot_mining, slot_sums
 from dmlap_kernels.backends.triton.configurations import Launch
 from dmlap_kernels.backends.triton.gathered import REGISTERS
@@ -59,9 +59,7 @@ def triplet_sums(sides: Sides, triplets: Triplets) -> Tensor:
     return _sums(sides, _task(triplets))
 
 
-def triplet_gradient(
-    sides: Sides, triplets: Triplets, weight: Tensor
-) -> tuple[Tensor, Tensor | None]:
+def triplet_gradient(sides: Sides, triplets: Triplets, weight: Tensor) -> Both:
     """`Sweeps.triplet_gradient`."""
     return _gradient(sides, _task(triplets), weight)
 
@@ -71,7 +69,7 @@ def angular_terms(sides: Sides, tangent: float) -> Tensor:
     return _sums(sides, _angular(tangent))[:, :2].T.float()
 
 
-def angular_gradient(sides: Sides, tangent: float, weight: Tensor) -> tuple[Tensor, Tensor | None]:
+def angular_gradient(sides: Sides, tangent: float, weight: Tensor) -> Both:
     """`Sweeps.angular_gradient`."""
     return _gradient(sides, _angular(tangent), weight)
 
@@ -99,20 +97,21 @@ def _sums(sides: Sides, task: _Task) -> Tensor:
     return found
 
 
-def _gradient(sides: Sides, task: _Task, weight: Tensor) -> tuple[Tensor, Tensor | None]:
+def _gradient(sides: Sides, task: _Task, weight: Tensor) -> Both:
     call = _Call(sides, task, None)
-    gx = torch.zeros_like(sides.x)
-    gy = None if sides.self_case else torch.zeros_like(sides.y)
+    gx = torch.zeros_like(sides.x) if sides.x_grad else None
+    gy = None if sides.self_case or not sides.y_grad else torch.zeros_like(sides.y)
     weight = weight.float().contiguous()
     for base in call.windows():
         call.fill(base, weight)
-        if gy is None:
-            call.add_gradient(base, weight, gx, "both")
-        else:
-            call.add_gradient(base, weight, gx, "anchors")
+        if gx is not None:
+            call.add_gradient(base, weight, gx, "both" if sides.self_case else "anchors")
+        if gy is not None:
             call.add_gradient(base, weight, gy, "references")
-        if task.third:
-            call.add_gradient(base, weight, gx if gy is None else gy, "positives")
+        # Pairs of a positive and a negative are of two references.
+        of_references = gx if sides.self_case else gy
+        if task.third and of_references is not None:
+            call.add_gradient(base, weight, of_references, "positives")
     return gx, gy
 
 

@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dmlap_kernels.backends.device.packing import Sides
+from dmlap_kernels.backends.device.sweeps import Both
 from dmlap_kernels.backends.triton.configurations import Launch
 from dmlap_kernels.backends.triton.gathered import REGISTERS, matmul, sigmoid, softplus, tile
 from dmlap_kernels.backends.triton.tile import INTERPRETED, NEAR
@@ -231,20 +232,23 @@ def soft_triple(sides: Sides, la: float, gamma: float, margin: float) -> Tensor:
 
 def soft_triple_gradient(
     sides: Sides, la: float, gamma: float, margin: float, kept: Tensor, weight: Tensor
-) -> tuple[Tensor, Tensor]:
+) -> Both:
     """`Sweeps.soft_triple_gradient`."""
-    gx, gy = torch.zeros_like(sides.x), torch.zeros_like(sides.y)
+    gx = torch.zeros_like(sides.x) if sides.x_grad else None
+    gy = torch.zeros_like(sides.y) if sides.y_grad else None
     if sides.anchors and sides.columns:
         chunks = triton.cdiv(sides.x.shape[1], _WIDE)
         given = *_pointers(sides), kept.contiguous(), weight.float().contiguous()
         numbers = sides.anchors, sides.x.shape[1], la, 1 / gamma
-        anchors_gradient_kernel[(triton.cdiv(sides.anchors, LAUNCH.BM), chunks)](
-            *given, gx, *numbers, WIDE=_WIDE, **_options(sides)
-        )
-        # There may be as many classes as centres; programs beyond the last class end at once.
-        centres_gradient_kernel[(triton.cdiv(sides.columns, LAUNCH.BN), chunks)](
-            *given, gy, *numbers, WIDE=_WIDE, **_options(sides)
-        )
+        if gx is not None:
+            anchors_gradient_kernel[(triton.cdiv(sides.anchors, LAUNCH.BM), chunks)](
+                *given, gx, *numbers, WIDE=_WIDE, **_options(sides)
+            )
+        if gy is not None:
+            # There may be as many classes as centres; programs beyond the last class end at once.
+            centres_gradient_kernel[(triton.cdiv(sides.columns, LAUNCH.BN), chunks)](
+                *given, gy, *numbers, WIDE=_WIDE, **_options(sides)
+            )
     return gx, gy
 
 

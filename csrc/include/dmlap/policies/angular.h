@@ -14,11 +14,11 @@ struct Angular {
   T spread;  // 4 tan(alpha)^2
   T pull;    // 2 (1 + tan(alpha)^2)
 
-  DMLAP_HD explicit Angular(const double* params) {
-    const double t = std::tan(params[0] * 0.017453292519943295);
-    spread = static_cast<T>(4 * t * t);
-    pull = static_cast<T>(2 * (1 + t * t));
-  }
+  DMLAP_HD explicit Angular(const double* params)
+      : Angular(std::tan(params[0] * 0.017453292519943295)) {}
+  DMLAP_HD explicit Angular(double tangent)
+      : spread(static_cast<T>(4 * tangent * tangent)),
+        pull(static_cast<T>(2 * (1 + tangent * tangent))) {}
 
   template <class V>
   DMLAP_HD V exponent(V cosine) const {

@@ -1,0 +1,78 @@
+"""Training runs side by side, one thread each, a line of JSON for each."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.evidence.settings import Run
+from dmlap_kernels.data import Dataset, load_data
+from dmlap_kernels.trainer import TrainConfig, Trainer
+from dmlap_kernels.trainer.embedding import evaluate
+
+_data: dict[str, Dataset] = {}
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file of results; none if there is no such file."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def execute(runs: Iterable[Run], source: str, path: Path, workers: int) -> None:
+    """Run what ``path`` does not hold yet, and append it."""
+    done = {entry["name"] for entry in read(path)}
+    missing = [(run, source) for run in runs if run.name not in done]
+    if not missing:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that are started now
+    with multiprocessing.get_context("spawn").Pool(workers) as pool, open(path, "a") as file:
+        for count, entry in enumerate(pool.imap_unordered(_train, missing), 1):
+            file.write(json.dumps(entry) + "\n")
+            file.flush()
+            print(
+                f"{count}/{len(missing)}  recall@1 {entry['recall@1']:.4f}  "
+                f"map@r {entry['map@r']:.4f}  {entry['name']}",
+                flush=True,
+            )
+
+
+def _train(task: tuple[Run, str]) -> dict[str, Any]:
+    run, source = task
+    torch.set_num_threads(1)
+    if source not in _data:
+        _data[source] = load_data(source)
+    config = TrainConfig(data=source, **run.config)
+    trainer = Trainer(config, _data[source])
+    trainer.encoder.train()
+    while trainer.step < config.steps:
+        trainer.train_step()
+    # The validation classes, or the test classes where none are held out.
+    options = {"loss": config.loss, "loss_options": config.loss_options}
+    metrics = evaluate(trainer.encoder, trainer.watched, **options)
+    return {
+        "name": run.name,
+        "loss": run.loss,
+        "method": run.method,
+        "config": run.config,
+        "recall@1": metrics["recall@1"],
+        "map@r": metrics["map@r"],
+        "violated": trainer.history["train"][-1]["violated"],
+        "seconds": trainer.seconds,
+    }
+
+
+def best_of(entries: list[dict[str, Any]]) -> dict[tuple[str, str], dict[str, Any]]:
+    """The entry with the highest MAP@R of each (loss, method)."""
+    best: dict[tuple[str, str], dict[str, Any]] = {}
+    for entry in entries:
+        key = entry["loss"], entry["method"]
+        if key not in best or entry["map@r"] > best[key]["map@r"]:
+            best[key] = entry
+    return best

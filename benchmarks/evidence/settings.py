@@ -1,0 +1,143 @@
+"""What is tried, and what the final runs are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+STEPS = 800
+SEEDS = (1, 2, 3, 4, 5)
+SEARCH_SEED = 0  # never among those of the final runs
+SWEEP_SEEDS = (1, 2, 3)
+SWEEP_LOSSES = ("contrastive", "triplet")
+SWEEP_CLASSES = (4, 8, 16, 32, 64)  # batches of 16 to 256
+
+COMMON: dict[str, Any] = {
+    "encoder": "conv:16,32,64,64",
+    "embedding_dim": 64,
+    "steps": STEPS,
+    "classes_per_batch": 24,
+    "samples_per_class": 4,
+    "device": "cpu",
+}
+METHODS = ("plain", "dmlap", "dmlap+hard")
+_METHOD_FIELDS: dict[str, dict[str, Any]] = {
+    "plain": {"method": "plain"},
+    "dmlap": {"method": "dmlap", "classes": "uniform"},
+    "dmlap+hard": {"method": "dmlap", "classes": "hard"},
+}
+
+# Two settings of each loss, the library's default first.
+LOSS_OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "contrastive": ({}, {"neg_margin": 0.7}),
+    "triplet": ({}, {"margin": 0.4}),
+    "multi_similarity": ({}, {"beta": 20.0}),
+    "nt_xent": ({}, {"temperature": 0.15}),
+}
+RATES = (3e-4, 1e-3, 3e-3)
+
+# Six variants of either form of DMLAP, at the rate and options that were best for plain batches,
+# which were chosen among six as well.
+VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
+    "dmlap": (
+        {"in_batch_weight": 0.1, "projection_steps": 100},
+        {"in_batch_weight": 1.0, "projection_steps": 100},
+        {"in_batch_weight": 0.1, "projection_steps": 25},
+        {"in_batch_weight": 1.0, "projection_steps": 25},
+        {"in_batch_weight": 1.0, "projection_steps": 25, "representatives": "both"},
+        {"in_batch_weight": 1.0, "projection_steps": 100, "proximal_weight": 1e-2},
+    ),
+    "dmlap+hard": (
+        {"in_batch_weight": 0.1, "hard_share": 0.25},
+        {"in_batch_weight": 1.0, "hard_share": 0.25},
+        {"in_batch_weight": 0.1, "hard_share": 0.5},
+        {"in_batch_weight": 1.0, "hard_share": 0.5},
+        {"in_batch_weight": 1.0, "hard_share": 0.75},
+        {"in_batch_weight": 1.0, "hard_share": 0.5, "hard_warmup": STEPS // 2},
+    ),
+}
+
+
+class Run(NamedTuple):
+    """One training run: what it is called, and its configuration less the data."""
+
+    name: str
+    loss: str
+    method: str
+    config: dict[str, Any]
+
+
+def _run(name: str, loss: str, method: str, **config: Any) -> Run:
+    return Run(
+        f"{loss} {method} {name}",
+        loss,
+        method,
+        {**COMMON, "loss": loss, **_METHOD_FIELDS[method], **config},
+    )
+
+
+def plain_search() -> Iterator[Run]:
+    """Six runs a loss: rates times options."""
+    for loss, options in LOSS_OPTIONS.items():
+        for rate in RATES:
+            for chosen in options:
+                yield _run(
+                    f"rate={rate:g} {chosen}",
+                    loss,
+                    "plain",
+                    seed=SEARCH_SEED,
+                    validation=0.2,
+                    learning_rate=rate,
+                    loss_options=chosen,
+                )
+
+
+def dmlap_search(best_plain: dict[str, dict[str, Any]]) -> Iterator[Run]:
+    """Six runs a loss and form of DMLAP, at what was best for plain batches of the loss."""
+    for loss in LOSS_OPTIONS:
+        if loss not in best_plain:
+            continue
+        inherited = {n: best_plain[loss][n] for n in ("learning_rate", "loss_options")}
+        for method, variants in VARIANTS.items():
+            for variant in variants:
+                text = " ".join(
+                    f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
+                    for name, value in variant.items()
+                )
+                yield _run(
+                    text, loss, method, seed=SEARCH_SEED, validation=0.2, **inherited, **variant
+                )
+
+
+def _chosen(best: dict[str, Any]) -> dict[str, Any]:
+    """What `_run` does not set by itself, and the search did not for itself."""
+    return {n: v for n, v in best.items() if n not in ("loss", "method", "seed", "validation")}
+
+
+def final_runs(best: dict[tuple[str, str], dict[str, Any]]) -> Iterator[Run]:
+    """The best configuration of each loss and method with every seed."""
+    for seed in SEEDS:
+        for (loss, method), config in best.items():
+            yield _run(f"seed={seed}", loss, method, **{**_chosen(config), "seed": seed})
+
+
+def clock_runs(
+    best: dict[tuple[str, str], dict[str, Any]], ratios: dict[str, dict[str, float]]
+) -> Iterator[Run]:
+    """DMLAP with as many steps as take the time of the plain run's, where a step takes longer."""
+    for seed in SEEDS:
+        for (loss, method), config in best.items():
+            if method != "plain":
+                steps = round(STEPS / max(1.0, ratios[loss][method]))
+                changed = {**_chosen(config), "seed": seed, "steps": steps}
+                yield _run(f"clock seed={seed}", loss, method, **changed)
+
+
+def sweep_runs(best: dict[tuple[str, str], dict[str, Any]]) -> Iterator[Run]:
+    """The same with other numbers of classes a batch, for two losses."""
+    for seed in SWEEP_SEEDS:
+        for classes in SWEEP_CLASSES:
+            for (loss, method), config in best.items():
+                if loss in SWEEP_LOSSES:
+                    changed = {**_chosen(config), "seed": seed, "classes_per_batch": classes}
+                    yield _run(f"classes={classes} seed={seed}", loss, method, **changed)

@@ -1,0 +1,106 @@
+// Gradients of mined triplets: each row gathers the pairs that it is in. There are so few of them
+// that it is done from differences, without tiles; by warps.
+#include "slots.cuh"
+
+namespace dmlap::cuda {
+
+namespace {
+
+constexpr int kWarps = kThreads / 32;
+constexpr int kOwned = 4;  // references that a warp gathers the negative pairs of
+
+__device__ inline int64_t warp_number() {
+  return static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
+}
+
+// The part of the anchors in their pairs.
+__global__ void __launch_bounds__(kThreads) anchors_kernel(Sides s, MinedPairs in, float* gx) {
+  const int64_t i = warp_number();
+  const int slots = slots_from(positives_of(s, i), in.window.base, in.window.slots);
+  const bool squares = from_differences(s.distance);
+  if (slots <= 0) return;
+  for (int64_t k = threadIdx.x % 32; k < s.dim; k += 32) {
+    const float x = s.x[i * s.dim + k];
+    float sum = 0;
+    for (int slot = 0; slot < slots; ++slot) {
+      const int64_t at = slot * s.rows + i, n = in.negative[at];
+      if (n < 0) continue;
+      const int64_t p = positive_at(s, i, in.window.base + slot);
+      sum += pull(squares, in.anchor_positive[at], x, s.y[p * s.dim + k]);
+      sum -= pull(squares, in.anchor_negative[at], x, s.y[n * s.dim + k]);
+    }
+    gx[i * s.dim + k] += sum;
+  }
+}
+
+// The part of reference j as the positive of the anchors of its class.
+__device__ inline void add_as_positive(const Sides& s, const MinedPairs& in, int64_t j, float* gy) {
+  const int begin = s.col_first[j], end = s.col_last[j];
+  if (begin == end) return;
+  // In the self case the anchor itself has no slot.
+  const int64_t place = j - s.first[begin] - in.window.base;
+  if (place < 0 || place > in.window.slots) return;
+  const bool squares = from_differences(s.distance);
+  for (int64_t k = threadIdx.x % 32; k < s.dim; k += 32) {
+    const float y = s.y[j * s.dim + k];
+    float sum = 0;
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t slot = place - (s.self && j > i ? 1 : 0);
+      if (slot < 0 || slot >= in.window.slots || (s.self && i == j)) continue;
+      const int64_t at = slot * s.rows + i, n = in.negative[at];
+      if (n < 0) continue;
+      sum += pull(squares, in.anchor_positive[at], y, s.x[i * s.dim + k]);
+      if (in.positive_negative == nullptr) continue;
+      sum -= pull(squares, in.positive_negative[at], y, s.y[n * s.dim + k]);
+    }
+    gy[j * s.dim + k] += sum;
+  }
+}
+
+// The part of a reference as the negative of an anchor's slot.
+__device__ inline void add_as_negative(const Sides& s, const MinedPairs& in, int64_t i, int slot,
+                                       int64_t n, float* gy) {
+  const bool squares = from_differences(s.distance), swap = in.positive_negative != nullptr;
+  const int64_t at = slot * s.rows + i;
+  const int64_t p = positive_at(s, i, in.window.base + slot);
+  for (int64_t k = threadIdx.x % 32; k < s.dim; k += 32) {
+    const float y = s.y[n * s.dim + k];
+    float sum = pull(squares, in.anchor_negative[at], y, s.x[i * s.dim + k]);
+    if (swap) sum += pull(squares, in.positive_negative[at], y, s.y[p * s.dim + k]);
+    gy[n * s.dim + k] -= sum;
+  }
+}
+
+__global__ void __launch_bounds__(kThreads) references_kernel(Sides s, MinedPairs in, float* gy) {
+  const int64_t from = warp_number() * kOwned, to = least(from + kOwned, s.cols);
+  if (*in.largest <= in.window.base) return;
+  for (int64_t j = from; j < to; ++j) add_as_positive(s, in, j, gy);
+  if (from >= to) return;
+  for (int64_t i0 = 0; i0 < s.rows; i0 += 32) {
+    const int64_t i = i0 + threadIdx.x % 32;
+    const int slots = slots_from(positives_of(s, i), in.window.base, in.window.slots);
+    const int most = most_of<32>(slots);
+    for (int slot = 0; slot < most; ++slot) {
+      const int n = slot < slots ? in.negative[slot * s.rows + i] : -1;
+      for (unsigned left = __ballot_sync(kWholeWarp, n >= from && n < to); left != 0;
+           left &= left - 1) {
+        const int lane = __ffs(left) - 1;
+        add_as_negative(s, in, i0 + lane, slot, __shfl_sync(kWholeWarp, n, lane), gy);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+int launch_mined_gradient(const Sides& s, const MinedPairs& pairs, float* gx, float* gy,
+                          const Queue& queue) {
+  if (s.rows == 0 || s.cols == 0) return 0;
+  const dim3 rows(static_cast<unsigned>(ceil_div(s.rows, kWarps)));
+  const int status = launch(anchors_kernel, queue, rows, 0, s, pairs, gx);
+  if (status != 0) return status;
+  const dim3 columns(static_cast<unsigned>(ceil_div(s.cols, kWarps * kOwned)));
+  return launch(references_kernel, queue, columns, 0, s, pairs, gy);
+}
+
+}  // namespace dmlap::cuda

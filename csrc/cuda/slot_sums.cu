@@ -1,0 +1,142 @@
+// Losses of a positive pair against every negative: all triplets, with or without swap; angular.
+#include "slots.cuh"
+
+namespace dmlap::cuda {
+
+namespace {
+
+// A tile of the anchors; dp and values [kM][kSlots]; the columns of the positives in one slot of
+// each, and a tile of those.
+constexpr int kSumsFloats = Narrow::kFloats + 2 * kTable + Narrow::kM;
+constexpr size_t kSumsShared = kSumsFloats * sizeof(float);
+constexpr size_t kThirdShared = (kSumsFloats + Narrow::kFloats) * sizeof(float);
+static_assert(kThirdShared <= kMostShared);
+
+// Whether the rule is angular; never so without the third distance.
+template <bool kThird>
+__device__ inline bool angular(const SlotRule& rule) {
+  return kThird && rule.kind == SlotKind::angular;
+}
+
+// What a slot of the thread's anchor gets from the thread's columns of a tile: terms go to `sums`;
+// the sum over negatives that backward (or the angular term) needs comes back.
+template <bool kThird>
+__device__ inline float visit_slot(const Sides& s, const SlotSumsIn& in, const Anchor& a,
+                                   int64_t col0, float inner, const float* distances,
+                                   const float* of_positive, TermSums& sums) {
+  const SlotRule& rule = in.rule;
+  float value = 0, total = 0, hinges = 0;
+  int nonzero = 0, violated = 0;
+  for (int n = a.part; n < Narrow::kN; n += kRowThreads) {
+    if (!a.negative(s, col0 + n)) continue;
+    const float d = distances[n];
+    if (angular<kThird>(rule)) {
+      value += expf(rule.angular.exponent(2 - d - of_positive[n]));
+      continue;
+    }
+    const float nearest = kThird ? fminf(d, of_positive[n]) : d;
+    if (in.weight != nullptr) {
+      value += rule.triplet.term.slope(inner, nearest);
+      continue;
+    }
+    const float term = rule.triplet.term.term(inner, nearest);
+    const float hinge = rule.triplet.term.hinge(inner, nearest);
+    total += term;
+    hinges += hinge;
+    nonzero += term > 0;
+    violated += hinge > 0;
+  }
+  sums.total += total;
+  sums.hinges += hinges;
+  sums.nonzero += nonzero;
+  sums.violated += violated;
+  return value;
+}
+
+// Once all negatives of a slot are known: by its owner.
+template <bool kThird>
+__device__ inline void finish_slot(const Sides& s, const SlotSumsIn& in, const SlotSumsOut& out,
+                                   int64_t i, int64_t slot, float inner, float value,
+                                   TermSums& sums) {
+  if (in.weight == nullptr) {
+    if (!angular<kThird>(in.rule)) return;
+    const auto term = static_cast<float>(in.rule.angular.term(1 - inner, value));
+    sums.add(term, term);
+    return;
+  }
+  const int64_t to = (slot - in.window.base) * s.rows + i;
+  const double weight = in.weight[i];
+  out.distance[to] = inner;
+  if (!angular<kThird>(in.rule)) {
+    out.by_distance[to] = static_cast<float>(weight * value);
+    return;
+  }
+  out.by_distance[to] = static_cast<float>(-weight * in.rule.angular.slope(1 - inner, value));
+  out.by_sum[to] = static_cast<float>(weight * in.rule.angular.share(1 - inner, value));
+}
+
+// kThird: as SlotRule::third says.
+template <bool kThird>
+__global__ void __launch_bounds__(kThreads, kThird ? 1 : 2)
+    slot_sums_kernel(Sides s, Sides among, SlotSumsIn in, SlotSumsOut out) {
+  float* scores = shared_memory();
+  float* dp = scores + Narrow::kFloats;
+  float* values = dp + kTable;
+  int* positives = reinterpret_cast<int*>(values + kTable);
+  float* others = scores + kSumsFloats;
+  const int64_t row0 = static_cast<int64_t>(blockIdx.x) * Narrow::kM;
+  const Anchor a(s, row0);
+  const int64_t end = least(in.window.base + in.window.slots, most_positives(s, row0));
+  const float* distances = scores + a.row * Narrow::kScorePitch;
+  for (int64_t base = in.window.base; base < end; base += kSlots) {
+    const int most = static_cast<int>(least(end - base, kSlots));
+    const int slots = slots_from(a.count, base, most);
+    TermSums sums;
+    positive_distances(s, row0, a, base, end, dp);
+    for (int slot = a.part; slot < slots; slot += kRowThreads) values[a.row * kSlots + slot] = 0;
+    for (int64_t col0 = 0; col0 < s.cols; col0 += Narrow::kN) {
+      tile_distances<Narrow>(s, row0, col0, scores);
+      for (int slot = 0; slot < most; ++slot) {
+        if (kThird) {
+          if (a.part == 0) {
+            positives[a.row] =
+                slot < slots ? static_cast<int>(positive_at(s, a.i, base + slot)) : 0;
+          }
+          __syncthreads();
+          distances_of<Narrow>(among, Listed{positives}, col0, others);
+        }
+        const int at = a.row * kSlots + slot;
+        float value = 0;
+        if (slot < slots) {
+          value = visit_slot<kThird>(s, in, a, col0, dp[at], distances,
+                                     others + a.row * Narrow::kScorePitch, sums);
+        }
+        value = anchor_sum(value);
+        if (slot < slots && slot % kRowThreads == a.part) values[at] += value;
+      }
+      __syncthreads();
+    }
+    for (int slot = a.part; slot < slots; slot += kRowThreads) {
+      const int at = a.row * kSlots + slot;
+      finish_slot<kThird>(s, in, out, a.i, base + slot, dp[at], values[at], sums);
+    }
+    if (in.weight != nullptr) continue;
+    if (a.part == 0 && slots > 0)
+      sums.count = slots * static_cast<double>(s.cols - (a.last - a.first));
+    sums.write(a, out.sums);
+  }
+}
+
+}  // namespace
+
+int launch_slot_sums(const Sides& s, const Sides& among, const SlotSumsIn& in,
+                     const SlotSumsOut& out, const Queue& queue) {
+  if (s.rows == 0 || s.cols == 0) return 0;
+  const dim3 grid(static_cast<unsigned>(ceil_div(s.rows, Narrow::kM)));
+  if (in.rule.third()) {
+    return launch(slot_sums_kernel<true>, queue, grid, kThirdShared, s, among, in, out);
+  }
+  return launch(slot_sums_kernel<false>, queue, grid, kSumsShared, s, among, in, out);
+}
+
+}  // namespace dmlap::cuda

@@ -1,0 +1,195 @@
+"""What ``auto`` takes: measured orders by chip, op and shape, else rules; and its reasons."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from dmlap_kernels import fused_nt_xent_loss, info, nearest
+from dmlap_kernels.backends import orders, registry
+from dmlap_kernels.problem import PairSpec
+
+NT_XENT = PairSpec("nt_xent", (0.1,))
+# Three sizes, told apart by rows, and of the middle one two widths.
+MEASURED = [
+    {"rows": 10, "order": ["torch"]},
+    {"rows": 100, "features": 16, "order": ["first"]},
+    {"rows": 100, "order": ["torch"]},
+    {"order": ["second", "first"]},
+]
+
+
+class Named:
+    """Takes everything but float64."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def unavailable(self) -> str | None:
+        return None
+
+    def refuses(self, spec: PairSpec | None, device_type: str, dtype: torch.dtype) -> str | None:
+        return "no float64" if dtype == torch.float64 else None
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Puts entries of ops for this CPU into the table, and backends to choose from."""
+    for name in ("first", "second"):
+        monkeypatch.setitem(registry.backends(), name, Named(name))
+
+    def put(**ops: list[dict[str, Any]]) -> None:
+        content = copy.deepcopy(orders.load())
+        content["cpu"]["measured"] = {"cpu": ops}
+        monkeypatch.setattr(orders, "load", lambda: content)
+        monkeypatch.setattr(registry, "_chosen", {})
+
+    return put
+
+
+def test_rules() -> None:
+    def names(op: str, device_type: str, chip: str) -> list[tuple[str, ...]]:
+        return [entry.names for entry in orders.entries(orders.load(), op, device_type, chip)]
+
+    assert names("nt_xent", "cuda", "some chip") == [("torch",)]
+    assert names(orders.SEARCH, "cpu", "cpu") == [("cpu", "torch")]
+    assert names("nt_xent", "xpu", "xpu") == [("torch",)]
+
+
+def test_the_table_names_backends_and_ends_with_one_that_runs() -> None:
+    content = orders.load()
+    for device in set(content) - {"about"}:
+        chips = {"unknown": {"nt_xent": []}} | content[device]["measured"]
+        for chip, ops in chips.items():
+            for op in ops:
+                for entry in orders.entries(content, op, device, chip):
+                    assert set(entry.names) < set(registry.NAMES)
+                    assert "torch" in entry.names
+
+
+@pytest.mark.parametrize(
+    ("shape", "references", "taken"),
+    [
+        ((10, 99), None, "torch"),
+        ((11, 16), None, "first"),
+        ((11, 17), None, "torch"),
+        ((100, 16), None, "first"),
+        ((101, 16), None, "second"),
+        ((1, 16), 100, "torch"),  # as many pairs as ten rows have
+        ((1, 16), 101, "first"),
+        ((101, 16), 1, "first"),
+        ((1, 16), 10001, "second"),
+        ((0, 16), None, "torch"),
+    ],
+)
+def test_the_shape_decides(
+    measured: Callable[..., None], shape: tuple[int, int], references: int | None, taken: str
+) -> None:
+    measured(nt_xent=MEASURED)
+    y = None if references is None else torch.empty(references, shape[1])
+    for _ in range(2):  # found, and remembered
+        assert registry.choose("auto", NT_XENT, torch.empty(shape), y).name == taken
+    assert registry.explain(NT_XENT, torch.empty(shape), y).taken == taken
+
+
+def test_beyond_the_entries_and_of_other_ops_the_rule_decides(
+    measured: Callable[..., None],
+) -> None:
+    measured(nt_xent=MEASURED[:1], search=[{"order": ["second"]}])
+    rule = orders.load()["cpu"]["rule"]
+    small, large = torch.empty(9, 2), torch.empty(90, 2)
+    assert registry.choose("auto", NT_XENT, small).name == "torch"
+    assert registry.explain(NT_XENT, large).order == tuple(rule)
+    assert registry.explain(NT_XENT._replace(loss="sup_con"), small).order == tuple(rule)
+    assert registry.choose("auto", None, small).name == "second"
+
+
+def test_what_refuses_a_call_is_passed_over_and_the_rule_follows(
+    measured: Callable[..., None],
+) -> None:
+    measured(nt_xent=[{"order": ["second", "first"]}])
+    why = registry.explain(NT_XENT, torch.empty(9, 2, dtype=torch.float64))
+    assert why.taken in orders.load()["cpu"]["rule"]
+    assert why.passed_over["second"] == why.passed_over["first"] == "no float64"
+
+
+def test_calls_whose_shape_makes_no_difference_do_not_look_at_it(
+    measured: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured(nt_xent=MEASURED, sup_con=[{"rows": 7, "order": ["torch"]}, {"order": ["torch"]}])
+    looked: list[object] = []
+    at = registry._ByShape.at
+    monkeypatch.setattr(registry._ByShape, "at", lambda *a: (looked.append(a), at(*a))[1])
+    x = torch.empty(5, 2)
+    registry.choose("auto", NT_XENT._replace(loss="circle"), x)
+    registry.choose("auto", NT_XENT._replace(loss="sup_con"), x)
+    assert not looked
+    registry.choose("torch", NT_XENT, x)
+    assert not looked
+    registry.choose("auto", NT_XENT, x)
+    assert looked
+
+
+def test_losses_and_searches_go_by_it(
+    measured: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entries = [{"rows": 10, "order": ["torch"]}, {"order": ["first"]}]
+    measured(nt_xent=entries, search=entries)
+    asked: list[str] = []
+    backend = registry.backends()["torch"]
+    for name in ("forward", "backward", "nearest"):
+        real = getattr(backend, name)
+        monkeypatch.setattr(
+            backend, name, lambda *a, real=real, name=name: (asked.append(name), real(*a))[1]
+        )
+    x, labels = torch.randn(4, 3, requires_grad=True), torch.tensor([0, 0, 1, 1])
+    references, names = torch.randn(30, 3), torch.arange(30) % 2
+    fused_nt_xent_loss(x, labels).backward()
+    nearest(x.detach(), k=1)
+    assert asked == ["forward", "backward", "nearest"]
+    for call in (
+        lambda: fused_nt_xent_loss(x, labels, references, names),
+        lambda: nearest(x.detach(), references, k=1),
+    ):
+        with pytest.raises(AttributeError, match="'Named' object"):
+            call()
+
+
+def test_compiled_calls_go_by_it(measured: Callable[..., None]) -> None:
+    """A graph that was made for many sizes still takes what the size at hand asks for."""
+    if registry.backends()["cpu"].unavailable():
+        pytest.skip("needs two backends that run")
+    measured(nt_xent=[{"rows": 16, "order": ["torch"]}, {"order": ["cpu"]}])
+    loss = torch.compile(fused_nt_xent_loss, backend="aot_eager", dynamic=True, fullgraph=True)
+    for rows in (10, 14, 30, 50, 12):
+        x = torch.randn(rows, 3, requires_grad=True)
+        labels = torch.arange(rows) // 2
+        value = loss(x, labels)
+        (found,) = torch.autograd.grad(value, x)
+        plain = fused_nt_xent_loss(x, labels)
+        assert torch.equal(value, plain)  # a number of the same backend
+        torch.testing.assert_close(found, torch.autograd.grad(plain, x)[0])
+
+
+def test_explanations(measured: Callable[..., None]) -> None:
+    measured(nt_xent=[{"rows": 2000, "features": 64, "order": ["first", "second"]}])
+    x = torch.empty(9, 2)
+    assert info.explain("nt_xent", x).splitlines()[:3] == [
+        "auto takes first for nt_xent; the order is measured on cpu, up to 2,000 rows of up to 64 "
+        "features",
+        "  first   taken",
+        "  second  not needed",
+    ]
+    assert "  first   no float64" in info.explain("nt_xent", x.double()).splitlines()
+    rule = info.explain("search", x, x[:1]).splitlines()[0]
+    assert rule.endswith(
+        "the order is the rule for cpu devices; search was not measured on cpu at this size"
+    )
+    with pytest.raises(ValueError, match="op must be one of 'triplet_hard'.*got 'triplet'"):
+        info.explain("triplet", x)
+    with pytest.raises(ValueError, match="ref_embeddings must have the 2 features"):
+        info.explain("nt_xent", x, torch.empty(3, 5))
