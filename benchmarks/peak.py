@@ -18,10 +18,11 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.candidates import LOSSES, Step, make
+from benchmarks.candidates import LOSSES, make
 from benchmarks.measure import call_time, round_robin
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,11 +32,16 @@ WORKER = f"import sys; sys.path.append({str(ROOT)!r}); from benchmarks.peak impo
 LONGEST_STEP = 300.0  # seconds
 
 
+def can_measure() -> bool:
+    """Whether /proc is Linux's."""
+    return Path("/proc/self/clear_refs").exists()
+
+
 def measure(
     measurement: str, pairs: list[tuple[str, str]], numbers: list[int]
 ) -> dict[str, dict[str, Any]]:
     """What is found by "OP CANDIDATE"; empty where /proc is not Linux's."""
-    if not Path("/proc/self/clear_refs").exists():
+    if not can_measure():
         return {}
     words = [measurement, ",".join(":".join(pair) for pair in pairs), *map(str, numbers)]
     done = subprocess.run(
@@ -50,7 +56,7 @@ def measure(
 
 def growth(op: str, candidate: str, rows: int, features: int) -> dict[str, Any]:
     make(op, candidate, 128, features)()
-    return _step_growth(make(op, candidate, rows, features))
+    return step_growth(make(op, candidate, rows, features))
 
 
 def scaling(op: str, candidate: str, features: int, classes: int, *rows: int) -> dict[str, Any]:
@@ -65,13 +71,14 @@ def scaling(op: str, candidate: str, features: int, classes: int, *rows: int) ->
         return {"expected": expected}
     before = round_robin(steps, 0.5)
     step = make(op, candidate, large, features, fixed)
-    found = _step_growth(step)
+    found = step_growth(step)
     after = round_robin(steps, 0.5)
     seconds = {n: before[n] + after[n] for n in steps} | {str(large): [found["seconds"]]}
     return {"peak_mib": found["peak_mib"], "seconds": seconds}
 
 
-def _step_growth(step: Step) -> dict[str, Any]:
+def step_growth(step: Callable[[], Any]) -> dict[str, Any]:
+    """MiB by which a step grows this process beyond what it had, and the seconds it takes."""
     ctypes.CDLL(None).malloc_trim(0)  # free lists would lend memory without showing it
     Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
     before = _status("VmRSS")

@@ -169,6 +169,14 @@ def soft_triple(batch: Batch, *, la: float, gamma: float, margin: float) -> Loss
 
 def faiss_nearest(queries: Tensor, references: Tensor, k: int) -> Callable[[], Tensor]:
     """Squared distances (Q, k) by an exact index that is built anew at each call."""
+    search = faiss_search(queries, references, k)
+    return lambda: search()[0]
+
+
+def faiss_search(
+    queries: Tensor, references: Tensor, k: int
+) -> Callable[[], tuple[Tensor, Tensor]]:
+    """Squared distances and indices, (Q, k) each."""
     try:
         import faiss
     except ImportError as error:
@@ -176,9 +184,10 @@ def faiss_nearest(queries: Tensor, references: Tensor, k: int) -> Callable[[], T
     faiss.omp_set_num_threads(torch.get_num_threads())
     q, r = queries.numpy(), references.numpy()
 
-    def search() -> Tensor:
+    def search() -> tuple[Tensor, Tensor]:
         index = faiss.IndexFlatL2(r.shape[1])
         index.add(r)
-        return torch.from_numpy(index.search(q, k)[0])
+        distances, indices = index.search(q, k)
+        return torch.from_numpy(distances), torch.from_numpy(indices)
 
     return search

@@ -243,7 +243,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--clustering",
         action="store_true",
-        help="also NMI, F1 and AMI of a k-means clustering (extra: faiss), which may take minutes",
+        help="also NMI, F1 and AMI of a k-means clustering (extra: faiss)",
     )
     evaluate.add_argument("--device", metavar="DEVICE", default="auto", help="default: auto")
     evaluate.add_argument("--json", action="store_true", help="print JSON")

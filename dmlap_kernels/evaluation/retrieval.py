@@ -50,8 +50,7 @@ def retrieval_metrics(
         ref_labels: (M,) integers.
         ks: values of K; with fewer than K references, all of them are looked at.
         distance, normalize, backend: as in `dmlap_kernels.nearest`.
-        clustering: also cluster the queries, which takes much longer than retrieval where classes
-            are many.
+        clustering: also cluster the queries; on the CPU, and not quickly where classes are many.
 
     Returns:
         The metrics by name, in the order above, between 0 and 1 (AMI: at most 1).

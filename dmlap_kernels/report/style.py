@@ -12,12 +12,14 @@ CSS = """
 body { margin: 0 auto; padding: 1rem; max-width: 75rem; color: var(--ink);
   background: var(--paper); font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
 h1, h2, h3 { line-height: 1.2; }
+h1 { font-size: clamp(1.4rem, 5vw, 2rem); }
 h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line); }
 p { max-width: 46rem; }
 .wide { overflow-x: auto; }
 #comparison table { font-size: 0.9rem; }
 .wide + .wide { margin-top: 1.5rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
+table { border-collapse: separate; border-spacing: 0; font-variant-numeric: tabular-nums;
+  overflow-wrap: normal; }
 th, td { padding: 0.2rem 0.45rem; text-align: right; border-bottom: 1px solid var(--line);
   white-space: nowrap; vertical-align: baseline; }
 thead th { white-space: normal; vertical-align: bottom; }
@@ -25,7 +27,7 @@ th:first-child { text-align: left; padding-left: 0; position: sticky; left: 0;
   background: var(--paper); }
 td.text { text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 12rem; }
 .curves { display: grid; gap: 0.8rem;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); }
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 18rem), 1fr)); }
 .plot { width: 100%; max-width: 50rem; height: auto; background: #ffffff; border-radius: 0.4rem; }
 .sample { width: 4.4rem; height: 4.4rem; object-fit: contain; display: block; }
 .coarse { image-rendering: pixelated; }

@@ -208,7 +208,7 @@ def test_a_missing_extra_is_named(module: str, named: str, monkeypatch: pytest.M
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setitem(sys.modules, module, None)
     if module == "sklearn":
-        # Refused before minutes are spent.
+        # Refused before k-means runs.
         monkeypatch.delattr(clustering, "assign_clusters")
     x, labels = torch.randn(6, 2), torch.arange(6) // 2
     with pytest.raises(MissingExtra, match=named):
