@@ -16,14 +16,9 @@ struct Group {
   float* scratch;
   int* columns;
 
-  __device__ void clear(const Anchor& a) const {
-    for (int slot = a.part; slot < kSlots; slot += kRowThreads) {
-      columns[a.row * kSlots + slot] = -1;
-    }
-  }
   // Slots without a negative get this one.
   __device__ void fill(const Anchor& a, int column) const {
-    for (int slot = a.part; slot < kSlots; slot += kRowThreads) {
+    for (int slot = a.part; slot < slots; slot += kRowThreads) {
       int& place = columns[a.row * kSlots + slot];
       if (place < 0) place = column;
     }
@@ -58,7 +53,6 @@ struct Semihard {
   static constexpr float kNearest = 1, kFarthest = -1;
 
   __device__ static void mine(const Sides& s, const MinedIn&, const Anchor& a, const Group& g) {
-    g.clear(a);
     Found far = {0, -1};
     for (int64_t col0 = 0; col0 < s.cols; col0 += Narrow::kN) {
       tile_distances<Narrow>(s, g.row0, col0, g.scores);
@@ -78,12 +72,12 @@ struct Semihard {
           }
         }
         best.meet(kNearest);
-        if (a.part == 0 && best.column >= 0) {
-          Found before = {g.scratch[at], g.columns[at]};
-          before.offer(best.d, best.column, kNearest);
-          g.scratch[at] = before.d;
-          g.columns[at] = before.column;
-        }
+        if (a.part != 0) continue;
+        Found before = {0, -1};
+        if (col0 > 0) before = {g.scratch[at], g.columns[at]};
+        before.offer(best.d, best.column, kNearest);
+        g.scratch[at] = before.d;
+        g.columns[at] = before.column;
       }
       __syncthreads();
     }
@@ -157,7 +151,9 @@ struct Drawn {
     auto* exchange = reinterpret_cast<double*>(g.scratch);
     const DistanceWeights& w = in.draw;
     const Total total = total_of(s, w, a, g, exchange);
-    g.clear(a);
+    for (int slot = a.part; slot < g.slots; slot += kRowThreads) {
+      g.columns[a.row * kSlots + slot] = -1;
+    }
     double running = 0;
     int final_column = -1;
     for (int64_t col0 = 0; col0 < s.cols; col0 += Narrow::kN) {

@@ -15,6 +15,7 @@ namespace {
 constexpr int kThirdAt = Square::kScores;
 constexpr int kWeightsAt = kThirdAt + Square::kFloats;
 static_assert(kWeightsAt + Square::kScores <= kGradientFloats);
+static_assert(kThirdAt % 4 == 0);  // copies of 16 bytes
 
 // Partners of a member that may have a slot in the window.
 struct Partners {
@@ -96,8 +97,9 @@ __device__ inline void add_members(const Sides& g, const Sides& third, const Mem
       most_of<32>(members.partners(member0 + (threadIdx.x + 32) % Square::kM).count);
   const int own_half = most_of<32>(of_listed.count);
   const int rounds = own_half > other_half ? own_half : other_half;
+  const bool has_third = members.in.rule.third();
   for (int k = 0; k < rounds; ++k) {
-    if (members.in.rule.third()) {
+    if (has_third) {
       if (threadIdx.x < Square::kM) list[threadIdx.x] = members.partner(listed, of_listed, k).row;
       __syncthreads();
       distances_of<Square>(third, Listed{list}, opposite0, scores + kThirdAt);
@@ -110,7 +112,8 @@ __device__ inline void add_members(const Sides& g, const Sides& third, const Mem
           members_are_rows ? row * Square::kScorePitch + n : n * Square::kScorePitch + row;
       const Partner partner = members.partner(m, members.partners(m), k);
       const int at = row * Square::kScorePitch + n;
-      scores[kWeightsAt + at] += members.weight(partner, scores[at], scores[kThirdAt + across]);
+      const float other = has_third ? scores[kThirdAt + across] : 0.f;
+      scores[kWeightsAt + at] += members.weight(partner, scores[at], other);
     }
   }
 }

@@ -11,6 +11,7 @@ constexpr int kSumsFloats = Narrow::kFloats + 2 * kTable + Narrow::kM;
 constexpr size_t kSumsShared = kSumsFloats * sizeof(float);
 constexpr size_t kThirdShared = (kSumsFloats + Narrow::kFloats) * sizeof(float);
 static_assert(kThirdShared <= kMostShared);
+static_assert(kSumsFloats % 4 == 0);  // copies of 16 bytes
 
 // Whether the rule is angular; never so without the third distance.
 template <bool kThird>

@@ -10,6 +10,7 @@ import torch
 from dmlap_kernels import fused_triplet_loss
 from dmlap_kernels.backends import cuda, registry
 from dmlap_kernels.backends.chunked import TorchBackend
+from dmlap_kernels.backends.device.losses import FAMILIES
 from dmlap_kernels.problem import PairProblem, PairSpec
 
 
@@ -59,7 +60,8 @@ def test_refusals_name_what_is_served():
     triplet = PairSpec("triplet_hard", (0.2, 0.0, 0.0))
     assert "cpu" in backend.refuses(triplet, "cpu", torch.float32)
     assert "float64" in backend.refuses(triplet, "cuda", torch.float64)
-    assert backend.refuses(triplet, "cuda", torch.float32) is None
+    for loss in FAMILIES:
+        assert backend.refuses(PairSpec(loss, ()), "cuda", torch.float32) is None
 
 
 OPTIONS = list(

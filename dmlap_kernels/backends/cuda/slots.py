@@ -51,7 +51,8 @@ def triplet_sums(extension: Any, sides: Sides, triplets: Triplets) -> Tensor:
     if triplets.mining == "all":
         return _sums(extension, sides, _Rule.of(triplets))
     sums = sides.x.new_zeros(sides.anchors, 5, dtype=torch.float64)
-    _mine(extension, sides, triplets, (0, sides.columns), None, [sums, None, None, None, None])
+    out = [sums, None, None, None, None]
+    _mine(extension, sides, references_of(sides), triplets, (0, sides.columns), None, out)
     return sums
 
 
@@ -63,12 +64,14 @@ def triplet_gradient(
         return _gradient(extension, sides, _Rule.of(triplets), weight)
     gx = torch.zeros_like(sides.x)
     gy = gx if sides.self_case else torch.zeros_like(sides.y)
+    among, most = references_of(sides), largest(sides)
     for window in windows(sides):
         shape = window[1], sides.anchors
-        pairs = [gx.new_empty(shape) if wanted else None for wanted in (True, True, triplets.swap)]
+        wanted = True, True, triplets.swap
+        pairs = [gx.new_empty(shape) if one else None for one in wanted]
         negative = sides.first.new_empty(shape)
-        _mine(extension, sides, triplets, window, weight, [None, *pairs, negative])
-        most = largest(sides)
+        out = [None, *pairs, negative]
+        _mine(extension, sides, among, triplets, window, weight, out)
         extension.cuda_mined_gradient(
             arguments_of(sides),
             window,
@@ -104,7 +107,8 @@ def windows(sides: Sides) -> Iterator[tuple[int, int]]:
 
 def largest(sides: Sides) -> Tensor:
     """(1,) int64, the most positives of an anchor."""
-    return sides.positives.amax(0, keepdim=True)
+    positives = sides.positives
+    return positives.amax(0, keepdim=True) if sides.anchors else positives.new_zeros(1)
 
 
 def references_of(sides: Sides) -> Sides:
@@ -128,6 +132,7 @@ def references_of(sides: Sides) -> Sides:
 def _mine(
     extension: Any,
     sides: Sides,
+    among: Sides,
     triplets: Triplets,
     window: tuple[int, int],
     weight: Tensor | None,
@@ -136,7 +141,6 @@ def _mine(
     """Mines the slots of a window: adds to the sums, or given weights (B,) differentiates."""
     if not sides.anchors or not sides.columns:
         return
-    among = references_of(sides) if triplets.swap else sides
     numbers = sides.order_x.contiguous()
     draw = float(triplets.cutoff), float(triplets.beyond), float(triplets.seed)
     mining = (
@@ -182,13 +186,14 @@ def _sums(extension: Any, sides: Sides, rule: _Rule) -> Tensor:
 def _gradient(
     extension: Any, sides: Sides, rule: _Rule, weight: Tensor
 ) -> tuple[Tensor, Tensor | None]:
-    among = references_of(sides)
+    among, most = references_of(sides), largest(sides)
     gx = _Parts(extension, sides)
     gy = gx if sides.self_case else _Parts(extension, sides.swapped(), among)
     with Inputs(weight) as (weights,):
         for window in windows(sides):
             shape = window[1], sides.anchors
-            tables = [sides.x.new_empty(shape) for _ in range(3)]
+            wanted = True, True, rule.kind == "angular"
+            tables = [sides.x.new_empty(shape) if one else None for one in wanted]
             extension.cuda_slot_sums(
                 arguments_of(sides),
                 arguments_of(among),
@@ -198,7 +203,7 @@ def _gradient(
                 addresses_of(None, *tables),
                 queue_of(sides.x),
             )
-            given = rule, window, [weights, *addresses_of(*tables)]
+            given = rule, window, most, [weights, *addresses_of(*tables)]
             if sides.self_case:
                 gx.add("both", sides, sides, among, *given)
             else:
@@ -226,10 +231,10 @@ class _Parts:
         among: Sides,
         rule: _Rule,
         window: tuple[int, int],
+        most: Tensor,
         tables: list[int],
     ) -> None:
         """Adds a window's part of the pairs of these rows with their columns."""
-        most = largest(sides)
         self.extension.cuda_slot_gradient(
             [arguments_of(rows), arguments_of(sides), arguments_of(among)],
             rule.arguments(),
