@@ -19,10 +19,10 @@ from tests.cuda.test_sweeps import assert_near
 SIDES: dict[str, tuple[list[int], list[int] | None, int, str]] = {
     "one": ([1], None, 1, "euclidean"),
     "no-negatives": ([3], None, 4, "cosine"),
-    "self": ([4, 1, 9, 3, 17, 2, 30], None, 17, "euclidean"),
+    "self": ([4, 1, 9, 3, 12] + [2] * 19, None, 17, "euclidean"),
     "references": ([5, 0, 3, 1, 8, 20], [6, 40, 0, 2, 11, 12], 33, "cosine"),
     "features": ([2, 3], [4, 3], 272, "euclidean"),
-    "many-slots": ([2, 1, 2], [5, 131, 3], 5, "sqeuclidean"),
+    "many-slots": ([2, 1, 2], [5, 70, 3], 5, "sqeuclidean"),
 }
 of_sides = pytest.mark.parametrize("name", SIDES)
 
@@ -99,10 +99,10 @@ def test_windows_of_few_slots(
 ) -> None:
     """Gradients are sums over windows; some classes reach into several, others into none."""
     monkeypatch.setattr(slots, "MOST_PAIRS", 1)
-    monkeypatch.setattr(slots, "LEAST_SLOTS", 7)
+    monkeypatch.setattr(slots, "LEAST_SLOTS", 9)
     sides = make(name)
     assert len(list(slots.windows(sides))) > 5
-    for kind in ("semihard-swap-smooth", "drawn", "all", "all-swap"):
+    for kind in ("semihard-swap-smooth", "drawn", "all-swap"):
         assert_triplets(sweeps, sides, TRIPLETS[kind])
     assert_angular(sweeps, make(name, "cosine"))
 
