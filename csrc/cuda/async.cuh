@@ -11,7 +11,7 @@ __device__ inline void copy_async(float* shared, const float* global) {
   const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
 #else
-  emulation::current->open.push_back({shared, global, 16});
+  emulation::start_copy(shared, global, 16);
 #endif
 }
 
@@ -20,9 +20,7 @@ __device__ inline void commit_copies() {
 #ifdef __CUDACC__
   asm volatile("cp.async.commit_group;" ::: "memory");
 #else
-  emulation::Fiber& thread = *emulation::current;
-  thread.groups.push_back(std::move(thread.open));
-  thread.open.clear();
+  emulation::commit_copies();
 #endif
 }
 
@@ -33,11 +31,7 @@ __device__ inline void wait_copies() {
 #ifdef __CUDACC__
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 #else
-  auto& groups = emulation::current->groups;
-  while (groups.size() > size_t{kPending}) {
-    for (const emulation::Copy& copy : groups.front()) std::memcpy(copy.to, copy.from, copy.bytes);
-    groups.erase(groups.begin());
-  }
+  emulation::wait_copies(kPending);
 #endif
 }
 

@@ -6,7 +6,9 @@
 // until it comes to a barrier of its warp or block, so that a missing barrier lets a thread read
 // what another has yet to write: results then differ between threads taken in ascending and in
 // descending order. Shared memory starts as NaN and has the size that was asked for, on the heap,
-// where AddressSanitizer watches its ends. Asynchronous copies arrive when they are waited for.
+// where AddressSanitizer watches its ends. Asynchronous copies arrive when they are waited for, and
+// leave NaN until then. With ThreadSanitizer (races.h) accesses that no barrier orders are
+// reported; shuffles, votes and products exchange what they are given, and order nothing else.
 
 #include <cstdint>
 #include <cstdlib>
@@ -14,6 +16,8 @@
 #include <functional>
 #include <memory>
 #include <vector>
+
+#include "races.h"
 
 #if !defined(__x86_64__)
 #include <ucontext.h>
@@ -70,6 +74,7 @@ extern "C" void emulation_switch(void** save, void* load);
 
 struct Context {
   void* stack_pointer = nullptr;
+  races::Thread thread{};
   void start(char* stack, size_t bytes, void (*entry)()) {
     // The stack that emulation_switch expects: six registers, then where to return to, so that
     // `entry` finds it aligned as after a call.
@@ -80,20 +85,25 @@ struct Context {
     words[7] = 0;
     stack_pointer = words;
   }
-  static void change(Context& from, Context& to) {
+  EMULATION_UNCHECKED static void change(Context& from, Context& to) {
+    races::change(to.thread);
     emulation_switch(&from.stack_pointer, to.stack_pointer);
   }
 };
 #else
 struct Context {
   ucontext_t context;
+  races::Thread thread{};
   void start(char* stack, size_t bytes, void (*entry)()) {
     getcontext(&context);
     context.uc_stack.ss_sp = stack;
     context.uc_stack.ss_size = bytes;
     makecontext(&context, entry, 0);
   }
-  static void change(Context& from, Context& to) { swapcontext(&from.context, &to.context); }
+  EMULATION_UNCHECKED static void change(Context& from, Context& to) {
+    races::change(to.thread);
+    swapcontext(&from.context, &to.context);
+  }
 };
 #endif
 
@@ -123,6 +133,9 @@ struct Fiber {
 struct Meeting {
   unsigned expected = 0, arrived = 0, round = 0;
   void* given[kWarp] = {};
+  char tokens[2] = {};  // of even and odd rounds: the next one may begin before all have left
+
+  char* token() { return &tokens[round % 2]; }
 };
 
 struct Block {
@@ -139,12 +152,37 @@ inline thread_local Fiber* current = nullptr;
 inline thread_local const std::function<void()>* body = nullptr;
 inline thread_local char* dynamic_shared = nullptr;
 inline bool descending = false;
+inline char launched, finished;  // tokens: of what the host did before, and of what a kernel did
 
 inline int lane() { return static_cast<int>((current - block->fibers.data()) % kWarp); }
 inline Meeting& warp() { return block->warps[(current - block->fibers.data()) / kWarp]; }
 
-inline void enter() {
+// Asynchronous copies: what lies at `to` is undefined from the start of a copy to its arrival.
+inline void start_copy(void* to, const void* from, size_t bytes) {
+  std::memset(to, 0xff, bytes);
+  current->open.push_back({to, from, bytes});
+}
+
+inline void commit_copies() {
+  current->groups.push_back(std::move(current->open));
+  current->open.clear();
+}
+
+inline void wait_copies(size_t pending) {
+  auto& groups = current->groups;
+  while (groups.size() > pending) {
+    for (const Copy& copy : groups.front()) std::memcpy(copy.to, copy.from, copy.bytes);
+    groups.erase(groups.begin());
+  }
+}
+
+EMULATION_UNCHECKED inline void enter() {
+  races::acquire(&launched);
   (*body)();
+  // What nobody waited for arrives some time.
+  commit_copies();
+  wait_copies(0);
+  races::release(&finished);
   current->done = true;
   Context::change(current->context, scheduler);
   std::abort();  // nobody returns to a fiber that is done
@@ -153,6 +191,7 @@ inline void enter() {
 // Whoever comes last does `work` and lets the others go on.
 template <class Work>
 void meet(Meeting& meeting, const Work& work) {
+  const races::Unseen unseen;
   if (++meeting.arrived == meeting.expected) {
     work();
     meeting.arrived = 0;
@@ -164,9 +203,19 @@ void meet(Meeting& meeting, const Work& work) {
   Context::change(current->context, scheduler);
 }
 
+// What all did before it comes before what any does after it.
+template <class Work>
+void barrier(Meeting& meeting, const Work& work) {
+  char* const token = meeting.token();
+  races::release(token);
+  meet(meeting, work);
+  races::acquire(token);
+}
+
 // An operation on what the 32 threads of a warp lay down; `work` gets 32 pointers by lane.
 template <class T, class Work>
 void with_warp(T& mine, const Work& work) {
+  const races::Unseen unseen;
   Meeting& meeting = warp();
   meeting.given[lane()] = &mine;
   meet(meeting, [&] { work(reinterpret_cast<T**>(meeting.given)); });
@@ -187,8 +236,8 @@ inline bool run_warp(unsigned w) {
   return moved;
 }
 
-// Runs one block; false if some of its threads wait for others that have left.
-inline bool run_block(dim3 size) {
+// Runs one block of a launch; false if some of its threads wait for others that have left.
+inline bool run_block(dim3 size, unsigned number) {
   Block state;
   block = &state;
   const unsigned threads = size.x * size.y * size.z;
@@ -200,6 +249,7 @@ inline bool run_block(dim3 size) {
     fiber.index = {t % size.x, t / size.x % size.y, t / (size.x * size.y)};
     fiber.stack.reset(new char[kStack]);
     fiber.context.start(fiber.stack.get(), kStack, enter);
+    fiber.context.thread = races::thread(number, t);
     ++state.warps[t / kWarp].expected;
   }
   // A warp runs until all of its threads wait for other warps: these lag as far as they can.
@@ -217,6 +267,9 @@ inline bool run_block(dim3 size) {
 
 // Returns 0, or 1 if the threads of a block parted at a barrier.
 inline int launch(dim3 grid, dim3 size, size_t shared_bytes, const std::function<void()>& kernel) {
+  races::release(&launched);
+  const races::Unseen unseen;
+  scheduler.thread = races::self();
   body = &kernel;
   gridDim = grid;
   blockDim = size;
@@ -227,23 +280,25 @@ inline int launch(dim3 grid, dim3 size, size_t shared_bytes, const std::function
         std::memset(memory.get(), 0xff, shared_bytes);
         dynamic_shared = static_cast<char*>(memory.get());
         blockIdx = {x, y, z};
-        if (!run_block(size)) return 1;
+        if (!run_block(size, (z * grid.y + y) * grid.x + x)) return 1;
       }
     }
   }
+  races::acquire(&finished);
   return 0;
 }
 
 }  // namespace emulation
 
 inline void __syncthreads() {
-  emulation::meet(emulation::block->all, [] {});
+  emulation::barrier(emulation::block->all, [] {});
 }
 
 inline int __syncthreads_or(int predicate) {
+  const emulation::races::Unseen unseen;
   emulation::Block& b = *emulation::block;
   b.votes |= predicate != 0;
-  emulation::meet(b.all, [&] {
+  emulation::barrier(b.all, [&] {
     b.last_votes = b.votes;
     b.votes = 0;
   });
@@ -251,7 +306,7 @@ inline int __syncthreads_or(int predicate) {
 }
 
 inline void __syncwarp(unsigned = ~0u) {
-  emulation::meet(emulation::warp(), [] {});
+  emulation::barrier(emulation::warp(), [] {});
 }
 
 inline unsigned __ballot_sync(unsigned, int predicate) {

@@ -25,6 +25,34 @@ __global__ void hand_on_in_warp_kernel(float* out, bool with_barrier) {
   out[threadIdx.x] = shared[next];
 }
 
+// A shuffle orders nothing but its own numbers.
+__global__ void hand_on_after_shuffle_kernel(float* out, bool with_barrier) {
+  float* shared = shared_memory();
+  const unsigned next = threadIdx.x / 32 * 32 + (threadIdx.x + 1) % 32;
+  shared[threadIdx.x] = __shfl_xor_sync(kWholeWarp, static_cast<float>(threadIdx.x ^ 1), 1);
+  const float zero = __shfl_sync(kWholeWarp, 0.f, 0);
+  if (with_barrier) __syncwarp();
+  out[threadIdx.x] = shared[next] + zero;
+}
+
+// Each thread reads what its neighbour's next copy is to take the place of.
+__global__ void overwrite_kernel(const float* in, float* out, bool with_barrier) {
+  float* shared = shared_memory();
+  shared[threadIdx.x] = 1;
+  __syncthreads();
+  out[threadIdx.x] = shared[(threadIdx.x + 4) % kThreads];
+  if (with_barrier) __syncthreads();
+  if (threadIdx.x < kThreads / 4) copy_async(shared + 4 * threadIdx.x, in + 4 * threadIdx.x);
+  commit_copies();
+  wait_copies<0>();
+}
+
+// Two blocks, each with a half of the output for itself.
+__global__ void halves_kernel(float* out, bool apart) {
+  const unsigned half = kThreads / 2;
+  if (threadIdx.x < half) out[(apart ? blockIdx.x * half : 0) + threadIdx.x] = 1;
+}
+
 __global__ void copy_kernel(const float* in, float* out, bool with_wait) {
   float* shared = shared_memory();
   if (threadIdx.x < kThreads / 4) copy_async(shared + 4 * threadIdx.x, in + 4 * threadIdx.x);
@@ -63,6 +91,12 @@ int main(int count, char** arguments) {
     status = launch(hand_on_kernel, queue, dim3(1), shared, out.data(), !wrong);
   } else if (what == "warp") {
     status = launch(hand_on_in_warp_kernel, queue, dim3(1), shared, out.data(), !wrong);
+  } else if (what == "shuffle") {
+    status = launch(hand_on_after_shuffle_kernel, queue, dim3(1), shared, out.data(), !wrong);
+  } else if (what == "overwrite") {
+    status = launch(overwrite_kernel, queue, dim3(1), shared, in.data(), out.data(), !wrong);
+  } else if (what == "blocks") {
+    status = launch(halves_kernel, queue, dim3(2), 0, out.data(), !wrong);
   } else if (what == "wait") {
     status = launch(copy_kernel, queue, dim3(1), shared, in.data(), out.data(), !wrong);
   } else if (what == "divergence") {

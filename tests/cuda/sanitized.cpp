@@ -13,11 +13,21 @@ namespace {
 using Floats = std::vector<float>;
 using Ints = std::vector<int>;
 
-Floats numbers(int64_t count, unsigned seed) {
+Floats numbers(int64_t count) {
   Floats out(static_cast<size_t>(count));
+  unsigned seed = 1;
   for (float& value : out) {
     seed = seed * 1664525u + 1013904223u;
     value = static_cast<float>(seed >> 8) / (1 << 24) - 0.5f;
+  }
+  return out;
+}
+
+// Each third row is close to the one before it, so that distances are taken from differences, too.
+Floats near_rows(int64_t rows, int64_t dim) {
+  Floats out = numbers(rows * dim);
+  for (int64_t k = dim; k < rows * dim; ++k) {
+    if (k / dim % 3 == 1) out[static_cast<size_t>(k)] = out[static_cast<size_t>(k - dim)] + 1e-3f;
   }
   return out;
 }
@@ -38,7 +48,7 @@ void runs(int64_t rows, int64_t cols, int64_t classes, Ints& first, Ints& last) 
 }
 
 int run(int64_t rows, int64_t cols, int64_t dim, bool self, int distance, int precision) {
-  const Floats x = numbers(rows * dim, 1), other = numbers(cols * dim, 2);
+  const Floats x = near_rows(rows, dim), other = near_rows(cols, dim);
   const Floats& y = self ? x : other;
   const Floats x_norms = norms(x, dim), y_norms = norms(y, dim);
   Ints first, last, col_first, col_last;
@@ -95,6 +105,7 @@ int main() {
   status |= run(131, 131, 16, true, 0, 0);
   status |= run(7, 70, 32, false, 2, 1);
   status |= run(66, 3, 272, false, 1, 2);
+  status |= run(3, 2100, 16, false, 0, 1);  // several tiles of columns a block
   std::printf("%d\n", status);
   return status;
 }

@@ -10,10 +10,13 @@ import pytest
 from tests.cuda import emulated
 
 SANITIZED = ["-O1", "-g", "-fsanitize=address", "-fno-omit-frame-pointer"]
-# Of 256 threads that hand on their numbers 0, 1, ...; that copy a 1; that write nothing.
+# Of 256 threads that hand on their numbers 0, 1, ...; that write or copy a 1; that write nothing.
 RIGHT = {
     "barrier": "0 32640",
     "warp": "0 32640",
+    "shuffle": "0 32640",
+    "overwrite": "0 256",
+    "blocks": "0 256",
     "wait": "0 256",
     "divergence": "0 -256",
     "global": "0 256",
