@@ -42,6 +42,8 @@ class Loss:
             how much it grows with each doubling.
         compiled: torch.compile takes part without being asked for (it takes long to compile).
         drawn: triplets are drawn at random, so that gradients are not compared.
+        paired: the references, in the place of proxies, are one for each row, its only positive.
+        precision: of the matrix products of all candidates.
     """
 
     function: str
@@ -54,9 +56,15 @@ class Loss:
     foretold: tuple[int, int] = (3, 4)
     compiled: bool = False
     drawn: bool = False
+    paired: bool = False
+    precision: str = "highest"
 
     def settings(self, x: Tensor) -> dict[str, Any]:
         return {name: v(x) if callable(v) else v for name, v in self.options.items()}
+
+    def batch(self, rows: int, features: int, classes: int | None = None) -> Batch:
+        classes = rows if self.paired else classes
+        return make_batch(rows, features, proxies_per_class=self.proxies, classes=classes)
 
 
 def active(share: float) -> Callable[[Tensor], float]:
@@ -129,6 +137,12 @@ LOSSES: dict[str, Loss] = {
         "fused_soft_triple_loss", eager.soft_triple, peers.soft_triple,
         {"la": 20.0, "gamma": 0.1, "margin": 0.01}, proxies=10),
 }
+# What `benchmarks.gpu` has beside these. Inf-CL, the peer, computes its products in TF32.
+PAIRED: dict[str, Loss] = {
+    "info-nce": Loss(
+        "fused_nt_xent_loss", eager.info_nce, peers.info_nce, {"temperature": 0.07}, proxies=1,
+        paired=True, precision="high"),
+}
 # fmt: on
 SEARCHES = ("nearest", "hard-classes")
 OPS = (*LOSSES, *SEARCHES)
@@ -139,9 +153,7 @@ def make(op: str, candidate: str, rows: int, features: int, classes: int | None 
     if op in SEARCHES:
         return _search(op, candidate, make_batch(rows, features).x.detach())
     row = LOSSES[op]
-    return loss_step(
-        row, candidate, make_batch(rows, features, proxies_per_class=row.proxies, classes=classes)
-    )
+    return loss_step(row, candidate, row.batch(rows, features, classes))
 
 
 def loss_step(row: Loss, candidate: str, batch: Batch) -> Step:

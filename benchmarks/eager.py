@@ -163,6 +163,13 @@ def nt_xent(x: Tensor, labels: Tensor, *, temperature: float) -> Tensor:
     return F.softplus(against[:, None] - logits)[positive].mean()
 
 
+def info_nce(
+    x: Tensor, labels: Tensor, y: Tensor, y_labels: Tensor, *, temperature: float
+) -> Tensor:
+    """Row i of x belongs to row labels[i] of y, whose own labels are 0, 1, ..."""
+    return F.cross_entropy(similarities(x, y) / temperature, labels)
+
+
 def sup_con(x: Tensor, labels: Tensor, *, temperature: float) -> Tensor:
     logits = similarities(x, x) / temperature
     positive, negative = masks(labels)

@@ -1,21 +1,27 @@
-"""Losses on a GPU: ours, the plain ways to write them, and cuBLAS making the same product.
+"""Ops on a GPU: ours, the plain ways to write them, and cuBLAS making the same product.
 
-    python -m benchmarks.gpu --out DIR [--seconds 240] [--losses nt-xent sup-con]
+    python -m benchmarks.gpu --out DIR [--seconds 240] [--ops nt-xent info-nce nearest]
+        [--shapes 4096x128 32768x512] [--device cpu]
 
-Times are medians over CUDA events; memory is what a step allocates beyond its inputs. G is
-``torch.mm(x, y.T, out=buffer)``, one product that materialises every pair. The share of the
-roofline is what the products that a step cannot do without (one forward, two more backward) would
-take at the rate of the fastest G of the run, over the time it takes. Writes gpu.json and gpu.png.
+Candidates are our backends, `torch` (chunked plain PyTorch, bounded memory) among them, eager
+PyTorch, torch.compile of it, and a library: pytorch-metric-learning, or Inf-CL's kernels for
+``info-nce``, which is NT-Xent over two sets as Inf-CL has it: references, one positive an anchor,
+products in TF32 for everybody. Times are medians over CUDA events; memory is what a step allocates
+beyond its inputs. G is ``torch.mm(x, y.T, out=buffer)``, one product that materialises every pair.
+The share of the roofline is what the products that a step cannot do without (one forward, two more
+backward) would take at the rate of the fastest G of the run in their precision, over the time it
+takes. Writes gpu.json and gpu.png; `benchmarks.order` makes of gpu.json what ``auto`` goes by.
+``--device cpu`` measures the CPU's backends the same way, times only.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import json
-import statistics
 import time
-from collections.abc import Callable, Iterator
-from importlib.metadata import version
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +29,15 @@ import torch
 from torch import Tensor
 
 import dmlap_kernels
-from benchmarks.batch import Absent, Batch, make_batch
-from benchmarks.candidates import LOSSES, Loss
+from benchmarks import eager
+from benchmarks.batch import Absent, Batch
+from benchmarks.candidates import LOSSES, NEIGHBOURS, PAIRED, SEARCHES, Loss
+from benchmarks.devices import DEVICES, Cpu, Gpu, Step, always, timed
 from dmlap_kernels.backends.registry import backends
 
-# Rows and features; those that all shall have first.
+ROWS = LOSSES | PAIRED
+OPS = (*ROWS, *SEARCHES)
+# Rows and features; the first `FIRST` are measured by all before the others are by any.
 SHAPES = [
     (4096, 128),
     (32768, 512),
@@ -37,154 +47,213 @@ SHAPES = [
     (8192, 64),
     (131072, 128),
 ]
-OURS = ("cuda", "triton")
-OTHERS = ("torch", "eager", "compile", "library")
+FIRST = 2
+PLAIN = ("torch", "eager", "library")
+# Seconds that go into a measurement, and why there is none where they have run out.
+BUDGET = 0.2
+NO_TIME = "no time was left"
+SAVE_EVERY = 5.0  # seconds
 # The plain ways hold about this many matrices of all pairs.
 _MATRICES = 8
-_WAYS = ("forward", "backward", "both")
 _PRODUCTS = {"forward": 1, "backward": 2, "both": 3}
 
+Device = Gpu | Cpu
+Shape = tuple[int, int]
+Result = dict[str, Any]
 
-def main() -> None:
+
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--seconds", type=float, default=240, help="no measurement begins later")
-    parser.add_argument("--losses", nargs="*", default=list(LOSSES), choices=list(LOSSES))
-    arguments = parser.parse_args()
-    if not torch.cuda.is_available():
-        raise SystemExit("error: benchmarks.gpu needs an NVIDIA GPU, and PyTorch sees none")
+    parser.add_argument("--ops", nargs="*", default=list(OPS), choices=OPS)
+    parser.add_argument("--shapes", nargs="*", type=_shape, default=SHAPES, help="ROWSxFEATURES")
+    parser.add_argument("--device", default="cuda", choices=list(DEVICES))
+    arguments = parser.parse_args(argv)
+    device = DEVICES[arguments.device]()
     arguments.out.mkdir(parents=True, exist_ok=True)
     until = time.monotonic() + arguments.seconds
-    results: list[dict[str, Any]] = []
-    for one in measurements(arguments.losses, until):
+    results: list[Result] = []
+    saved = time.monotonic()
+    for one in measurements(device, arguments.ops, arguments.shapes, until):
         results.append(one)
-        print(json.dumps(one), flush=True)
-        save(arguments.out, results)
-    draw(results, arguments.out / "gpu.png")
+        if one.get("absent") != NO_TIME:
+            print(json.dumps(one), flush=True)
+        if time.monotonic() > saved + SAVE_EVERY:
+            save(device, arguments.out, results)
+            saved = time.monotonic()
+    save(device, arguments.out, results)
+    if left := sum(one.get("absent") == NO_TIME for one in results):
+        print(f"{left} of {len(results)} were not measured: {NO_TIME}")
+    draw(device, results, arguments.out / "gpu.png")
 
 
-def save(out: Path, results: list[dict[str, Any]]) -> None:
-    """After every measurement, so that a run that is cut short leaves what it has."""
-    fastest = max((r["flops"] / r["seconds"] for r in results if "flops" in r), default=None)
+def _shape(text: str) -> Shape:
+    rows, features = text.split("x")
+    return int(rows), int(features)
+
+
+def save(device: Device, out: Path, results: list[Result]) -> None:
+    """Now and then, so that a run that is cut short leaves what it has."""
+    fastest: dict[str, float] = {}
     for one in results:
-        if fastest and "products" in one:
-            one["roofline"] = one["products"] / fastest / one["seconds"]
-    about = {
-        "device": torch.cuda.get_device_name(),
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "triton": version("triton"),
-        "precision": torch.get_float32_matmul_precision(),
-        "results": results,
-    }
-    (out / "gpu.json").write_text(json.dumps(about, indent=1))
+        if "flops" in one:
+            rate = one["flops"] / one["seconds"]
+            fastest[one["precision"]] = max(rate, fastest.get(one["precision"], 0))
+    for one in results:
+        if "products" in one:
+            one["roofline"] = one["products"] / fastest[one["precision"]] / one["seconds"]
+    about = {"type": device.type, "torch": torch.__version__} | device.about()
+    (out / "gpu.json").write_text(json.dumps(about | {"results": results}, indent=1))
 
 
-def measurements(losses: list[str], until: float) -> Iterator[dict[str, Any]]:
-    for rows, features in SHAPES:
-        yield product(rows, features)
-        for loss in losses:
-            row = LOSSES[loss]
-            batch = on_device(make_batch(rows, features, proxies_per_class=row.proxies))
-            for candidate in (*OURS, *OTHERS):
-                about = {"op": loss, "candidate": candidate, "rows": rows, "features": features}
+def stages(device: Device, shapes: Sequence[Shape]) -> Iterator[tuple[Shape, tuple[str, ...]]]:
+    """What is measured one after the other: shapes and candidates. What compiles for long comes
+    late, so that there is something of everybody when time runs out."""
+    for some in (shapes[:FIRST], shapes[FIRST:]):
+        for candidates in ((device.ours[0], *PLAIN), device.ours[1:], ("compile",)):
+            for shape in some:
+                if candidates:
+                    yield shape, candidates
+
+
+def measurements(
+    device: Device, ops: Sequence[str], shapes: Sequence[Shape], until: float
+) -> Iterator[Result]:
+    precisions = sorted({_precision(op) for op in ops})
+    seen: set[Shape] = set()
+    for shape, candidates in stages(device, shapes):
+        sizes = dict(zip(("rows", "features"), shape, strict=True))
+        if shape not in seen and time.monotonic() < until:
+            seen.add(shape)
+            for precision in precisions:
+                yield sizes | product(device, *shape, precision)
+        for op in ops:
+            for candidate in candidates:
+                about = {"op": op, "candidate": candidate, "precision": _precision(op)} | sizes
                 if time.monotonic() > until:
-                    return
+                    yield about | {"absent": NO_TIME}
+                    continue
                 try:
-                    for found in measure(row, candidate, batch):
-                        yield about | found
+                    with matmul_precision(_precision(op)):
+                        for found in measure(device, op, candidate, shape):
+                            yield about | found
                 except Absent as absent:
                     yield about | {"absent": str(absent)}
-                except torch.cuda.OutOfMemoryError:
+                except torch.OutOfMemoryError:
                     yield about | {"absent": "out of memory"}
-                torch.cuda.empty_cache()
+                device.tidy()
 
 
-def on_device(batch: Batch) -> Batch:
-    def leaf(rows: Tensor | None) -> Tensor | None:
-        return None if rows is None else rows.detach().cuda().requires_grad_()
+def _precision(op: str) -> str:
+    return ROWS[op].precision if op in ROWS else "highest"
+
+
+@contextlib.contextmanager
+def matmul_precision(name: str) -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(name)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@functools.lru_cache(maxsize=4)
+def batch_of(op: str, rows: int, features: int, device_type: str) -> Batch:
+    # Searches are among rows as losses without proxies have them.
+    batch = ROWS.get(op, LOSSES["triplet-hard"]).batch(rows, features)
+
+    def leaf(one: Tensor | None) -> Tensor | None:
+        return None if one is None else one.detach().to(device_type).requires_grad_()
 
     x = leaf(batch.x)
     assert x is not None
-    names = None if batch.proxy_labels is None else batch.proxy_labels.cuda()
-    return Batch(x, batch.labels.cuda(), batch.classes, leaf(batch.proxies), names)
+    names = None if batch.proxy_labels is None else batch.proxy_labels.to(device_type)
+    labels = batch.labels.to(device_type)
+    return Batch(x, labels, batch.classes, leaf(batch.proxies), names)
 
 
-def product(rows: int, features: int) -> dict[str, Any]:
+def product(device: Device, rows: int, features: int, precision: str) -> Result:
     """The yardstick; a block of rows of it where the matrix has no room."""
-    x = torch.randn(rows, features, device="cuda")
-    free = torch.cuda.mem_get_info()[0]
-    block = min(rows, free // 2 // (4 * rows))
-    buffer = torch.empty(block, rows, device="cuda")
-    seconds = timed(lambda: torch.mm(x[:block], x.T, out=buffer)) * rows / block
-    flops = 2.0 * rows * rows * features
-    about = {"op": "product", "candidate": "G", "way": "both", "rows": rows, "features": features}
-    return about | {"seconds": seconds, "flops": flops}
+    x = torch.randn(rows, features, device=device.type)
+    block = min(rows, device.free() // 2 // (4 * rows))
+    buffer = torch.empty(block, rows, device=device.type)
+    with matmul_precision(precision):
+        seconds = timed(device, always(lambda: torch.mm(x[:block], x.T, out=buffer)), BUDGET)
+    about = {"op": "product", "candidate": "G", "way": "both", "precision": precision}
+    return about | {"seconds": seconds * rows / block, "flops": 2.0 * rows * rows * features}
 
 
-def measure(row: Loss, candidate: str, batch: Batch) -> Iterator[dict[str, Any]]:
-    """Forward, backward and both; raises `Absent`."""
-    rows = len(batch.x)
-    columns = rows if batch.proxies is None else len(batch.proxies)
+def measure(device: Device, op: str, candidate: str, shape: Shape) -> Iterator[Result]:
+    """Forward, backward and both, or a search; raises `Absent`."""
+    batch = batch_of(op, *shape, device.type)
+    rows, columns = len(batch.x), len(batch.leaves[-1])
     if candidate in ("eager", "compile", "library"):
-        needed = _MATRICES * 4 * rows * columns
-        if needed > torch.cuda.mem_get_info()[0]:
+        if _MATRICES * 4 * rows * columns > device.free():
             raise Absent(f"{_MATRICES} matrices of {rows} x {columns} have no room")
-    loss = function(row, candidate, batch)
-    leaves = batch.leaves
-    value = loss(*batch.tensors)
-    ways: dict[str, Callable[[], Any]] = {
-        "forward": lambda: loss(*batch.tensors),
-        "backward": lambda: torch.autograd.grad(value, leaves, retain_graph=True),
-        "both": lambda: torch.autograd.grad(loss(*batch.tensors), leaves),
+    elif reason := backends()[candidate].unavailable():
+        raise Absent(reason)
+    try:
+        ways = searching(op, candidate, batch) if op in SEARCHES else losing(op, candidate, batch)
+    except ValueError as refusal:
+        if candidate not in backends():
+            raise
+        raise Absent(str(refusal)) from refusal
+    for way, prepare in ways.items():
+        seconds = timed(device, prepare, BUDGET)
+        products = _PRODUCTS[way] * 2.0 * rows * columns * shape[1]
+        yield {"way": way, "seconds": seconds, "products": products} | device.peak(prepare())
+
+
+def losing(op: str, candidate: str, batch: Batch) -> dict[str, Callable[[], Step]]:
+    loss = function(ROWS[op], candidate, batch)
+    loss(*batch.tensors)
+
+    def backward() -> Step:
+        value = loss(*batch.tensors)  # each time: a second backward has more to do than the first
+        return lambda: torch.autograd.grad(value, batch.leaves)
+
+    return {
+        "forward": always(lambda: loss(*batch.tensors)),
+        "backward": backward,
+        "both": always(lambda: torch.autograd.grad(loss(*batch.tensors), batch.leaves)),
     }
-    for way in _WAYS:
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        seconds = timed(ways[way])
-        yield {
-            "way": way,
-            "seconds": seconds,
-            "peak_bytes": torch.cuda.max_memory_allocated() - before,
-            "products": _PRODUCTS[way] * 2.0 * rows * columns * batch.x.shape[1],
-        }
 
 
 def function(row: Loss, candidate: str, batch: Batch) -> Callable[..., Tensor]:
     settings = row.settings(batch.x)
+    if candidate == "library":
+        return row.peer(batch, **settings)
     if candidate in ("eager", "compile"):
         # Compiled once: wrapping anew would be timed with every call.
         plain = row.eager if candidate == "eager" else torch.compile(row.eager, dynamic=True)
-        return lambda *tensors: plain(*tensors, **settings)
-    if candidate == "library":
-        return row.peer(batch, **settings)
-    if reason := backends()[candidate].unavailable():
-        raise Absent(reason)
+        return functools.partial(plain, **settings)
     fused = getattr(dmlap_kernels, row.function)
-    options = settings | row.own | {"backend": candidate}
-    try:
-        fused(*batch.tensors, **options)
-    except ValueError as error:  # a loss that the backend refuses
-        raise Absent(str(error)) from error
-    return lambda *tensors: fused(*tensors, **options)
+    return functools.partial(fused, **(settings | row.own), backend=candidate)
 
 
-def timed(step: Callable[[], Any], budget: float = 0.5) -> float:
-    """Median seconds of a step over CUDA events."""
+def searching(op: str, candidate: str, batch: Batch) -> dict[str, Callable[[], Step]]:
+    x = batch.x.detach()
+    options: dict[str, Any] = {"k": NEIGHBOURS}
+    if op == "hard-classes":
+        options["margin"] = 1.0
+    if candidate == "library":
+        raise Absent("no library searches here; bench_nearest.py has faiss")
+    if candidate in ("eager", "compile"):
+        plain = eager.nearest if op == "nearest" else eager.hard_classes
+        plain = plain if candidate == "eager" else torch.compile(plain, dynamic=True)
+        step = functools.partial(plain, x, **options)
+    elif op == "nearest":
+        step = functools.partial(dmlap_kernels.nearest, x, **options, backend=candidate)
+    else:
+        names = torch.arange(len(x), device=x.device)
+        step = functools.partial(dmlap_kernels.hard_classes, x, names, **options, backend=candidate)
     step()
-    torch.cuda.synchronize()
-    times: list[float] = []
-    while len(times) < 3 or (sum(times) < budget and len(times) < 50):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        step()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end) / 1000)
-    return statistics.median(times)
+    return {"forward": always(step)}
 
 
-def draw(results: list[dict[str, Any]], path: Path) -> None:
+def draw(device: Device, results: list[Result], path: Path) -> None:
     """Times over G, a panel for each shape; none without matplotlib."""
     try:
         import matplotlib
@@ -194,24 +263,29 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
     except ImportError:
         print("no plot: matplotlib is not installed")
         return
-    yardsticks = {(r["rows"], r["features"]): r["seconds"] for r in results if "flops" in r}
-    figure, axes = plt.subplots(1, len(yardsticks), figsize=(5 * len(yardsticks), 5), squeeze=False)
-    for axis, (shape, unit) in zip(axes[0], yardsticks.items(), strict=True):
-        both = [r for r in results if r.get("way") == "both" and "products" in r]
-        here = [r for r in both if (r["rows"], r["features"]) == shape]
-        for candidate in (*OURS, *OTHERS):
-            mine = [r for r in here if r["candidate"] == candidate]
-            axis.plot(
-                [r["op"] for r in mine], [r["seconds"] / unit for r in mine], "o", label=candidate
-            )
+    units = {
+        (r["rows"], r["features"], r["precision"]): r["seconds"] for r in results if "flops" in r
+    }
+    shapes = list(dict.fromkeys(key[:2] for key in units))
+    if not shapes:
+        return
+    figure, axes = plt.subplots(1, len(shapes), figsize=(5 * len(shapes), 5), squeeze=False)
+    for axis, shape in zip(axes[0], shapes, strict=True):
+        here = [r for r in results if (r["rows"], r["features"]) == shape and "products" in r]
+        whole = [r for r in here if r["way"] == ("forward" if r["op"] in SEARCHES else "both")]
+        for candidate in (*device.ours, *PLAIN, "compile"):
+            mine = [r for r in whole if r["candidate"] == candidate]
+            times = [r["seconds"] / units[(*shape, r["precision"])] for r in mine]
+            axis.plot([r["op"] for r in mine], times, "o", label=candidate)
         axis.set_title(f"{shape[0]} x {shape[1]}")
         axis.set_yscale("log")
         axis.axhline(1, color="grey")
         axis.tick_params(axis="x", rotation=90)
-    axes[0][0].set_ylabel("forward and backward, over cuBLAS making the product")
+    axes[0][0].set_ylabel("forward and backward, over one product of all pairs")
     axes[0][0].legend()
     figure.tight_layout()
     figure.savefig(path)
+    plt.close(figure)
 
 
 if __name__ == "__main__":

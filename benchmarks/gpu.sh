@@ -2,8 +2,9 @@
 # Builds for the GPU of this machine, tests there, looks for bad accesses and races, measures.
 #   bash benchmarks/gpu.sh [OUT]
 # Needs PyTorch with CUDA, nvcc, pybind11, setuptools and pytest, and no network; takes at most
-# eight minutes. Leaves logs, gpu.json and gpu.png in OUT (gpu-results). Exits non-zero if the
-# build, a test or a sanitizer fails; the benchmark runs after failed tests, too.
+# eight minutes. Leaves logs, gpu.json, gpu.png and order.json, what `auto` would go by, in OUT
+# (gpu-results). Exits non-zero if the build, a test or a sanitizer fails; the benchmark runs after
+# failed tests, too.
 set -uo pipefail
 
 cd "$(dirname "$0")/.."
@@ -37,7 +38,8 @@ step() {
 
 nvidia-smi > "$out/nvidia-smi.log" 2>&1
 export DMLAP_CUDA=1 DMLAP_CUDA_ARCHS=$capability
-step build 180 "$python" -m pip install --no-build-isolation --no-deps . || exit 1
+# Editable: what runs in this folder imports the package that lies here.
+step build 180 "$python" -m pip install --no-build-isolation --no-deps -e . || exit 1
 step info 30 "$python" -m dmlap_kernels info
 step tests 90 "$python" -m pytest -q tests/gpu
 if command -v compute-sanitizer > /dev/null; then
@@ -51,5 +53,8 @@ fi
 left=$((450 - SECONDS))
 step benchmark "$((left > 60 ? left : 60))" \
   "$python" -m benchmarks.gpu --out "$out" --seconds "$((left > 90 ? left - 60 : 30))"
+# shellcheck disable=SC2016
+step order 30 bash -c '"$0" -m benchmarks.order "$1" > "$2"' \
+  "$python" "$out/gpu.json" "$out/order.json"
 tail -n 3 "$out/tests.log"
 exit "$failed"

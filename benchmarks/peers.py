@@ -7,6 +7,7 @@ than `MEMORY_LIMIT`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -119,6 +120,27 @@ def n_pairs(batch: Batch) -> Loss:
 def nt_xent(batch: Batch, *, temperature: float) -> Loss:
     _pairs_by_pairs(batch)
     return _mean("NTXentLoss", temperature=temperature)
+
+
+def info_nce(batch: Batch, *, temperature: float) -> Loss:
+    """Inf-CL's fused kernels: NT-Xent of anchors and references of which each anchor has one
+    positive, from the anchors' side, cosine similarities, products in TF32."""
+    try:
+        from inf_cl import cal_flash_loss
+    except ImportError as error:
+        raise Absent("inf-cl is not installed") from error
+    if not torch.cuda.is_available():
+        raise Absent("Inf-CL needs a GPU")
+    # Features are taken in parts of equal length, a power of two.
+    part = math.gcd(batch.x.shape[1], 256)
+    if part < 16:
+        raise Absent(f"Inf-CL does not take {batch.x.shape[1]} features")
+
+    def loss(x: Tensor, labels: Tensor, y: Tensor, y_labels: Tensor) -> Tensor:
+        sides = F.normalize(x), F.normalize(y)
+        return cal_flash_loss(*sides, labels, scale=1 / temperature, head_dim=part).mean()
+
+    return loss
 
 
 def sup_con(batch: Batch, *, temperature: float) -> Loss:
