@@ -142,6 +142,8 @@ def measurements(
                     yield about | {"absent": str(absent)}
                 except torch.OutOfMemoryError:
                     yield about | {"absent": "out of memory"}
+                except RuntimeError as error:  # one that fails must not cost the others their times
+                    yield about | {"absent": f"failed: {error}"}
                 device.tidy()
 
 

@@ -114,6 +114,18 @@ def test_a_matrix_that_has_no_room(measured: Any, monkeypatch: pytest.MonkeyPatc
     assert reasons["torch"] is None
 
 
+def test_one_that_fails_leaves_the_others(measured: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any) -> None:
+        raise RuntimeError("no such kernel image")
+
+    monkeypatch.setattr(registry.backends()["torch"], "backward", fail)
+    content = measured(Pretended, "--shapes", "24x16", "--ops", "sup-con")
+    of_torch = [one for one in content["results"] if one["candidate"] == "torch"]
+    assert [one.get("way") for one in of_torch] == ["forward", None]
+    assert of_torch[1]["absent"] == "failed: no such kernel image"
+    assert sum(one["candidate"] == "eager" for one in content["results"]) == 3
+
+
 def test_cpu_results_become_an_order(
     measured: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
