@@ -150,7 +150,9 @@ __device__ inline void refine(const Sides& s, const Rows& rows, int64_t col0, in
   for (int m = m0; m < m0 + S::kWarpM; ++m) {
     for (int n = n0; n < n0 + S::kWarpN; n += 32) {
       const bool marked = n + lane < n0 + S::kWarpN && scores[m * S::kScorePitch + n + lane] < 0;
-      for (unsigned left = __ballot_sync(kWholeWarp, marked); left != 0; left &= left - 1) {
+      unsigned left = __ballot_sync(kWholeWarp, marked);
+      __syncwarp();  // a vote does not order the reads before it and the writes after it
+      for (; left != 0; left &= left - 1) {
         const int column = n + __ffs(left) - 1;
         const float d = pair_distance(s, rows[m], col0 + column);
         if (lane == 0) scores[m * S::kScorePitch + column] = d;

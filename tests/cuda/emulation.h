@@ -157,9 +157,31 @@ inline char launched, finished;  // tokens: of what the host did before, and of 
 inline int lane() { return static_cast<int>((current - block->fibers.data()) % kWarp); }
 inline Meeting& warp() { return block->warps[(current - block->fibers.data()) / kWarp]; }
 
+// Asynchronous copies: what lies at `to` is undefined from the start of a copy to its arrival.
+inline void start_copy(void* to, const void* from, size_t bytes) {
+  std::memset(to, 0xff, bytes);
+  current->open.push_back({to, from, bytes});
+}
+
+inline void commit_copies() {
+  current->groups.push_back(std::move(current->open));
+  current->open.clear();
+}
+
+inline void wait_copies(size_t pending) {
+  auto& groups = current->groups;
+  while (groups.size() > pending) {
+    for (const Copy& copy : groups.front()) std::memcpy(copy.to, copy.from, copy.bytes);
+    groups.erase(groups.begin());
+  }
+}
+
 EMULATION_UNCHECKED inline void enter() {
   races::acquire(&launched);
   (*body)();
+  // What nobody waited for arrives some time.
+  commit_copies();
+  wait_copies(0);
   races::release(&finished);
   current->done = true;
   Context::change(current->context, scheduler);
@@ -264,25 +286,6 @@ inline int launch(dim3 grid, dim3 size, size_t shared_bytes, const std::function
   }
   races::acquire(&finished);
   return 0;
-}
-
-// Asynchronous copies: what lies at `to` is undefined from the start of a copy to its arrival.
-inline void start_copy(void* to, const void* from, size_t bytes) {
-  std::memset(to, 0xff, bytes);
-  current->open.push_back({to, from, bytes});
-}
-
-inline void commit_copies() {
-  current->groups.push_back(std::move(current->open));
-  current->open.clear();
-}
-
-inline void wait_copies(size_t pending) {
-  auto& groups = current->groups;
-  while (groups.size() > pending) {
-    for (const Copy& copy : groups.front()) std::memcpy(copy.to, copy.from, copy.bytes);
-    groups.erase(groups.begin());
-  }
 }
 
 }  // namespace emulation

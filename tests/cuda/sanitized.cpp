@@ -216,6 +216,7 @@ int main() {
   status |= run(131, 131, 16, true, 0, 0);
   status |= run(7, 70, 32, false, 2, 1);
   status |= run(66, 3, 272, false, 1, 2);
+  status |= run(3, 2100, 16, false, 0, 1);  // several tiles of columns a block
   std::printf("%d\n", status);
   return status;
 }

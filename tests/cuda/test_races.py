@@ -14,9 +14,9 @@ from tests.cuda import emulated
 
 HERE = Path(__file__).parent
 FLAGS = ["-O1", "-g", "-fsanitize=thread"]
-# Mistakes that are races: what threads do before and after a barrier, a copy that comes too soon,
-# and two blocks at one place.
-RACES = ["barrier", "warp", "shuffle", "overwrite", "blocks"]
+# Mistakes that are races: what threads do before and after a barrier, copies that come too soon and
+# too late, and two blocks at one place.
+RACES = ["barrier", "warp", "shuffle", "overwrite", "wait", "blocks"]
 
 
 def build(folder: Path, name: str, *sources: Path) -> Path:
