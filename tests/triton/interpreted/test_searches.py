@@ -64,14 +64,22 @@ def test_hard_classes(distance: str) -> None:
 
 
 def test_hard_classes_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Scores of a few classes at a time are those of all at once."""
+    """Classes a few at a time are those of all at once.
+
+    Scores to a few last bits: the interpreter multiplies tiles with the BLAS of NumPy, whose sums
+    on some processors depend on where in a tile a row lies.
+    """
     from dmlap_kernels.backends.device import search
 
     x, labels = draw(30, 12, 5)
     whole = hard_classes(x.float(), labels, 3, backend="triton")
     monkeypatch.setattr(search, "_SCORES", 5 * 12)
-    for a, b in zip(whole, hard_classes(x.float(), labels, 3, backend="triton"), strict=True):
-        assert torch.equal(a, b)
+    blocks = hard_classes(x.float(), labels, 3, backend="triton")
+    assert torch.equal(whole.classes, blocks.classes)
+    assert torch.equal(whole.neighbors, blocks.neighbors)
+    for name in ("scores", "distances"):
+        a, b = getattr(whole, name), getattr(blocks, name)
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
 
 
 def test_equal_scores_go_to_the_nearer_then_to_the_lower_label() -> None:
