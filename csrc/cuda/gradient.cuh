@@ -156,14 +156,13 @@ __device__ inline void write_gradient(const Sides& s, int64_t row0, const Chunk&
   }
 }
 
-// The block's part of out [rows][dim] becomes 0.
+// The block's part of out [rows][dim] becomes 0; gradient_block has a barrier before it adds.
 __device__ inline void clear_gradient(const Sides& s, int64_t row0, const Chunk& chunk,
                                       float* out) {
   for (int n = threadIdx.x; n < Square::kM * chunk.width; n += kThreads) {
     const int64_t i = row0 + n / chunk.width;
     if (i < s.rows) out[i * s.dim + chunk.begin + n % chunk.width] = 0;
   }
-  __syncthreads();
 }
 
 // A walk through columns: `prepare(col0)` before a tile, then where the next one begins.
