@@ -137,12 +137,12 @@ void mined(const SidesIn& sides, const SidesIn& among, const MiningIn& mining,
 }
 
 void mined_gradient(const SidesIn& sides, const WindowIn& window, Address largest,
-                    const Addresses<4>& pairs, const Addresses<2>& to, const QueueIn& where) {
+                    const Addresses<4>& pairs, bool references, Address to, const QueueIn& where) {
   const MinedPairs in{{window[0], window[1]}, pointer<const int64_t>(largest),
                       floats(pairs[0]),       floats(pairs[1]),
                       floats(pairs[2]),       counts(pairs[3])};
   enqueue("mined_gradient", where, [&](const Queue& queue) {
-    return launch_mined_gradient(sides_of(sides), in, out(to[0]), out(to[1]), queue);
+    return launch_mined_gradient(sides_of(sides), in, references, out(to), queue);
   });
 }
 

@@ -93,14 +93,12 @@ __global__ void __launch_bounds__(kThreads) references_kernel(Sides s, MinedPair
 
 }  // namespace
 
-int launch_mined_gradient(const Sides& s, const MinedPairs& pairs, float* gx, float* gy,
+int launch_mined_gradient(const Sides& s, const MinedPairs& pairs, bool references, float* out,
                           const Queue& queue) {
   if (s.rows == 0 || s.cols == 0) return 0;
-  const dim3 rows(static_cast<unsigned>(ceil_div(s.rows, kWarps)));
-  const int status = launch(anchors_kernel, queue, rows, 0, s, pairs, gx);
-  if (status != 0) return status;
-  const dim3 columns(static_cast<unsigned>(ceil_div(s.cols, kWarps * kOwned)));
-  return launch(references_kernel, queue, columns, 0, s, pairs, gy);
+  const auto kernel = references ? references_kernel : anchors_kernel;
+  const int64_t blocks = references ? ceil_div(s.cols, kWarps * kOwned) : ceil_div(s.rows, kWarps);
+  return launch(kernel, queue, dim3(static_cast<unsigned>(blocks)), 0, s, pairs, out);
 }
 
 }  // namespace dmlap::cuda

@@ -101,7 +101,8 @@ int run_slots(const Sides& s, const Sides& among, const Queue& queue) {
         const MinedPairs pairs{window,           &largest,         tables[0].data(),
                                tables[1].data(), tables[2].data(), negative.data()};
         float* to = s.self ? gx.data() : gy.data();
-        status |= launch_mined_gradient(s, pairs, gx.data(), to, queue);
+        status |= launch_mined_gradient(s, pairs, false, gx.data(), queue);
+        status |= launch_mined_gradient(s, pairs, true, to, queue);
       }
       for (const SlotKind kind : {SlotKind::triplets, SlotKind::swapped, SlotKind::angular}) {
         const SlotRule rule{kind, TripletRule(params), Angular<float>(0.7)};

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dmlap_kernels.backends.cuda.arguments import Inputs, addresses_of, arguments_of, queue_of
 from dmlap_kernels.backends.device.packing import Sides, norms, runs
-from dmlap_kernels.backends.device.sweeps import Triplets
+from dmlap_kernels.backends.device.sweeps import Both, Triplets
 
 # Positive pairs that numbers are kept of at a time, about, and slots of a window at least.
 MOST_PAIRS = 2**22
@@ -56,31 +56,34 @@ def triplet_sums(extension: Any, sides: Sides, triplets: Triplets) -> Tensor:
     return sums
 
 
-def triplet_gradient(
-    extension: Any, sides: Sides, triplets: Triplets, weight: Tensor
-) -> tuple[Tensor, Tensor | None]:
+def triplet_gradient(extension: Any, sides: Sides, triplets: Triplets, weight: Tensor) -> Both:
     """`Sweeps.triplet_gradient`."""
     if triplets.mining == "all":
         return _gradient(extension, sides, _Rule.of(triplets), weight)
-    gx = torch.zeros_like(sides.x)
-    gy = gx if sides.self_case else torch.zeros_like(sides.y)
+    gx = torch.zeros_like(sides.x) if sides.x_grad else None
+    gy = torch.zeros_like(sides.y) if sides.y_grad and not sides.self_case else None
+    # Whether it is the references' part, and where that goes.
+    parts = (False, gx), (True, gx if sides.self_case else gy)
     among, most = references_of(sides), largest(sides)
     for window in windows(sides):
         shape = window[1], sides.anchors
         wanted = True, True, triplets.swap
-        pairs = [gx.new_empty(shape) if one else None for one in wanted]
+        pairs = [sides.x.new_empty(shape) if one else None for one in wanted]
         negative = sides.first.new_empty(shape)
         out = [None, *pairs, negative]
         _mine(extension, sides, among, triplets, window, weight, out)
-        extension.cuda_mined_gradient(
-            arguments_of(sides),
-            window,
-            most.data_ptr(),
-            addresses_of(*pairs, negative),
-            addresses_of(gx, gy),
-            queue_of(gx),
-        )
-    return gx, None if sides.self_case else gy
+        for references, to in parts:
+            if to is not None:
+                extension.cuda_mined_gradient(
+                    arguments_of(sides),
+                    window,
+                    most.data_ptr(),
+                    addresses_of(*pairs, negative),
+                    references,
+                    to.data_ptr(),
+                    queue_of(to),
+                )
+    return gx, gy
 
 
 def angular_terms(extension: Any, sides: Sides, tangent: float) -> Tensor:
@@ -88,9 +91,7 @@ def angular_terms(extension: Any, sides: Sides, tangent: float) -> Tensor:
     return _sums(extension, sides, _Rule.angular(tangent))[:, :2].T.float()
 
 
-def angular_gradient(
-    extension: Any, sides: Sides, tangent: float, weight: Tensor
-) -> tuple[Tensor, Tensor | None]:
+def angular_gradient(extension: Any, sides: Sides, tangent: float, weight: Tensor) -> Both:
     """`Sweeps.angular_gradient`."""
     return _gradient(extension, sides, _Rule.angular(tangent), weight)
 
@@ -183,12 +184,14 @@ def _sums(extension: Any, sides: Sides, rule: _Rule) -> Tensor:
     return sums
 
 
-def _gradient(
-    extension: Any, sides: Sides, rule: _Rule, weight: Tensor
-) -> tuple[Tensor, Tensor | None]:
+def _gradient(extension: Any, sides: Sides, rule: _Rule, weight: Tensor) -> Both:
     among, most = references_of(sides), largest(sides)
-    gx = _Parts(extension, sides)
-    gy = gx if sides.self_case else _Parts(extension, sides.swapped(), among)
+    gx = _Parts(extension, sides) if sides.x_grad else None
+    gy = None
+    if sides.y_grad and not sides.self_case:
+        gy = _Parts(extension, sides.swapped(), among)
+    # Pairs of a positive and a negative are of two references.
+    of_references = gx if sides.self_case else gy
     with Inputs(weight) as (weights,):
         for window in windows(sides):
             shape = window[1], sides.anchors
@@ -204,14 +207,13 @@ def _gradient(
                 queue_of(sides.x),
             )
             given = rule, window, most, [weights, *addresses_of(*tables)]
-            if sides.self_case:
-                gx.add("both", sides, sides, among, *given)
-            else:
-                gx.add("anchors", sides, sides, among, *given)
+            if gx is not None:
+                gx.add("both" if sides.self_case else "anchors", sides, sides, among, *given)
+            if gy is not None:
                 gy.add("references", sides.swapped(), sides, among, *given)
-            if rule.kind != "triplets":
-                gy.add("positives", among, sides, among, *given)
-    return gx.total(), None if sides.self_case else gy.total()
+            if rule.kind != "triplets" and of_references is not None:
+                of_references.add("positives", among, sides, among, *given)
+    return (None if gx is None else gx.total(), None if gy is None else gy.total())
 
 
 class _Parts:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dmlap_kernels.backends.cuda.arguments import Inputs, addresses_of, arguments_of, queue_of
 from dmlap_kernels.backends.device.packing import Sides, runs
+from dmlap_kernels.backends.device.sweeps import Both
 
 
 def soft_triple(extension: Any, sides: Sides, numbers: tuple[float, float, float]) -> Tensor:
@@ -32,11 +33,14 @@ def soft_triple(extension: Any, sides: Sides, numbers: tuple[float, float, float
 
 def soft_triple_gradient(
     extension: Any, sides: Sides, numbers: tuple[float, float, float], kept: Tensor, weight: Tensor
-) -> tuple[Tensor, Tensor]:
+) -> Both:
     """`Sweeps.soft_triple_gradient`."""
     classes = runs(sides.labels_y, sides.labels_y)
-    found = []
+    found: list[Tensor | None] = []
     for rows, centres in ((sides, False), (sides.swapped(), True)):
+        if not rows.x_grad:
+            found.append(None)
+            continue
         arguments = arguments_of(rows)
         out = torch.empty_like(rows.x)
         splits = extension.cuda_gradient_splits(arguments)

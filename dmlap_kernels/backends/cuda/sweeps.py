@@ -111,17 +111,13 @@ class CudaSweeps:
     def triplet_sums(self, sides: Sides, triplets: Triplets) -> Tensor:
         return slots.triplet_sums(self.extension, sides, triplets)
 
-    def triplet_gradient(
-        self, sides: Sides, triplets: Triplets, weight: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
+    def triplet_gradient(self, sides: Sides, triplets: Triplets, weight: Tensor) -> Both:
         return slots.triplet_gradient(self.extension, sides, triplets, weight)
 
     def angular_terms(self, sides: Sides, tangent: float) -> Tensor:
         return slots.angular_terms(self.extension, sides, tangent)
 
-    def angular_gradient(
-        self, sides: Sides, tangent: float, weight: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
+    def angular_gradient(self, sides: Sides, tangent: float, weight: Tensor) -> Both:
         return slots.angular_gradient(self.extension, sides, tangent, weight)
 
     def soft_triple(self, sides: Sides, la: float, gamma: float, margin: float) -> Tensor:
@@ -129,7 +125,7 @@ class CudaSweeps:
 
     def soft_triple_gradient(
         self, sides: Sides, la: float, gamma: float, margin: float, kept: Tensor, weight: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Both:
         numbers = la, gamma, margin
         return centres.soft_triple_gradient(self.extension, sides, numbers, kept, weight)
 

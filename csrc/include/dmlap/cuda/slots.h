@@ -58,8 +58,9 @@ struct MinedPairs {
   const float* positive_negative;
   const int* negative;
 };
-// Adds to the gradients gx [rows][dim] and gy [cols][dim], which are the same in the self case.
-int launch_mined_gradient(const Sides& s, const MinedPairs& pairs, float* gx, float* gy,
+// Adds to a gradient, out [rows][dim] or of the references [cols][dim]; both take the same one in
+// the self case.
+int launch_mined_gradient(const Sides& s, const MinedPairs& pairs, bool references, float* out,
                           const Queue& queue);
 
 // What a positive pair and each of its anchor's negatives add.
