@@ -21,10 +21,12 @@ COMMON: dict[str, Any] = {
     "device": "cpu",
 }
 METHODS = ("plain", "dmlap", "dmlap+hard")
+# What the variants below do not say, whatever the trainer's defaults become.
+_DMLAP = {"method": "dmlap", "projection_steps": 100, "in_batch_weight": 1.0}
 _METHOD_FIELDS: dict[str, dict[str, Any]] = {
     "plain": {"method": "plain"},
-    "dmlap": {"method": "dmlap", "classes": "uniform"},
-    "dmlap+hard": {"method": "dmlap", "classes": "hard"},
+    "dmlap": {**_DMLAP, "classes": "uniform"},
+    "dmlap+hard": {**_DMLAP, "classes": "hard", "hard_pool": 16, "hard_refresh": 100},
 }
 
 # Two settings of each loss, the library's default first.

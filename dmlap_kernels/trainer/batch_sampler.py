@@ -56,7 +56,7 @@ class PinnedBatchSampler(Sampler[list[int]]):
         *,
         classes_per_batch: int = 24,
         samples_per_class: int = 4,
-        projection_steps: int = 100,
+        projection_steps: int = 25,
         seed: int = 0,
         hard_share: float = 0.0,
         hard_warmup: int = 0,
