@@ -1,11 +1,8 @@
 """Does DMLAP help? Runs on Omniglot with seeds, means and intervals.
 
-    python -m benchmarks.evidence search --data omniglot:PATH
-    python -m benchmarks.evidence final --data omniglot:PATH
-    python -m benchmarks.evidence cost --data omniglot:PATH
-    python -m benchmarks.evidence clock --data omniglot:PATH
-    python -m benchmarks.evidence sweep --data omniglot:PATH
-    python -m benchmarks.evidence table
+    python -m benchmarks.evidence all --data omniglot:PATH --out DIR
+
+runs its stages one after the other, about an hour on two cores; each can be named instead of `all`.
 
 `search` trains on some of the background alphabets and judges on the others; `final` trains on all
 of them with what the search found best, and judges on the evaluation alphabets; `cost` times a

@@ -10,6 +10,8 @@ from pathlib import Path
 from benchmarks.evidence.cost import measure_cost
 from benchmarks.evidence.runs import best_of, execute, read
 from benchmarks.evidence.settings import (
+    LOSS_OPTIONS,
+    METHODS,
     ROUNDS,
     clock_runs,
     dmlap_search,
@@ -22,36 +24,52 @@ from benchmarks.evidence.table import write_table
 RESULTS = Path(__file__).parents[1] / "results" / "evidence"
 
 
+STAGES = ("search", "final", "cost", "clock", "sweep", "table")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.evidence")
-    parser.add_argument("stage", choices=("search", "final", "cost", "clock", "sweep", "table"))
+    parser.add_argument("stage", choices=(*STAGES, "all"))
     parser.add_argument("--data", metavar="SOURCE", help="omniglot:PATH")
     parser.add_argument("--out", metavar="DIR", type=Path, default=RESULTS)
     parser.add_argument("--workers", metavar="N", type=int, default=os.cpu_count())
     args = parser.parse_args()
-    search = args.out / "search.jsonl"
-    if args.stage == "table":
-        print(write_table(args.out))
-        return
-    if not args.data:
+    if args.stage != "table" and not args.data:
         parser.error("--data is needed for training: omniglot:PATH")
-    if args.stage == "search":
-        for number in range(ROUNDS):
-            execute(plain_search(number), args.data, search, args.workers)
-            plain = best_of(_of(search, "plain")).items()
-            best_plain = {loss: entry["config"] for (loss, _), entry in plain}
-            execute(dmlap_search(number, best_plain), args.data, search, args.workers)
-        return
-    best = {key: entry["config"] for key, entry in best_of(read(search)).items()}
+    for stage in STAGES if args.stage == "all" else (args.stage,):
+        if stage == "search":
+            _search(args)
+        elif stage == "table":
+            print(write_table(args.out))
+        else:
+            _judge(stage, args)
+
+
+def _search(args: argparse.Namespace) -> None:
+    path = args.out / "search.jsonl"
+    for number in range(ROUNDS):
+        execute(plain_search(number), args.data, path, args.workers)
+        plain = best_of(_of(path, "plain")).items()
+        best_plain = {loss: entry["config"] for (loss, _), entry in plain}
+        execute(dmlap_search(number, best_plain), args.data, path, args.workers)
+
+
+def _judge(stage: str, args: argparse.Namespace) -> None:
+    """The stages that take what the search found best."""
+    best = {key: entry["config"] for key, entry in best_of(read(args.out / "search.jsonl")).items()}
+    if len(best) < len(LOSS_OPTIONS) * len(METHODS):
+        raise SystemExit(f"{stage} needs the whole search in {args.out}: run search first")
     cost = args.out / "cost.json"
-    if args.stage == "cost":
+    if stage == "cost":
         measure_cost(best, args.data, cost)
         return
-    if args.stage == "clock":
+    if stage == "clock":
+        if not cost.exists():
+            raise SystemExit(f"clock needs {cost}: run cost first")
         runs = clock_runs(best, json.loads(cost.read_text())["ratios"])
     else:
-        runs = final_runs(best) if args.stage == "final" else sweep_runs(best)
-    execute(runs, args.data, args.out / f"{args.stage}.jsonl", args.workers)
+        runs = final_runs(best) if stage == "final" else sweep_runs(best)
+    execute(runs, args.data, args.out / f"{stage}.jsonl", args.workers)
 
 
 def _of(path: Path, method: str) -> list[dict]:

@@ -59,8 +59,8 @@ def _introduction(search: Entries, final: Entries) -> str:
     common = ", ".join(f"{name} {value}" for name, value in COMMON.items())
     return f"""# Does DMLAP help? Omniglot, seeds and intervals
 
-Written by `python -m benchmarks.evidence table`. The runs are those of
-`python -m benchmarks.evidence search --data omniglot:PATH` and then `final`.
+Made by `python -m benchmarks.evidence all --data omniglot:PATH --out DIR`, about an hour on two
+cores; without `--out` it goes on from the runs in this folder.
 
 Every run: {common}; Adam, one-cycle.
 `plain`: batches of C x M with the in-batch loss. `dmlap`: alternating projections, classes at
