@@ -25,7 +25,12 @@ from dmlap_kernels.trainer import (
     evaluate_run,
 )
 from dmlap_kernels.trainer.checkpoint import load_checkpoint
-from dmlap_kernels.trainer.config import DMLAP_FIELDS, HARD_FIELDS, TIMM_FIELDS
+from dmlap_kernels.trainer.config import (
+    DMLAP_FIELDS,
+    HARD_FIELDS,
+    LOSS_RATE_FIELDS,
+    TIMM_FIELDS,
+)
 from dmlap_kernels.trainer.config_files import merged
 from dmlap_kernels.trainer.progress import Progress
 from dmlap_kernels.trainer.results import CURVES_FILE, METRICS_FILE
@@ -99,6 +104,7 @@ def _fresh(args: argparse.Namespace, given: dict[str, Any]) -> Trainer:
         (DMLAP_FIELDS, config.is_dmlap, "--method dmlap"),
         (HARD_FIELDS, config.classes == "hard", "--classes hard"),
         (TIMM_FIELDS, config.encoder.startswith("timm:"), "--encoder timm:NAME"),
+        (LOSS_RATE_FIELDS, config.learns_in_loss, "a loss that has parameters of its own"),
         (("monitor_every",), config.patience is not None, "--patience"),
         (
             ("representative_pool",),

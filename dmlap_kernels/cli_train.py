@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dmlap_kernels.data import SOURCES
-from dmlap_kernels.losses import LOSSES
+from dmlap_kernels.losses import LOSSES, PROXY_LOSSES
 from dmlap_kernels.trainer import TrainConfig
 from dmlap_kernels.trainer.config import (
     CLASS_CHOICES,
     METHODS,
     REPRESENTATIVE_CHOICES,
-    SIDES,
 )
 from dmlap_kernels.trainer.config_files import CONFIGS
 from dmlap_kernels.trainer.mining import SEARCHES
+from dmlap_kernels.trainer.objective import SIDES
 from dmlap_kernels.trainer.optimization import OPTIMIZERS, SCHEDULES
 
 CHECKPOINT_EVERY = 200
@@ -37,7 +37,7 @@ class Option(NamedTuple):
 
 MAIN = (
     Option("--data", "data", str, "SOURCE", f"one of {', '.join(SOURCES)}"),
-    Option("--loss", "loss", str, None, "loss function", tuple(LOSSES)),
+    Option("--loss", "loss", str, None, "loss function", (*LOSSES, *PROXY_LOSSES)),
     Option("--method", "method", str, None, "alternating projections or plain batches", METHODS),
     Option("--steps", "steps", int, "N", "optimizer steps"),
     Option("--seed", "seed", int, "S", "seed of weights, batches and augmentation"),
@@ -66,6 +66,13 @@ TRAINING = (
     Option("--embedding-dim", "embedding_dim", int, "D", "length of an embedding"),
     Option("--optimizer", "optimizer", str, None, "optimizer", tuple(OPTIMIZERS)),
     Option("--learning-rate", "learning_rate", float, "RATE", "peak of the schedule"),
+    Option(
+        "--loss-rate",
+        "loss_rate",
+        float,
+        "FACTOR",
+        "learning rate of proxies or a learnable beta, as a multiple of it",
+    ),
     Option("--schedule", "schedule", str, None, "of the learning rate", tuple(SCHEDULES)),
     Option("--device", "device", str, "DEVICE", "torch device; auto: cuda if there is one"),
     Option(

@@ -204,6 +204,8 @@ def test_refusals_are_one_sentence(whole: Path, tmp_path: Path) -> None:
         (["train", "--method=plain", "--projection-steps=9"], "only be given with --method dmlap"),
         (["train", "--classes=uniform", "--hard-pool=9"], "only be given with --classes hard"),
         (["train", "--monitor-every=9"], "only be given with --patience"),
+        (["train", "--loss-rate=9"], "only be given with a loss that has parameters of its own"),
+        (["train", "--representative-pool=9"], "only be given with --representative-choice"),
         (["train", "--patience=2"], "patience needs validation classes to watch"),
         (["train", "--data=folder:/none", "--out", tmp_path / "x"], "/none does not exist"),
         (["train", *QUICK, "--classes-per-batch=9", "--out", tmp_path / "y"], "must be in 2..5"),

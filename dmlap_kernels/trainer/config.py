@@ -8,14 +8,14 @@ from typing import Any
 from dmlap_kernels import checks
 from dmlap_kernels.data import parse_source
 from dmlap_kernels.data.splits import FOLDS
-from dmlap_kernels.losses import LOSSES
+from dmlap_kernels.losses import LOSSES, PROXY_LOSSES
 from dmlap_kernels.trainer.mining import SEARCHES
+from dmlap_kernels.trainer.objective import SIDES
 from dmlap_kernels.trainer.optimization import OPTIMIZERS, SCHEDULES
 from dmlap_kernels.trainer.representatives import CHOICES
 
 METHODS = ("dmlap", "plain")
 CLASS_CHOICES = ("uniform", "hard")
-SIDES = ("references", "anchors", "both")
 REPRESENTATIVE_CHOICES = ("random", *CHOICES)
 
 # What only alternating projections look at.
@@ -39,6 +39,8 @@ DMLAP_FIELDS = (
     "hard_warmup",
     "hard_search",
 )
+# What only losses with parameters of their own look at.
+LOSS_RATE_FIELDS = ("loss_rate",)
 # What only encoders of timm look at.
 TIMM_FIELDS = ("pretrained", "freeze_batch_norm")
 HARD_FIELDS = ("hard_share", "hard_pool", "hard_refresh", "hard_warmup", "hard_search")
@@ -62,8 +64,10 @@ class TrainConfig:
         validation_fold: hold out one of four runs of the training classes instead, 0 to 3
             (`Dataset.hold_out_fold`).
         augment: distort samples at random.
-        loss: a name in `dmlap_kernels.losses.LOSSES`.
+        loss: a name in `dmlap_kernels.losses.LOSSES` or ``PROXY_LOSSES``.
         loss_options: keywords of that loss, as in `AlternatingObjective`.
+        loss_rate: learning rate of the loss's own parameters (proxies, a learnable beta), as a
+            multiple of the encoder's; the default gives the 0.01 of Proxy-Anchor's authors.
         method: ``"dmlap"``, or ``"plain"`` for C x M batches with the in-batch loss alone.
         steps: optimizer steps.
         seed: decides initial weights, batches, representatives and augmentation.
@@ -118,6 +122,7 @@ class TrainConfig:
     augment: bool = True
     loss: str = "contrastive"
     loss_options: dict[str, Any] = field(default_factory=dict)
+    loss_rate: float = 10.0
     method: str = "dmlap"
     steps: int = 1500
     seed: int = 0
@@ -155,7 +160,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         parse_source(self.data)
-        checks.choice("loss", self.loss, tuple(LOSSES))
+        checks.choice("loss", self.loss, (*LOSSES, *PROXY_LOSSES))
         checks.choice("method", self.method, METHODS)
         checks.choice("classes", self.classes, CLASS_CHOICES)
         checks.choice("representatives", self.representatives, SIDES)
@@ -188,7 +193,13 @@ class TrainConfig:
         ):
             if getattr(self, name) is not None:
                 _at_least(name, getattr(self, name), minimum)
-        for name in ("proximal_weight", "in_batch_weight", "between_weight", "learning_rate"):
+        for name in (
+            "proximal_weight",
+            "in_batch_weight",
+            "between_weight",
+            "learning_rate",
+            "loss_rate",
+        ):
             checks.number(name, getattr(self, name), minimum=0)
         for name, below in (("validation", 1), ("hard_share", None), ("proximal_decay", None)):
             value = checks.number(name, getattr(self, name), minimum=0)
@@ -201,11 +212,6 @@ class TrainConfig:
             raise ValueError("optimizer_options must leave lr out: learning_rate sets it")
         if "return_stats" in self.loss_options:
             raise ValueError("loss_options must leave return_stats to the trainer")
-        if self.loss_options.get("learn_beta"):
-            raise ValueError(
-                "loss_options must leave learn_beta out, got learn_beta=True: the trainer trains "
-                "the encoder alone"
-            )
         if self.loss_options.get("reduction") == "none":
             raise ValueError("loss_options must give one loss a batch, got reduction='none'")
 
@@ -244,6 +250,11 @@ class TrainConfig:
         return self.method == "dmlap"
 
     @property
+    def learns_in_loss(self) -> bool:
+        """Whether the loss has parameters of its own."""
+        return self.loss in PROXY_LOSSES or bool(self.loss_options.get("learn_beta"))
+
+    @property
     def mines(self) -> bool:
         """Whether part of the classes of a batch are hard for the others."""
         return self.is_dmlap and self.classes == "hard"
@@ -263,6 +274,8 @@ class TrainConfig:
             unused = HARD_FIELDS
         if self.representative_choice == "random":
             unused += ("representative_pool",)
+        if not self.learns_in_loss:
+            unused += LOSS_RATE_FIELDS
         if not self.encoder.startswith("timm:"):
             unused += TIMM_FIELDS
         return {name: value for name, value in asdict(self).items() if name not in unused}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dmlap_kernels.data import DEFAULT_KS, Split
 from dmlap_kernels.evaluation import retrieval_metrics
-from dmlap_kernels.losses import LOSSES
+from dmlap_kernels.losses import LOSSES, PROXY_LOSSES
 
 _IMAGES_AT_ONCE = 512
 
@@ -53,10 +53,13 @@ def search_options(loss: str, loss_options: dict[str, Any]) -> dict[str, Any]:
 
     Losses without a ``distance`` work on cosines; an inner product is searched by its cosine.
     """
-    defaults = inspect.signature(LOSSES[loss].function).parameters
+    kind: Any = PROXY_LOSSES.get(loss) or LOSSES[loss]
+    defaults = inspect.signature(kind.function).parameters
     options: dict[str, Any] = {
         name: loss_options[name] for name in ("normalize", "backend") if name in loss_options
     }
+    if "normalize" in defaults and defaults["normalize"].default:
+        options.setdefault("normalize", True)
     distance = defaults["distance"].default if "distance" in defaults else "cosine"
     distance = loss_options.get("distance", distance)
     options["distance"] = "cosine" if distance == "dot" else distance

@@ -23,10 +23,12 @@ from dmlap_kernels.trainer.inputs import prepare_data
 from dmlap_kernels.trainer.model import build_encoder, load_weights, resolve_device
 from dmlap_kernels.trainer.objective import AlternatingObjective
 from dmlap_kernels.trainer.optimization import (
+    RATE_FACTOR,
     SCHEDULES,
     OptimizerFactory,
     Schedule,
     build_optimizer,
+    parameter_groups,
 )
 from dmlap_kernels.trainer.patience import Patience
 from dmlap_kernels.trainer.pinned import PinnedRepresentatives
@@ -67,8 +69,8 @@ class Trainer:
         data: a data set to use instead of ``config.data``; with ``config.validation``, classes are
             held out of it.
         encoder: module from images (B, channels, height, width), 0 to 1, to (B, D). Default: the
-            one that ``config.encoder`` names.
-        optimizer: called with the list of parameters, returns a `torch.optim.Optimizer`. Default:
+            one that ``config.encoder`` names. Losses of proxies need ``config.embedding_dim`` = D.
+        optimizer: called with the groups of parameters, returns a `torch.optim.Optimizer`. Default:
             the one that ``config.optimizer`` names.
         schedule: the learning rate of step 0, 1, ... Default: as ``config.schedule`` says.
         out: folder for checkpoints, metrics and pictures; must not hold a run. None: nothing is
@@ -136,13 +138,6 @@ class Trainer:
     ) -> None:
         if checkpoint_every < 1:
             raise ValueError(f"checkpoint_every must be at least 1, got {checkpoint_every}")
-        self.objective = AlternatingObjective(
-            config.loss,
-            config.loss_options,
-            in_batch_weight=config.in_batch_weight,
-            side=config.representatives,
-            between_weight=config.between_weight,
-        )
         self.data = data = prepare_data(config, data)
         train = data.train
         classes = config.classes_per_batch or min(_DEFAULT_CLASSES, train.num_classes)
@@ -153,6 +148,19 @@ class Trainer:
         if encoder is None:
             encoder = build_encoder(config, tuple(self.data.train.images.shape[1:]))
         self.encoder = encoder.to(self.device)
+        self.objective = AlternatingObjective(
+            config.loss,
+            config.loss_options,
+            in_batch_weight=config.in_batch_weight,
+            side=config.representatives,
+            between_weight=config.between_weight,
+            num_classes=train.num_classes,
+            embedding_dim=config.embedding_dim,
+        ).to(self.device)
+        # What is learned, as one module where the loss has parameters of its own.
+        self._learned: nn.Module = self.encoder
+        if config.learns_in_loss:
+            self._learned = nn.ModuleDict({"encoder": self.encoder, "loss": self.objective})
         size = config.chunk_size
         self._cache = None if size is None else GradientCache(self.encoder, size)
         self.sampler = ClassBatchSampler(
@@ -165,8 +173,9 @@ class Trainer:
         )
         self.pinned = PinnedRepresentatives(config, train)
         parameters = [p for p in self.encoder.parameters() if p.requires_grad]
-        named = config.optimizer, parameters, config.learning_rate, config.optimizer_options
-        self.optimizer = optimizer(parameters) if optimizer else build_optimizer(*named)
+        groups = parameter_groups(parameters, list(self.objective.parameters()), config.loss_rate)
+        named = config.optimizer, groups, config.learning_rate, config.optimizer_options
+        self.optimizer = optimizer(groups) if optimizer else build_optimizer(*named)
         self._schedule = schedule
         self.projection = Projection(parameters, config.proximal_weight, config.proximal_decay)
         self.projection_began = 0
@@ -205,8 +214,8 @@ class Trainer:
                 self.train_step()
                 last = self.step == self.config.steps
                 if last and self.patience:
-                    self.patience.runs_out(self._monitored(), self.encoder)
-                    self.patience.restore(self.encoder)
+                    self.patience.runs_out(self._monitored(), self._learned)
+                    self.patience.restore(self._learned)
                 if last or self.step % self.checkpoint_every == 0:
                     self.save()
                 if stop is not None and stop():
@@ -236,7 +245,7 @@ class Trainer:
         self.projection.step()
         rate = self._learning_rate()
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get(RATE_FACTOR, 1.0)
         self.optimizer.step()
         self.step += 1
         self.seconds += time.perf_counter() - started
@@ -252,7 +261,7 @@ class Trainer:
         """Pin new representatives for each projection; score classes when their scores are old."""
         if self._projection_is_over():
             if self.patience:
-                self.patience.restore(self.encoder)
+                self.patience.restore(self._learned)
             self.projection.end_projection()
             self.projection_began = self.step
             self.pinned.release()
@@ -262,7 +271,7 @@ class Trainer:
         steps = self.step - self.projection_began
         done = steps >= self.config.projection_steps
         if self.patience and steps and (done or steps % self.config.monitor_every == 0):
-            done |= self.patience.runs_out(self._monitored(), self.encoder)
+            done |= self.patience.runs_out(self._monitored(), self._learned)
         return done
 
     def _monitored(self) -> float:
@@ -353,6 +362,7 @@ class Trainer:
         centers = {str(i): center for i, center in enumerate(self.projection.centers)}
         tensors = {
             **files.with_prefix("model", self.encoder.state_dict()),
+            **files.with_prefix("loss", self.objective.state_dict()),
             **files.with_prefix("optimizer", files.optimizer_tensors(self.optimizer)),
             **files.with_prefix("center", centers),
             "rng.cpu": torch.get_rng_state(),
@@ -384,6 +394,7 @@ class Trainer:
                 "now gives; its data set, or the library that renders it, has changed"
             )
         load_weights(self.encoder, tensors, self.out)
+        self.objective.load_state_dict(files.of_prefix("loss", tensors))
         files.load_optimizer(self.optimizer, files.of_prefix("optimizer", tensors))
         centers = files.of_prefix("center", tensors)
         self.projection.load(state["projection"], [centers[str(i)] for i in range(len(centers))])

@@ -6,22 +6,32 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dmlap_kernels.losses import LOSSES
+from dmlap_kernels.losses import LOSSES, PROXY_LOSSES
 from dmlap_kernels.problem import PairStats
+
+SIDES = ("references", "anchors", "both")
 
 
 class AlternatingObjective(nn.Module):
     """Constraints between representatives and samples, plus the ordinary in-batch loss.
 
+    With a loss of proxies the representatives are the proxies of those constraints, and the
+    in-batch loss has learnable ones of its own.
+
     Args:
-        loss: a name in `dmlap_kernels.losses.LOSSES`.
+        loss: a name in `dmlap_kernels.losses.LOSSES` or ``PROXY_LOSSES``.
         options: keywords of that loss; ``reduction`` is ``"mean_nonzero"`` unless they say other,
             so that the constraints that are still violated keep their pull when they are few.
         in_batch_weight: weight of the loss over all pairs of the batch.
         side: side of the representatives, ``"references"`` (the samples are the anchors),
-            ``"anchors"``, or ``"both"``: the mean of the two.
-        between_weight: weight of the loss over the pairs of representatives. With one of each
-            class they are negative pairs, which some losses do not constrain alone.
+            ``"anchors"``, or ``"both"``: the mean of the two. References where they are proxies.
+        between_weight: weight of the loss over the pairs of representatives, 0 where they are
+            proxies. With one of each class they are negative pairs, which some losses do not
+            constrain alone.
+        num_classes, embedding_dim: shape of the learnable proxies; for losses of proxies only.
+
+    Raises:
+        TypeError, ValueError: options that the loss does not take, or a form that proxies have not.
     """
 
     def __init__(
@@ -32,14 +42,31 @@ class AlternatingObjective(nn.Module):
         in_batch_weight: float = 0.1,
         side: str = "references",
         between_weight: float = 0.0,
+        num_classes: int | None = None,
+        embedding_dim: int | None = None,
     ) -> None:
         super().__init__()
         options = {"reduction": "mean_nonzero", **options}
-        self.relaxed = LOSSES[loss](**options, return_stats=True)
-        self.in_batch = LOSSES[loss](**options)
         self.in_batch_weight = in_batch_weight
         self.side = side
         self.between_weight = between_weight
+        self.relaxed: nn.Module
+        self.in_batch: nn.Module
+        if loss in PROXY_LOSSES:
+            if side != "references" or between_weight:
+                raise ValueError(
+                    f"loss {loss!r} has representatives as proxies, so their side must be "
+                    f"'references' and between_weight 0, got {side!r} and {between_weight}"
+                )
+            if num_classes is None or embedding_dim is None:
+                raise ValueError(f"loss {loss!r} needs num_classes and embedding_dim")
+            self.in_batch = PROXY_LOSSES[loss](num_classes, embedding_dim, **options)
+            self.relaxed = _Against(self.in_batch, return_stats=True)
+            return
+        self.relaxed = LOSSES[loss](**options, return_stats=True)
+        self.in_batch = LOSSES[loss](**options)
+        if options.get("learn_beta"):
+            self.in_batch.beta = self.relaxed.beta
 
     def forward(
         self, embeddings: Tensor, labels: Tensor, representatives: int
@@ -72,3 +99,25 @@ class AlternatingObjective(nn.Module):
         if self.in_batch_weight:
             loss = loss + self.in_batch_weight * self.in_batch(embeddings, labels)
         return loss, stats
+
+
+class _Against(nn.Module):
+    """A loss of proxies with others in their place, or its own if none are given."""
+
+    def __init__(self, loss: Any, **options: Any) -> None:
+        super().__init__()
+        self._loss = (loss,)  # in a tuple: its parameters are registered once
+        self._options = options
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        proxies: Tensor | None = None,
+        proxy_labels: Tensor | None = None,
+    ) -> tuple[Tensor, PairStats]:
+        (loss,) = self._loss
+        if proxies is None:
+            proxies, proxy_labels = loss.proxies, loss.proxy_labels
+        options = {**loss.options, **self._options}
+        return type(loss).function(embeddings, labels, proxies, proxy_labels, **options)

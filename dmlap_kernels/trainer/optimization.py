@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-# Called with the parameters.
-OptimizerFactory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+# Groups of parameters as `torch.optim` takes them: the encoder's, then the loss's own if any.
+Groups = list[dict[str, Any]]
+OptimizerFactory = Callable[[Groups], torch.optim.Optimizer]
 # The learning rate of a step, counted from 0.
 Schedule = Callable[[int], float]
 
@@ -22,8 +23,20 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
 }
 
 
+# In a group: its learning rate as a multiple of the schedule's.
+RATE_FACTOR = "rate_factor"
+
+
+def parameter_groups(
+    encoder: list[nn.Parameter], loss: list[nn.Parameter], loss_rate: float
+) -> Groups:
+    """The encoder's parameters, and those of the loss with a learning rate of their own."""
+    groups: Groups = [{"params": encoder}]
+    return [*groups, {"params": loss, RATE_FACTOR: loss_rate}] if loss else groups
+
+
 def build_optimizer(
-    name: str, parameters: Iterable[Tensor], rate: float, options: dict[str, Any]
+    name: str, parameters: Groups, rate: float, options: dict[str, Any]
 ) -> torch.optim.Optimizer:
     """The optimizer of that name.
 

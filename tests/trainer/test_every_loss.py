@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dmlap_kernels.evaluation import retrieval_metrics
-from dmlap_kernels.losses import LOSSES
+from dmlap_kernels.losses import LOSSES, PROXY_LOSSES
 from dmlap_kernels.mining import hard_classes
 from dmlap_kernels.trainer import Trainer
 from dmlap_kernels.trainer.embedding import evaluate, search_options
@@ -21,6 +21,10 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("triplet", {"mining": "distance_weighted"}),
     ("lifted_structure", {"form": "original"}),
     ("nt_xent", {"distance": "dot"}),
+    ("margin", {"learn_beta": True}),
+    ("margin", {"learn_beta": True, "num_classes": 10}),
+    *((loss, {}) for loss in PROXY_LOSSES),
+    ("soft_triple", {"centers_per_class": 2}),
     ("margin", {"beta": 0.9, "distance": "sqeuclidean"}),
 ]
 
@@ -35,9 +39,13 @@ def test_a_few_steps(loss: str, options: dict[str, Any], method: str) -> None:
     config = quick_config(loss=loss, loss_options=options, method=method, steps=9, eval_every=9)
     trainer = Trainer(config, tiny_data(), encoder=TinyEncoder())
     before = trainer.encoder.linear.weight.detach().clone()
+    own = [p.detach().clone() for p in trainer.objective.parameters()]
     results = trainer.run()
     assert not torch.equal(trainer.encoder.linear.weight, before)
     assert torch.isfinite(trainer.encoder.linear.weight).all()
+    for learned, first in zip(trainer.objective.parameters(), own, strict=True):
+        assert not torch.equal(learned, first)
+    assert len(own) == (loss in PROXY_LOSSES or bool(options.get("learn_beta")))
     assert 0 <= results["test"]["recall@1"] <= 1
 
 
@@ -52,6 +60,9 @@ def test_a_few_steps(loss: str, options: dict[str, Any], method: str) -> None:
         ("sup_con", {"distance": "sqeuclidean"}, {"distance": "sqeuclidean"}),
         ("n_pairs", {}, {"distance": "cosine"}),
         ("angular", {"alpha": 30.0}, {"distance": "cosine"}),
+        ("proxy_nca", {}, {"distance": "sqeuclidean", "normalize": True}),
+        ("proxy_nca", {"normalize": False}, {"distance": "sqeuclidean", "normalize": False}),
+        ("soft_triple", {}, {"distance": "cosine"}),
     ],
 )
 def test_search_by_the_distance_of_the_loss(

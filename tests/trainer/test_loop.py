@@ -121,6 +121,18 @@ def test_representatives_are_distorted_if_asked_for() -> None:
         assert same.tolist() == [not distorted] * 4
 
 
+def test_the_loss_learns_at_a_rate_of_its_own() -> None:
+    config = quick_config(loss="proxy_nca", loss_rate=3.0, schedule="constant")
+    trainer = Trainer(config, tiny_data(), encoder=TinyEncoder())
+    trainer.train_step()
+    assert [group["lr"] for group in trainer.optimizer.param_groups] == [1e-3, 3e-3]
+    learned = [p for group in trainer.optimizer.param_groups for p in group["params"]]
+    own = list(trainer.objective.parameters())
+    assert len(learned) == 3 and learned[-1] is own[0]
+    # The proximal term ties the encoder alone.
+    assert all(p is not own[0] for p in trainer.projection.parameters)
+
+
 def test_an_optimizer_and_a_schedule_of_ones_own() -> None:
     rates = []
 
@@ -160,9 +172,22 @@ def test_plain_is_the_in_batch_loss_on_ordinary_batches() -> None:
         (None, {"representative_choice": "medoid", "representatives_per_class": 2}),
         (None, {"optimizer": "sgd", "optimizer_options": {"momentum": 0.9}}),
         (None, {"optimizer": "sgd", "schedule": "cosine"}),
+        (None, {"loss": "proxy_anchor"}),
+        (None, {"loss": "margin", "loss_options": {"learn_beta": True}, "optimizer": "adamw"}),
         (None, {"optimizer": "rmsprop", "proximal_decay": 0.5, "hard_warmup": 20}),
     ],
-    ids=["hard", "plain", "uniform", "dropout", "medoid", "momentum", "sgd", "rmsprop"],
+    ids=[
+        "hard",
+        "plain",
+        "uniform",
+        "dropout",
+        "medoid",
+        "momentum",
+        "sgd",
+        "proxies",
+        "beta",
+        "rmsprop",
+    ],
 )
 @pytest.mark.parametrize("at", [0, 10, 13])
 def test_resume_equals_uninterrupted(
@@ -341,7 +366,7 @@ def test_classes_of_one_image_are_refused() -> None:
         ({"proximal_weight": -1.0}, ValueError, "proximal_weight must be finite"),
         ({"loss_options": {"reduction": "none"}}, ValueError, "must give one loss a batch"),
         ({"loss_options": {"return_stats": True}}, ValueError, "must leave return_stats"),
-        ({"loss_options": {"learn_beta": True}}, ValueError, "must leave learn_beta out"),
+        ({"loss_rate": -1.0}, ValueError, "loss_rate must be"),
         ({"optimizer": "lbfgs"}, ValueError, "optimizer must be one of 'adam', 'adamw'"),
         ({"optimizer_options": {"lr": 1.0}}, ValueError, "must leave lr out"),
         ({"schedule": "steps"}, ValueError, "schedule must be one of 'one_cycle', 'cosine'"),

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dmlap_kernels.losses import LOSSES
+from dmlap_kernels.losses import LOSSES, PROXY_LOSSES
 from dmlap_kernels.trainer import AlternatingObjective
 
 
@@ -62,3 +62,45 @@ def test_both_sides_and_pairs_of_representatives() -> None:
         "contrastive", {}, in_batch_weight=0.25, side="both", between_weight=0.3
     )
     torch.testing.assert_close(objective(x, labels, 4)[0], expected)
+
+
+@pytest.mark.parametrize("loss", PROXY_LOSSES)
+def test_representatives_are_proxies(loss: str) -> None:
+    x, labels = _batch()
+    objective = AlternatingObjective(loss, {}, in_batch_weight=0.25, num_classes=4, embedding_dim=8)
+    objective.double()
+    function = PROXY_LOSSES[loss].function
+    own = objective.in_batch(x, labels)
+    expected = function(x[4:], labels[4:], x[:4], labels[:4], reduction="mean_nonzero") + 0.25 * own
+    value, _ = objective(x, labels, 4)
+    torch.testing.assert_close(value, expected)
+    (proxies,) = objective.parameters()
+    for got, want in zip(
+        torch.autograd.grad(value, (x, proxies), retain_graph=True),
+        torch.autograd.grad(expected, (x, proxies)),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, want)
+        assert got.any()
+    # Without representatives: its own proxies alone.
+    torch.testing.assert_close(objective(x, labels, 0)[0], objective.in_batch(x, labels))
+
+
+def test_a_learnable_beta_is_one() -> None:
+    objective = AlternatingObjective("margin", {"learn_beta": True})
+    assert len(list(objective.parameters())) == 1
+    assert objective.relaxed.beta is objective.in_batch.beta
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"side": "anchors"}, "their side must be 'references'"),
+        ({"between_weight": 0.5}, "between_weight 0, got 'references' and 0.5"),
+        ({"num_classes": None}, "needs num_classes and embedding_dim"),
+    ],
+)
+def test_what_proxies_refuse(changes: dict, named: str) -> None:
+    settings = {"num_classes": 4, "embedding_dim": 8} | changes
+    with pytest.raises(ValueError, match=named):
+        AlternatingObjective("proxy_nca", {}, **settings)
