@@ -15,6 +15,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
+from dmlap_kernels.backends.triton import configurations
+
 # Shared memory of a program, in bytes, by capability.
 SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 _TYPES = {
@@ -72,8 +74,8 @@ def _aligned(value: Any) -> list[tuple[int, ...]]:
     return [()] if aligned else []
 
 
-def launches(monkeypatch: Any, call: Callable[[], Any]) -> list[Launch]:
-    """What a call launches, without running it."""
+def launches(monkeypatch: Any, call: Callable[[], Any], capability: int = 80) -> list[Launch]:
+    """What a call launches on a chip of this capability, without running it."""
     found: list[Launch] = []
 
     def record(self: JITFunction, *args: Any, grid: Any, warmup: bool, **keywords: Any) -> None:
@@ -82,6 +84,8 @@ def launches(monkeypatch: Any, call: Callable[[], Any]) -> list[Launch]:
         found.append(Launch(self, arguments, options))
 
     monkeypatch.setattr(JITFunction, "run", record)
+    chip = divmod(capability, 10)
+    monkeypatch.setattr(configurations, "capability_of", lambda device: chip)
     call()
     return found
 

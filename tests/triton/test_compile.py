@@ -18,7 +18,7 @@ pytest.importorskip("triton")
 from dmlap_kernels.backends.device.packing import Sides, pack_rows
 from dmlap_kernels.backends.device.sweeps import Exponent, Sweeps, Weigher
 from dmlap_kernels.backends.triton.sweeps import TritonSweeps
-from tests.triton.aot import assert_fits, launches
+from tests.triton.aot import Launch, assert_fits, launches
 
 CLIPPED = Exponent(2.0, 0.3, 1, -0.3)
 
@@ -48,34 +48,55 @@ CALLS: dict[str, Callable[[Sweeps, Sides], Any]] = {
 }
 
 
+def launched(
+    monkeypatch: Any, name: str, capability: int, distance: str, precision: str = "highest"
+) -> Launch:
+    sides = packed(distance, precision)
+    (launch,) = launches(monkeypatch, lambda: CALLS[name](TritonSweeps(), sides), capability)
+    return launch
+
+
 @pytest.mark.parametrize("capability", [80, 90, 100])
 @pytest.mark.parametrize("name", CALLS)
 def test_fits(name: str, capability: int, monkeypatch: Any, tmp_path: Path) -> None:
-    (launch,) = launches(monkeypatch, lambda: CALLS[name](TritonSweeps(), packed()))
-    assert_fits(launch, capability, tmp_path)
+    assert_fits(launched(monkeypatch, name, capability, "euclidean"), capability, tmp_path)
 
 
 @pytest.mark.parametrize("precision", ["high", "medium"])
 @pytest.mark.parametrize("name", ["extremes", "gradient-mined"])
 def test_lower_precisions_fit(name: str, precision: str, monkeypatch: Any, tmp_path: Path) -> None:
-    sides = packed("cosine", precision)
-    (launch,) = launches(monkeypatch, lambda: CALLS[name](TritonSweeps(), sides))
+    launch = launched(monkeypatch, name, 90, "cosine", precision)
     assert_fits(launch, 90, tmp_path)
     instruction = {"high": "tf32", "medium": "bf16"}[precision]
     assert instruction in launch.compiled(90).asm["ptx"]
 
 
+@pytest.mark.parametrize(
+    ("capability", "instruction"), [(90, "wgmma.mma_async"), (100, "tcgen05.mma")]
+)
+@pytest.mark.parametrize("distance", ["euclidean", "cosine"])
+@pytest.mark.parametrize("name", CALLS)
+def test_products_are_the_newest_of_the_chip(
+    name: str, distance: str, capability: int, instruction: str, monkeypatch: Any
+) -> None:
+    """Those of Hopper and Blackwell, which read shared memory while warps do other things."""
+    launch = launched(monkeypatch, name, capability, distance)
+    ptx = launch.compiled(capability).asm["ptx"]
+    assert instruction in ptx and "cp.async" in ptx
+    assert "mma.sync" not in ptx
+
+
 @pytest.mark.parametrize("capability", [80, 100])
 def test_gradients_of_products_fit(capability: int, monkeypatch: Any, tmp_path: Path) -> None:
-    sides = packed("cosine")
-    found = launches(monkeypatch, lambda: TritonSweeps().gradient(sides, mined(sides)))
-    assert_fits(found[0], capability, tmp_path)
+    assert_fits(launched(monkeypatch, "gradient-mined", capability, "cosine"), capability, tmp_path)
 
 
-def test_references_fit(monkeypatch: Any, tmp_path: Path) -> None:
-    """Two launches, one for each side."""
+@pytest.mark.parametrize("name", ["hinge_sums", "log_sums", "gradient-mined"])
+def test_references_fit(name: str, monkeypatch: Any, tmp_path: Path) -> None:
+    """A gradient is two launches, one for each side."""
     sides = packed(refs=True)
-    found = launches(monkeypatch, lambda: TritonSweeps().gradient(sides, mined(sides)))
-    assert [launch.arguments["rows_weigh"] for launch in found] == [True, False]
+    found = launches(monkeypatch, lambda: CALLS[name](TritonSweeps(), sides), 90)
+    if name == "gradient-mined":
+        assert [launch.arguments["rows_weigh"] for launch in found] == [True, False]
     for launch in found:
         assert_fits(launch, 90, tmp_path)

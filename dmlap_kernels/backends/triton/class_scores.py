@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dmlap_kernels.backends.device.packing import Sides
 from dmlap_kernels.backends.triton.configurations import Launch
-from dmlap_kernels.backends.triton.gathered import REGISTERS, tile
+from dmlap_kernels.backends.triton.gathered import tile
 from dmlap_kernels.backends.triton.tile import INTERPRETED, NEAR
 
 # Not measured.
@@ -79,6 +79,6 @@ def class_scores(
             thresholds.contiguous(), ends_x, ends_y, sums, smallest, *shape, sides.x.shape[1],
             DISTANCE=sides.distance, PRECISION=sides.precision, NEAR=NEAR[sides.precision],
             SELF=sides.self_case, ROWS=LAUNCH.BM, COLUMNS=LAUNCH.BN, CHUNK=LAUNCH.BK,
-            num_warps=LAUNCH.warps, num_stages=LAUNCH.stages, maxnreg=REGISTERS,
+            **LAUNCH.options,
         )  # fmt: skip
     return sums, smallest

@@ -10,6 +10,9 @@ import torch
 from dmlap_kernels.backends.device.packing import Sides
 from dmlap_kernels.backends.triton.tile import INTERPRETED
 
+# Of a thread, at most: unless told, ptxas spills a few to fit more programs on a multiprocessor.
+REGISTERS = 255
+
 
 class Launch(NamedTuple):
     """Rows, columns and features of a tile; warps of a program and stages of its pipeline."""
@@ -20,26 +23,47 @@ class Launch(NamedTuple):
     warps: int
     stages: int
 
+    @property
+    def options(self) -> dict[str, int]:
+        """As Triton takes them."""
+        return {"num_warps": self.warps, "num_stages": self.stages, "maxnreg": REGISTERS}
+
 
 # Chosen so that no chip from sm_80 on runs out of registers or shared memory; not measured.
 LAUNCHES = {
     "extremes": Launch(64, 64, 32, 8, 3),
-    "hinge_sums": Launch(64, 64, 32, 8, 3),
-    "log_sums": Launch(64, 64, 32, 8, 3),
+    # What tiles leave their columns, besides their rows, takes registers.
+    "hinge_sums": Launch(64, 32, 32, 8, 3),
+    "log_sums": Launch(64, 32, 32, 8, 3),
     "pair_terms": Launch(64, 32, 32, 8, 3),
     # Near pairs, which products do not have, take registers.
     "gradient": Launch(32, 16, 32, 8, 2),
     "gradient_of_products": Launch(64, 32, 32, 8, 2),
 }
+# From sm_90 on, products of 64 rows are those of warp groups, which leave more of the registers.
+_FROM_90 = {"gradient": Launch(64, 16, 16, 8, 2)}
 # Small enough for the interpreter, and for several tiles in small tests.
 _INTERPRETED = Launch(16, 16, 16, 4, 1)
 # Programs for each multiprocessor that a launch aims at by splitting its columns.
 _WAVES = 2
 _MOST_SPLITS = 64
+# Parts of the rows in the self case, of which pairs make programs: they fill a GPU, and what is
+# kept of a row and all parts stays below twice what a row of 128 features takes.
+_MOST_GROUPS = 3 if INTERPRETED else 32
 
 
-def launch_of(kernel: str) -> Launch:
-    return _INTERPRETED if INTERPRETED else LAUNCHES[kernel]
+def launch_of(kernel: str, sides: Sides) -> Launch:
+    if INTERPRETED:
+        return _INTERPRETED
+    if capability_of(sides.x.device) >= (9, 0):
+        return _FROM_90.get(kernel, LAUNCHES[kernel])
+    return LAUNCHES[kernel]
+
+
+@functools.cache
+def capability_of(device: torch.device) -> tuple[int, int]:
+    """Lowest of those that are served where the device has none."""
+    return (8, 0) if device.type == "cpu" else torch.cuda.get_device_capability(device)
 
 
 @functools.cache
@@ -60,6 +84,14 @@ def splits_of(sides: Sides, launch: Launch, programs: int = 1) -> tuple[int, int
     splits = min(wanted, tiles, _MOST_SPLITS)
     span = -(-tiles // splits)
     return -(-tiles // span), span * launch.BN
+
+
+def groups_of(sides: Sides, launch: Launch) -> tuple[int, int]:
+    """Groups into which the rows of the self case are cut, and the rows of one, whole tiles."""
+    tile = max(launch.BM, launch.BN)  # one is a multiple of the other
+    tiles = max(1, -(-sides.anchors // tile))
+    length = -(-tiles // min(tiles, _MOST_GROUPS))
+    return -(-tiles // length), length * tile
 
 
 def width_of(features: int) -> int:

@@ -82,7 +82,7 @@ def extremes_kernel(
 
 
 def extremes(sides: Sides, sums: bool) -> Extremes:
-    launch = launch_of("extremes")
+    launch = launch_of("extremes", sides)
     splits, span = splits_of(sides, launch)
     keys = torch.full((2, sides.anchors), _EMPTY, dtype=torch.int64, device=sides.x.device)
     parts = sides.x.new_empty((2, splits, sides.anchors if sums else 0))
@@ -94,8 +94,7 @@ def extremes(sides: Sides, sums: bool) -> Extremes:
             span,
             sums,
             Tiling.of(sides, launch.BM, launch.BN, launch.BK),
-            num_warps=launch.warps,
-            num_stages=launch.stages,
+            **launch.options,
         )
     (positive, negative), (p, n) = _decoded(keys)
     found = Extremes(-positive, p, negative, n, None, None)

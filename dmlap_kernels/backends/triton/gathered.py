@@ -9,9 +9,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# Of a thread, at most: unless told, ptxas spills a few to fit more programs on a multiprocessor.
-REGISTERS = 255
-
 _NAN_BITS = tl.constexpr(0x7FC00000)
 
 

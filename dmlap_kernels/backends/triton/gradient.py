@@ -119,7 +119,7 @@ def _at_rows(
 ) -> Tensor:
     """The gradient (B, Dp) at the anchors of these sides."""
     products = sides.distance in ("cosine", "dot")
-    launch = launch_of("gradient_of_products" if products else "gradient")
+    launch = launch_of("gradient_of_products" if products else "gradient", sides)
     features = sides.x.shape[1]
     width = width_of(features)
     chunks = triton.cdiv(features, width)
@@ -142,7 +142,6 @@ def _at_rows(
             weigher.kind.endswith("hinge"),
             width,
             Tiling.of(sides, launch.BM, launch.BN, launch.BK),
-            num_warps=launch.warps,
-            num_stages=launch.stages,
+            **launch.options,
         )
     return out[0] if splits == 1 else out.sum(0)

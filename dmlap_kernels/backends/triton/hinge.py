@@ -1,4 +1,4 @@
-"""Sums of hinges on single pairs."""
+"""Sums of hinges on single pairs: [d - own 0]+ of positives, [own 1 - d]+ of negatives."""
 
 from __future__ import annotations
 
@@ -8,77 +8,68 @@ import triton.language as tl
 from torch import Tensor
 
 from dmlap_kernels.backends.device.packing import Sides
-from dmlap_kernels.backends.device.sweeps import HingeSums
-from dmlap_kernels.backends.triton.configurations import launch_of, splits_of
-from dmlap_kernels.backends.triton.tile import Pairs, Tiling, distances, row_block, sides_of
+from dmlap_kernels.backends.device.sweeps import Exponent, HingeSums
+from dmlap_kernels.backends.triton.forward import Policy, counts, forward
+from dmlap_kernels.backends.triton.policies import coefficient
 
 
 @triton.jit
-def hinge_sums_kernel(
-    pairs,
-    positive_bound,  # (rows,)
-    negative_bound,  # (rows,)
-    sums,  # (4, splits, rows): of positives, of negatives, and of their plain hinges
-    counts,  # (2, splits, rows)
-    span,
-    squared: tl.constexpr,
-    how: tl.constexpr,
-):
-    rows, first, last, low, high = row_block(pairs, tl.program_id(0), how)
-    exists = rows < pairs.rows
-    near = tl.load(positive_bound + rows, mask=exists, other=0.0)
-    far = tl.load(negative_bound + rows, mask=exists, other=0.0)
-    pull = tl.zeros((how.BM,), dtype=tl.float32)
-    push = tl.zeros((how.BM,), dtype=tl.float32)
-    pull_squared = tl.zeros((how.BM,), dtype=tl.float32)
-    push_squared = tl.zeros((how.BM,), dtype=tl.float32)
-    pulled = tl.zeros((how.BM,), dtype=tl.int32)
-    pushed = tl.zeros((how.BM,), dtype=tl.int32)
-    start = tl.program_id(1) * span
-    for c in range(start, tl.minimum(start + span, pairs.columns), how.BN):
-        columns = c + tl.arange(0, how.BN)
-        d = distances(pairs, rows, columns, how)
-        positive, negative = sides_of(pairs, rows, columns, first, last, how)
-        hinge = tl.where(negative, tl.maximum(far[:, None] - d, 0.0), 0.0)
-        push += tl.sum(hinge, axis=1)
-        pushed += tl.sum((hinge > 0).to(tl.int32), axis=1)
-        if squared:
-            push_squared += tl.sum(hinge * hinge, axis=1)
-        runs = (c < high) & (c + how.BN > low)
-        if runs:
-            hinge = tl.where(positive, tl.maximum(d - near[:, None], 0.0), 0.0)
-            pull += tl.sum(hinge, axis=1)
-            pulled += tl.sum((hinge > 0).to(tl.int32), axis=1)
-            if squared:
-                pull_squared += tl.sum(hinge * hinge, axis=1)
-    part = tl.num_programs(1).to(tl.int64) * pairs.rows
-    at = tl.program_id(1).to(tl.int64) * pairs.rows + rows
-    tl.store(sums + at, pull_squared if squared else pull, mask=exists)
-    tl.store(sums + part + at, push_squared if squared else push, mask=exists)
-    tl.store(sums + 2 * part + at, pull, mask=exists)
-    tl.store(sums + 3 * part + at, push, mask=exists)
-    tl.store(counts + at, pulled, mask=exists)
-    tl.store(counts + part + at, pushed, mask=exists)
+def _empty(count: tl.constexpr):
+    """Sums of positives and of negatives, of their plain hinges, and how many are not 0."""
+    zeros, none = tl.zeros((count,), tl.float32), tl.zeros((count,), tl.int32)
+    return zeros, zeros, zeros, zeros, none, none
+
+
+@triton.jit
+def _merge(state, other):
+    return (
+        state[0] + other[0],
+        state[1] + other[1],
+        state[2] + other[2],
+        state[3] + other[3],
+        state[4] + other[4],
+        state[5] + other[5],
+    )
+
+
+@triton.jit
+def _sums(hinge, squared: tl.constexpr, axis: tl.constexpr):
+    plain = tl.sum(hinge, axis)
+    taken = tl.sum(hinge * hinge, axis) if squared else plain
+    return taken, plain, tl.sum((hinge > 0).to(tl.int32), axis)
+
+
+@triton.jit
+def _visit(own, d, positive, negative, runs, squared: tl.constexpr, axis: tl.constexpr):
+    hinge = tl.where(negative, tl.maximum(coefficient(own, 1) - d, 0.0), 0.0)
+    push, push_hinge, pushed = _sums(hinge, squared, axis)
+    pull, pull_hinge, pulled = tl.zeros_like(push), tl.zeros_like(push), tl.zeros_like(pushed)
+    if runs:
+        hinge = tl.where(positive, tl.maximum(d - coefficient(own, 0), 0.0), 0.0)
+        pull, pull_hinge, pulled = _sums(hinge, squared, axis)
+    return pull, push, pull_hinge, push_hinge, pulled, pushed
+
+
+@triton.jit
+def _visit_plain(slope, own, d, positive, negative, runs, pe, ne, axis: tl.constexpr):
+    return _visit(own, d, positive, negative, runs, False, axis)
+
+
+@triton.jit
+def _visit_squared(slope, own, d, positive, negative, runs, pe, ne, axis: tl.constexpr):
+    return _visit(own, d, positive, negative, runs, True, axis)
+
+
+_NONE = Exponent(0.0)
+_POLICIES = {
+    False: Policy(_empty, _visit_plain, _merge, 6),
+    True: Policy(_empty, _visit_squared, _merge, 6),
+}
 
 
 def hinge_sums(
     sides: Sides, positive_bound: Tensor, negative_bound: Tensor, squared: bool
 ) -> HingeSums:
-    launch = launch_of("hinge_sums")
-    splits, span = splits_of(sides, launch)
-    sums = sides.x.new_empty((4, splits, sides.anchors))
-    counts = torch.empty((2, splits, sides.anchors), dtype=torch.int32, device=sums.device)
-    if sides.anchors:
-        hinge_sums_kernel[(triton.cdiv(sides.anchors, launch.BM), splits)](
-            Pairs.of(sides),
-            positive_bound,
-            negative_bound,
-            sums,
-            counts,
-            span,
-            squared,
-            Tiling.of(sides, launch.BM, launch.BN, launch.BK),
-            num_warps=launch.warps,
-            num_stages=launch.stages,
-        )
-    return HingeSums(*sums.sum(1), *counts.sum(1, dtype=torch.int32))
+    bounds = torch.stack((positive_bound, negative_bound))
+    partials = forward("hinge_sums", sides, _POLICIES[squared], bounds, _NONE, _NONE)
+    return HingeSums(*partials[:4].sum(1), *counts(partials[4:]))

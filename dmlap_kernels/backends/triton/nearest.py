@@ -12,7 +12,8 @@ import triton.language as tl
 from torch import Tensor
 
 from dmlap_kernels.backends.device.packing import Sides
-from dmlap_kernels.backends.triton.gathered import REGISTERS, ordered, tile
+from dmlap_kernels.backends.triton.configurations import REGISTERS
+from dmlap_kernels.backends.triton.gathered import ordered, tile
 from dmlap_kernels.backends.triton.tile import INTERPRETED, NEAR
 
 # Neighbours that a program keeps on chip; beyond, blocks of distances are written, and sorted.

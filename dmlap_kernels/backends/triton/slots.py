@@ -16,8 +16,7 @@ from torch import Tensor
 from dmlap_kernels.backends.device.packing import Sides
 from dmlap_kernels.backends.device.sweeps import Both, Triplets
 from dmlap_kernels.backends.triton import slot_mining, slot_sums
-from dmlap_kernels.backends.triton.configurations import Launch
-from dmlap_kernels.backends.triton.gathered import REGISTERS
+from dmlap_kernels.backends.triton.configurations import REGISTERS, Launch
 from dmlap_kernels.backends.triton.slot_gradient import slot_gradient
 from dmlap_kernels.backends.triton.tile import INTERPRETED, NEAR
 

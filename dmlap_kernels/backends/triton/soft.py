@@ -10,64 +10,59 @@ from torch import Tensor
 from dmlap_kernels.backends.device.packing import Sides
 from dmlap_kernels.backends.device.sweeps import Exponent, LogSums, PairTerms
 from dmlap_kernels.backends.triton.configurations import launch_of, splits_of
-from dmlap_kernels.backends.triton.policies import TERMS, numbers_of, slope_of
+from dmlap_kernels.backends.triton.forward import Policy, forward
+from dmlap_kernels.backends.triton.policies import TERMS, coefficient, numbers_of, slope_of
 from dmlap_kernels.backends.triton.tile import Pairs, Tiling, distances, row_block, sides_of
 
 
 @triton.jit
-def add_exponentials(top, total, exponents):
-    """top (BM,) and total (BM,), whose log-sum is top + log(total), with exponents (BM, BN) added;
-    those of -inf add nothing."""
-    new = tl.maximum(top, tl.max(exponents, axis=1))
-    new_or_0 = tl.where(new > float("-inf"), new, 0.0)
-    added = tl.sum(tl.exp(exponents - new_or_0[:, None]), axis=1)
-    return new, total * tl.exp(top - new_or_0) + added
+def _empty(count: tl.constexpr):
+    """Of positives and of negatives, largest exponent t and sum of e^(exponent - t); the sum of the
+    positives' exponents."""
+    nothing, zeros = tl.full((count,), float("-inf"), tl.float32), tl.zeros((count,), tl.float32)
+    return nothing, zeros, nothing, zeros, zeros
 
 
 @triton.jit
-def log_sums_kernel(
-    pairs,
-    positive_above,  # (rows,), as the next read if mined
-    negative_below,
-    sums,  # (3, splits, rows): zp, zn, sum of exponents
-    pe,
-    ne,
-    span,
-    slope: tl.constexpr,
-    mined: tl.constexpr,
-    how: tl.constexpr,
-):
-    rows, first, last, low, high = row_block(pairs, tl.program_id(0), how)
-    exists = rows < pairs.rows
-    if mined:
-        above = tl.load(positive_above + rows, mask=exists, other=0.0)
-        below = tl.load(negative_below + rows, mask=exists, other=0.0)
-    top_p = tl.full((how.BM,), float("-inf"), dtype=tl.float32)
-    top_n = tl.full((how.BM,), float("-inf"), dtype=tl.float32)
-    total_p = tl.zeros((how.BM,), dtype=tl.float32)
-    total_n = tl.zeros((how.BM,), dtype=tl.float32)
-    exponent_sum = tl.zeros((how.BM,), dtype=tl.float32)
-    start = tl.program_id(1) * span
-    for c in range(start, tl.minimum(start + span, pairs.columns), how.BN):
-        columns = c + tl.arange(0, how.BN)
-        d = distances(pairs, rows, columns, how)
-        positive, negative = sides_of(pairs, rows, columns, first, last, how)
-        if mined:
-            positive &= d > above[:, None]
-            negative &= d < below[:, None]
-        e = tl.where(negative, slope(ne, d) * (d - ne[1]), float("-inf"))
-        top_n, total_n = add_exponentials(top_n, total_n, e)
-        runs = (c < high) & (c + how.BN > low)
-        if runs:
-            e = slope(pe, d) * (d - pe[1])
-            exponent_sum += tl.sum(tl.where(positive, e, 0.0), axis=1)
-            e = tl.where(positive, e, float("-inf"))
-            top_p, total_p = add_exponentials(top_p, total_p, e)
-    part = tl.num_programs(1).to(tl.int64) * pairs.rows
-    at = tl.program_id(1).to(tl.int64) * pairs.rows + rows
-    tl.store(sums + at, top_p + tl.log(total_p), mask=exists)
-    tl.store(sums + part + at, top_n + tl.log(total_n), mask=exists)
-    tl.store(sums + 2 * part + at, exponent_sum, mask=exists)
+def _log_add(top, total, other_top, other_total):
+    new = tl.maximum(top, other_top)
+    new_or_0 = tl.where(new > float("-inf"), new, 0.0)
+    return new, total * tl.exp(top - new_or_0) + other_total * tl.exp(other_top - new_or_0)
+
+
+@triton.jit
+def _merge(state, other):
+    top_p, total_p = _log_add(state[0], state[1], other[0], other[1])
+    top_n, total_n = _log_add(state[2], state[3], other[2], other[3])
+    return top_p, total_p, top_n, total_n, state[4] + other[4]
+
+
+@triton.jit
+def _exponentials(exponents, axis: tl.constexpr):
+    """Those of -inf add nothing."""
+    top = tl.max(exponents, axis)
+    top_or_0 = tl.where(top > float("-inf"), top, 0.0)
+    return top, tl.sum(tl.exp(exponents - tl.expand_dims(top_or_0, axis)), axis)
+
+
+@triton.jit
+def _visit(slope, own, d, positive, negative, runs, pe, ne, axis: tl.constexpr):
+    e = tl.where(negative, slope(ne, d) * (d - ne[1]), float("-inf"))
+    top_n, total_n = _exponentials(e, axis)
+    top_p, total_p = tl.zeros_like(top_n) + float("-inf"), tl.zeros_like(top_n)
+    exponent_sum = tl.zeros_like(top_n)
+    if runs:
+        e = slope(pe, d) * (d - pe[1])
+        exponent_sum = tl.sum(tl.where(positive, e, 0.0), axis)
+        top_p, total_p = _exponentials(tl.where(positive, e, float("-inf")), axis)
+    return top_p, total_p, top_n, total_n, exponent_sum
+
+
+@triton.jit
+def _visit_mined(slope, own, d, positive, negative, runs, pe, ne, axis: tl.constexpr):
+    kept_positive = positive & (d > coefficient(own, 0))
+    kept_negative = negative & (d < coefficient(own, 1))
+    return _visit(slope, own, d, kept_positive, kept_negative, runs, pe, ne, axis)
 
 
 def log_sums(
@@ -77,26 +72,13 @@ def log_sums(
     positive_above: Tensor | None = None,
     negative_below: Tensor | None = None,
 ) -> LogSums:
-    launch = launch_of("log_sums")
-    splits, span = splits_of(sides, launch)
-    sums = sides.x.new_empty((3, splits, sides.anchors))
-    if sides.anchors:
-        log_sums_kernel[(triton.cdiv(sides.anchors, launch.BM), splits)](
-            Pairs.of(sides),
-            positive_above,
-            negative_below,
-            sums,
-            numbers_of(positive),
-            numbers_of(negative),
-            span,
-            slope_of(positive, negative),
-            positive_above is not None,
-            Tiling.of(sides, launch.BM, launch.BN, launch.BK),
-            num_warps=launch.warps,
-            num_stages=launch.stages,
-        )
-    zp, zn = sums[:2].logsumexp(1)
-    return LogSums(zp, zn, sums[2].sum(0))
+    visit, bounds = _visit, None
+    if positive_above is not None and negative_below is not None:
+        visit, bounds = _visit_mined, torch.stack((positive_above, negative_below))
+    policy = Policy(_empty, visit, _merge, 5)
+    partials = forward("log_sums", sides, policy, bounds, positive, negative)
+    zp, zn = (partials[:4:2] + partials[1:4:2].log()).logsumexp(1)
+    return LogSums(zp, zn, partials[4].sum(0))
 
 
 @triton.jit
@@ -154,7 +136,7 @@ def pair_terms(
     zn_of_columns: Tensor | None = None,
     weight_of_columns: Tensor | None = None,
 ) -> PairTerms:
-    launch = launch_of("pair_terms")
+    launch = launch_of("pair_terms", sides)
     splits, _ = splits_of(sides, launch)
     sums = sides.x.new_empty((2, splits, sides.anchors))
     counts = torch.empty((splits, sides.anchors), dtype=torch.int32, device=sums.device)
@@ -172,8 +154,7 @@ def pair_terms(
             zn_of_columns is not None,
             weight_of_columns is not None,
             Tiling.of(sides, launch.BM, launch.BN, launch.BK),
-            num_warps=launch.warps,
-            num_stages=launch.stages,
+            **launch.options,
         )
     total, by_zn = sums.sum(1)
     return PairTerms(total, counts.sum(0, dtype=torch.int32), by_zn)

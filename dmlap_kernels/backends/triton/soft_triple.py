@@ -17,7 +17,7 @@ from torch import Tensor
 from dmlap_kernels.backends.device.packing import Sides
 from dmlap_kernels.backends.device.sweeps import Both
 from dmlap_kernels.backends.triton.configurations import Launch
-from dmlap_kernels.backends.triton.gathered import REGISTERS, matmul, sigmoid, softplus, tile
+from dmlap_kernels.backends.triton.gathered import matmul, sigmoid, softplus, tile
 from dmlap_kernels.backends.triton.tile import INTERPRETED, NEAR
 
 # Rows are anchors, columns classes; then features of a product. Not measured.
@@ -273,7 +273,5 @@ def _options(sides: Sides) -> dict[str, Any]:
         "ROWS": LAUNCH.BM,
         "COLUMNS": LAUNCH.BN,
         "CHUNK": LAUNCH.BK,
-        "num_warps": LAUNCH.warps,
-        "num_stages": LAUNCH.stages,
-        "maxnreg": REGISTERS,
+        **LAUNCH.options,
     }

@@ -1,0 +1,146 @@
+"""The forward sweep: what each anchor keeps of its pairs, by tiles of distances.
+
+A policy is three functions, handed to the kernel as compile-time arguments. A state is what an
+anchor keeps, as a tuple of vectors of 32 bits, of a number for each anchor:
+
+    empty(count)            the state of ``count`` anchors before their first pair
+    visit(slope, own, d, positive, negative, runs, pe, ne, axis)
+                            the state of a tile's rows (axis 1) or columns (axis 0), whose numbers
+                            are the end ``own`` (see `coefficient`); without ``runs`` no pair of the
+                            tile is positive
+    merge(state, other)     what both states hold; states are merged in a fixed order
+
+In the self case only pairs of groups g <= h of rows are visited, each pair off the diagonal serving
+both: a program takes two groups, and what it finds of one lies in the slot of the other.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dmlap_kernels.backends.device.packing import Sides
+from dmlap_kernels.backends.device.sweeps import Exponent
+from dmlap_kernels.backends.triton.configurations import groups_of, launch_of, splits_of
+from dmlap_kernels.backends.triton.policies import numbers_of, slope_of
+from dmlap_kernels.backends.triton.tile import Pairs, Tiling, distances, row_block, sides_of
+
+
+class Policy(NamedTuple):
+    """Functions as above, and of how many vectors a state is."""
+
+    empty: Any
+    visit: Any
+    merge: Any
+    size: int
+
+
+@triton.jit
+def _store(partials, part, at, mask, state, size: tl.constexpr):
+    for k in tl.static_range(size):
+        tl.store(partials + k * part + at, state[k].to(tl.float32, bitcast=True), mask=mask)
+
+
+@triton.jit
+def _merged(partials, part, at, mask, state, size: tl.constexpr, merge: tl.constexpr):
+    """The stored state with this one merged into it."""
+    stored = ()
+    for k in tl.static_range(size):
+        bits = tl.load(partials + k * part + at, mask=mask, other=0.0)
+        number = (bits.to(state[k].dtype, bitcast=True),)
+        stored = stored + number  # type: ignore[assignment]
+    return merge(stored, state)
+
+
+@triton.jit
+def forward_kernel(
+    pairs,
+    numbers,  # (k, rows), those that the policy reads; in the self case of the columns, too
+    partials,  # (size, slots, rows)
+    length,  # columns of a slot, in the self case rows of a group
+    pe,
+    ne,
+    empty: tl.constexpr,
+    visit: tl.constexpr,
+    merge: tl.constexpr,
+    size: tl.constexpr,
+    slope: tl.constexpr,
+    how: tl.constexpr,
+):
+    group, slot = tl.program_id(0), tl.program_id(1)
+    block = how.BM
+    if how.self_case:
+        if group > slot:
+            return
+        block = length
+    part = tl.num_programs(1).to(tl.int64) * pairs.rows
+    of_rows = slot.to(tl.int64) * pairs.rows
+    of_columns = group.to(tl.int64) * pairs.rows
+    begin, start = group * block, slot * length
+    end, stop = tl.minimum(begin + block, pairs.rows), tl.minimum(start + length, pairs.columns)
+    for r in range(begin, end, how.BM):
+        rows, first, last, low, high = row_block(pairs, r // how.BM, how)
+        row = (numbers, pairs.rows, rows[:, None])
+        own = empty(how.BM)
+        for c in range(start, stop, how.BN):
+            columns = c + tl.arange(0, how.BN)
+            d = distances(pairs, rows, columns, how)
+            positive, negative = sides_of(pairs, rows, columns, first, last, how)
+            runs = (c < high) & (c + how.BN > low)
+            own = merge(own, visit(slope, row, d, positive, negative, runs, pe, ne, 1))
+            if how.self_case:
+                if group < slot:
+                    column = (numbers, pairs.rows, columns[None, :])
+                    found = visit(slope, column, d, positive, negative, runs, pe, ne, 0)
+                    at, there = of_columns + columns, columns < pairs.columns
+                    if r > begin:
+                        found = _merged(partials, part, at, there, found, size, merge)
+                    _store(partials, part, at, there, found, size)
+        _store(partials, part, of_rows + rows, rows < pairs.rows, own, size)
+        if how.self_case:
+            tl.debug_barrier()  # the next rows read what these left of the columns
+
+
+def forward(
+    kernel: str,
+    sides: Sides,
+    policy: Policy,
+    numbers: Tensor | None,
+    positive: Exponent,
+    negative: Exponent,
+) -> Tensor:
+    """The states of all anchors (size, slots, B), to be merged over the slots; what is not float32
+    as the bits of such a number.
+
+    Args:
+        kernel: the name of its configuration.
+        numbers: (k, B) float32, what the policy reads of an anchor.
+        positive, negative: exponents that the policy reads.
+    """
+    launch = launch_of(kernel, sides)
+    slots, length = (groups_of if sides.self_case else splits_of)(sides, launch)
+    partials = sides.x.new_empty((policy.size, slots, sides.anchors))
+    if sides.anchors:
+        blocks = slots if sides.self_case else triton.cdiv(sides.anchors, launch.BM)
+        forward_kernel[(blocks, slots)](
+            Pairs.of(sides),
+            numbers,
+            partials,
+            length,
+            numbers_of(positive),
+            numbers_of(negative),
+            *policy,
+            slope_of(positive, negative),
+            Tiling.of(sides, launch.BM, launch.BN, launch.BK),
+            **launch.options,
+        )
+    return partials
+
+
+def counts(partials: Tensor) -> Tensor:
+    """The sums over the slots (k, B) int32 of states that are counts (k, slots, B)."""
+    return partials.view(torch.int32).sum(1, dtype=torch.int32)
