@@ -22,7 +22,7 @@ from dmlap_kernels.backends.triton.slot_sums import ANGULAR, MINED, SWAPPED
 
 @triton.jit
 def _as_positive(
-    member, k, first, col_first, col_last, member_in, base, SELF: tl.constexpr, SLOTS: tl.constexpr
+    member, k, first, col_first, col_last, member_in, base, window, SELF: tl.constexpr
 ):
     """The k-th anchor of each positive's class, the positive's slot there, and if it is one."""
     begin = tl.load(col_first + member, mask=member_in, other=0).to(tl.int64)
@@ -35,7 +35,7 @@ def _as_positive(
         slot -= (member > anchor).to(tl.int64)
         there = there & (anchor != member)
     slot -= base
-    return anchor, slot, there & (slot >= 0) & (slot < SLOTS)
+    return anchor, slot, there & (slot >= 0) & (slot < window)
 
 
 @triton.jit
@@ -66,10 +66,10 @@ def _triplet_weights(
 def _member_weights(
     d, negative, member, member_in, opposite, opposite_in, X, Y, x_norms, y_norms,
     first, last, col_first, col_last, dp, weights, share, by_negative, mined,
-    base, margin, spread, width,
+    base, window, margin, spread, width,
     AXIS: tl.constexpr, POSITIVE: tl.constexpr, KIND: tl.constexpr, SMOOTH: tl.constexpr,
     SELF: tl.constexpr, DISTANCE: tl.constexpr, PRECISION: tl.constexpr, NEAR: tl.constexpr,
-    SLOTS: tl.constexpr, CHUNK: tl.constexpr,
+    CHUNK: tl.constexpr,
 ):  # fmt: skip
     """d loss / d d of a tile of pairs (member, negative).
 
@@ -81,17 +81,17 @@ def _member_weights(
         count = tl.load(col_last + member, mask=member_in, other=0) - start
     else:
         start, count = positives_of(first, last, member, member_in, SELF)
-        count = tl.minimum(count - base, SLOTS)
+        count = tl.minimum(count - base, window)
     for k in range(0, tl.max(count, 0)):
         if POSITIVE:
             anchor, slot, there = _as_positive(
-                member, k, first, col_first, col_last, member_in, base, SELF, SLOTS
+                member, k, first, col_first, col_last, member_in, base, window, SELF
             )
-            at = anchor * SLOTS + slot
+            at = anchor * window + slot
         else:
             anchor = member
             there = k < count
-            at = anchor * SLOTS + k
+            at = anchor * window + k
         if KIND == MINED:
             chosen = tl.expand_dims(tl.load(mined + at, mask=there, other=-1), AXIS)
             slope = tl.expand_dims(tl.load(by_negative + at, mask=there, other=0.0), AXIS)
@@ -138,8 +138,8 @@ def _tile_along(
 
 @triton.jit
 def _positive_weights(
-    anchor, anchor_in, positive, positive_in, same, by_ap, first, base,
-    AXIS: tl.constexpr, SELF: tl.constexpr, SLOTS: tl.constexpr,
+    anchor, anchor_in, positive, positive_in, same, by_ap, first, base, window,
+    AXIS: tl.constexpr, SELF: tl.constexpr,
 ):  # fmt: skip
     """d loss / d d of a tile of positive pairs; anchors lie along the axis that is not AXIS."""
     start = tl.expand_dims(tl.load(first + anchor, mask=anchor_in, other=0), AXIS)
@@ -149,8 +149,8 @@ def _positive_weights(
     if SELF:
         slot -= (positive > anchor).to(tl.int64)
         same = same & (positive != anchor)
-    there = same & (slot >= 0) & (slot < SLOTS)
-    return tl.load(by_ap + anchor * SLOTS + slot, mask=there, other=0.0)
+    there = same & (slot >= 0) & (slot < window)
+    return tl.load(by_ap + anchor * window + slot, mask=there, other=0.0)
 
 
 @triton.jit
@@ -221,10 +221,10 @@ def finish(
 def slot_gradient(
     X, Y, x_norms, y_norms, x_class, y_class, first, last, col_first, col_last, largest,
     dp, weights, by_ap, by_an, by_pn, share, mined, gradient,
-    base, margin, spread, anchors, references, width,
+    base, window, margin, spread, anchors, references, width,
     ROWS_ARE: tl.constexpr, KIND: tl.constexpr, SMOOTH: tl.constexpr,
     SELF: tl.constexpr, DISTANCE: tl.constexpr, PRECISION: tl.constexpr, NEAR: tl.constexpr,
-    SLOTS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHUNK: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHUNK: tl.constexpr,
     WIDE: tl.constexpr,
 ):  # fmt: skip
     """Adds one window's part to gradient (rows, width).
@@ -264,34 +264,34 @@ def slot_gradient(
                 found += _member_weights(
                     d, negative, row, row_in, column, column_in, X, Y, x_norms, y_norms,
                     first, last, col_first, col_last, dp, weights, share, by_an, mined,
-                    base, margin, spread, width,
-                    1, False, KIND, SMOOTH, SELF, DISTANCE, PRECISION, NEAR, SLOTS, CHUNK,
+                    base, window, margin, spread, width,
+                    1, False, KIND, SMOOTH, SELF, DISTANCE, PRECISION, NEAR, CHUNK,
                 )  # fmt: skip
                 found += _positive_weights(
-                    row, row_in, column, column_in, same, by_ap, first, base, 1, SELF, SLOTS
+                    row, row_in, column, column_in, same, by_ap, first, base, window, 1, SELF
                 )
             if ROWS_ARE == "both" or ROWS_ARE == "references":
                 found += _member_weights(
                     d, negative, column, column_in, row, row_in, X, Y, x_norms, y_norms,
                     first, last, col_first, col_last, dp, weights, share, by_an, mined,
-                    base, margin, spread, width,
-                    0, False, KIND, SMOOTH, SELF, DISTANCE, PRECISION, NEAR, SLOTS, CHUNK,
+                    base, window, margin, spread, width,
+                    0, False, KIND, SMOOTH, SELF, DISTANCE, PRECISION, NEAR, CHUNK,
                 )  # fmt: skip
                 found += _positive_weights(
-                    column, column_in, row, row_in, same, by_ap, first, base, 0, SELF, SLOTS
+                    column, column_in, row, row_in, same, by_ap, first, base, window, 0, SELF
                 )
             if ROWS_ARE == "positives":
                 found += _member_weights(
                     d, negative, row, row_in, column, column_in, X, Y, x_norms, y_norms,
                     first, last, col_first, col_last, dp, weights, share, by_pn, mined,
-                    base, margin, spread, width,
-                    1, True, KIND, SMOOTH, SELF, DISTANCE, PRECISION, NEAR, SLOTS, CHUNK,
+                    base, window, margin, spread, width,
+                    1, True, KIND, SMOOTH, SELF, DISTANCE, PRECISION, NEAR, CHUNK,
                 )  # fmt: skip
                 found += _member_weights(
                     d, negative, column, column_in, row, row_in, X, Y, x_norms, y_norms,
                     first, last, col_first, col_last, dp, weights, share, by_pn, mined,
-                    base, margin, spread, width,
-                    0, True, KIND, SMOOTH, SELF, DISTANCE, PRECISION, NEAR, SLOTS, CHUNK,
+                    base, window, margin, spread, width,
+                    0, True, KIND, SMOOTH, SELF, DISTANCE, PRECISION, NEAR, CHUNK,
                 )  # fmt: skip
             if tl.max(tl.max((found != 0).to(tl.int32), 1), 0) > 0:
                 acc, row_sums = accumulate(

@@ -1,7 +1,8 @@
 """The negative of each positive pair: semi-hard, or drawn by distance.
 
-A window is SLOTS positives of every anchor, from `base` on. Buffers (B, SLOTS) hold what belongs to
-a positive; entries of an anchor with fewer positives are neither written nor read.
+A window is W positives of every anchor, from `base` on; kernels have W as `window`. Buffers (B, W)
+hold what belongs to a positive; entries of an anchor with fewer positives are neither written nor
+read.
 """
 
 from __future__ import annotations
@@ -44,19 +45,20 @@ def positive_at(start, slot, anchor, SELF: tl.constexpr):
 
 @triton.jit
 def positive_distances(
-    X, Y, first, last, dp, best, base, anchors, width,
+    X, Y, first, last, dp, best, base, window, anchors, width,
     MINED: tl.constexpr, SELF: tl.constexpr, DISTANCE: tl.constexpr,
-    SLOTS: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
+    GROUP: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """dp (B, SLOTS); with MINED clears `best` (B, SLOTS). Grid: blocks of anchors, slots."""
+    """dp (B, W); with MINED clears `best` (B, W). Grid: blocks of anchors, groups of slots."""
     anchor = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    slot = tl.program_id(1)
     start, count = positives_of(first, last, anchor, anchor < anchors, SELF)
-    there = base + slot < count
-    if tl.max(there.to(tl.int32), 0) > 0:
+    lead = tl.program_id(1) * GROUP
+    count = tl.minimum(count - base, window)
+    for slot in range(lead, tl.minimum(lead + GROUP, tl.max(count, 0))):
+        there = slot < count
         column = positive_at(start, base + slot, anchor, SELF)
         d = listed(X, anchor, Y, column, there, width, DISTANCE, CHUNK)
-        at = anchor * SLOTS + slot
+        at = anchor * window + slot
         tl.store(dp + at, d, mask=there)
         if MINED:
             tl.store(best + at, tl.full((ROWS,), NOTHING, tl.int64), mask=there)
@@ -65,20 +67,20 @@ def positive_distances(
 @triton.jit
 def semihard(
     X, Y, x_norms, y_norms, x_class, y_class, first, last, dp, best, fallback,
-    base, anchors, references, width, split,
+    base, window, anchors, references, width, split,
     SELF: tl.constexpr, DISTANCE: tl.constexpr, PRECISION: tl.constexpr, NEAR: tl.constexpr,
-    SLOTS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHUNK: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """Keys of the nearest negative beyond each positive, and of each anchor's farthest negative.
 
-    best (B, SLOTS) takes the least of (distance, column), fallback (B,) the greatest, ties to the
+    best (B, W) takes the least of (distance, column), fallback (B,) the greatest, ties to the
     lower column in both. Integers alone meet in memory, so their order there is of no account.
     Grid: blocks of anchors, groups of `split` columns.
     """
     anchor = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     anchor_in = anchor < anchors
     _, count = positives_of(first, last, anchor, anchor_in, SELF)
-    count = tl.minimum(count - base, SLOTS)
+    count = tl.minimum(count - base, window)
     slots = tl.max(count, 0)
     if slots > 0:
         own = tl.load(x_class + anchor, mask=anchor_in, other=-2)
@@ -99,9 +101,11 @@ def semihard(
             key = tl.where(negative, key | column[None, :], NOTHING)
             for slot in range(0, slots):
                 there = slot < count
-                inner = tl.load(dp + anchor * SLOTS + slot, mask=there, other=0.0)
+                inner = tl.load(dp + anchor * window + slot, mask=there, other=0.0)
                 beyond = tl.min(tl.where(d > inner[:, None], key, NOTHING), 1)
-                tl.atomic_min(best + anchor * SLOTS + slot, beyond, mask=there & (beyond < NOTHING))
+                tl.atomic_min(
+                    best + anchor * window + slot, beyond, mask=there & (beyond < NOTHING)
+                )
         tl.atomic_max(fallback + anchor, far, mask=anchor_in)
 
 
@@ -143,17 +147,17 @@ def _log_weight(d, possible, low, high, closeness, farness, DISTANCE: tl.constex
 @triton.jit
 def draw(
     X, Y, x_norms, y_norms, x_class, y_class, first, last, order, best, fallback,
-    base, anchors, references, width, seed, low, high, closeness, farness,
+    base, window, anchors, references, width, seed, low, high, closeness, farness,
     SELF: tl.constexpr, DISTANCE: tl.constexpr, PRECISION: tl.constexpr, NEAR: tl.constexpr,
-    SLOTS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHUNK: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """Draws the columns `best` (B, SLOTS), and keeps each anchor's last possible one in `fallback`,
+    """Draws the columns `best` (B, W), and keeps each anchor's last possible one in `fallback`,
     for a number that rounding puts at the total. Formats as in `semihard`. Grid: blocks of anchors.
     """
     anchor = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     anchor_in = anchor < anchors
     _, count = positives_of(first, last, anchor, anchor_in, SELF)
-    count = tl.minimum(count - base, SLOTS)
+    count = tl.minimum(count - base, window)
     slots = tl.max(count, 0)
     if slots > 0:
         own = tl.load(x_class + anchor, mask=anchor_in, other=-2)
@@ -198,29 +202,29 @@ def draw(
                 number = ((word >> 11) & 0x1FFFFFFFFFFFFF).to(tl.float64) * 1.1102230246251565e-16
                 passed = (share > 0) & (sums > (number * total)[:, None])
                 found = tl.min(tl.where(passed, column[None, :], NOTHING), 1)
-                tl.atomic_min(best + anchor * SLOTS + slot, found, mask=there & (found < NOTHING))
+                tl.atomic_min(best + anchor * window + slot, found, mask=there & (found < NOTHING))
         tl.store(fallback + anchor, tl.where(final < 0, NEVER, -final + _LOW), mask=anchor_in)
 
 
 @triton.jit
 def mined_terms(
     X, Y, first, last, dp, best, fallback, weights, sums, by_ap, by_an, by_pn, mined,
-    base, margin, anchors, width,
+    base, window, margin, anchors, width,
     SMOOTH: tl.constexpr, SWAP: tl.constexpr, BACKWARD: tl.constexpr,
     SELF: tl.constexpr, DISTANCE: tl.constexpr,
-    SLOTS: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
+    ROWS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """Terms of the mined triplets. Grid: blocks of anchors.
 
     Forward: adds to sums (B, 5) the terms, and how many are positive, the hinges, and how many are
     positive, and the number of triplets. Backward: from weights (B,) of each anchor's terms the
-    derivatives by_ap, by_an, by_pn (B, SLOTS) of the loss at the three distances of a triplet, and
-    its negative, mined (B, SLOTS).
+    derivatives by_ap, by_an, by_pn (B, W) of the loss at the three distances of a triplet, and
+    its negative, mined (B, W).
     """
     anchor = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     anchor_in = anchor < anchors
     start, count = positives_of(first, last, anchor, anchor_in, SELF)
-    count = tl.minimum(count - base, SLOTS)
+    count = tl.minimum(count - base, window)
     slots = tl.max(count, 0)
     if slots > 0:
         spare = tl.load(fallback + anchor, mask=anchor_in, other=NEVER)
@@ -233,7 +237,7 @@ def mined_terms(
         nonzero = tl.zeros((ROWS,), tl.int32)
         violated = tl.zeros((ROWS,), tl.int32)
         for slot in range(0, slots):
-            at = anchor * SLOTS + slot
+            at = anchor * window + slot
             there = (slot < count) & exists
             key = tl.load(best + at, mask=there, other=0)
             negative = tl.where(key < NOTHING, key & _LOW, spare)

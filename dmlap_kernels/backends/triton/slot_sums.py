@@ -21,17 +21,17 @@ ANGULAR = tl.constexpr(3)
 @triton.jit
 def slot_sums(
     X, Y, x_norms, y_norms, x_class, y_class, first, last, dp, weights, sums, by_ap, share,
-    base, margin, spread, pull, anchors, references, width,
+    base, window, margin, spread, pull, anchors, references, width,
     KIND: tl.constexpr, SMOOTH: tl.constexpr, BACKWARD: tl.constexpr,
     SELF: tl.constexpr, DISTANCE: tl.constexpr, PRECISION: tl.constexpr, NEAR: tl.constexpr,
-    SLOTS: tl.constexpr, GROUP: tl.constexpr,
+    GROUP: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """Grid: blocks of anchors, groups of slots.
 
-    Forward: adds to sums (SLOTS / GROUP, B, 5) as `mined_terms` does; the number of terms is left
-    to the caller. Backward: by_ap (B, SLOTS), the derivatives of the loss at the distances of
-    positive pairs from weights (B,) of each anchor's terms; for ANGULAR also share (B, SLOTS),
+    Forward: adds to sums (W / GROUP, B, 5) as `mined_terms` does; the number of terms is left
+    to the caller. Backward: by_ap (B, W), the derivatives of the loss at the distances of
+    positive pairs from weights (B,) of each anchor's terms; for ANGULAR also share (B, W),
     those at the sums over negatives.
     """
     anchor = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -72,7 +72,7 @@ def slot_sums(
                     power = tl.exp(spread * (1 - d)) * tl.exp(spread * (1 - d_pn))
                     value = tl.sum(tl.where(live, power, 0.0), 1)
                 else:
-                    d_ap = tl.load(dp + anchor * SLOTS + lead + slot, mask=there, other=0.0)
+                    d_ap = tl.load(dp + anchor * window + lead + slot, mask=there, other=0.0)
                     excess = d_ap[:, None] - nearest + margin
                     hinge = tl.where(live & (excess > 0), excess, 0.0)
                     term = hinge
@@ -90,7 +90,7 @@ def slot_sums(
                         nonzero += tl.sum((term > 0).to(tl.int32), 1)
                         violated += tl.sum((hinge > 0).to(tl.int32), 1)
                 of_slots += tl.where((place == slot)[None, :], value[:, None], 0.0)
-        at_slot = anchor[:, None] * SLOTS + lead + place[None, :]
+        at_slot = anchor[:, None] * window + lead + place[None, :]
         there = place[None, :] < count[:, None]
         if BACKWARD:
             upstream = tl.load(weights + anchor, mask=anchor_in, other=0.0)[:, None]

@@ -1,7 +1,8 @@
 """Triplets other than the hardest, and the angular loss: launches over windows of positives.
 
 How many positives the largest class has is known on the device alone. So there are as many launches
-as the largest class possible needs, and a program whose window no class reaches ends at once.
+as the largest class possible needs, few for ordinary batches, and a program whose window no class
+reaches ends at once.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from dmlap_kernels.backends.triton.configurations import REGISTERS, Launch
 from dmlap_kernels.backends.triton.slot_gradient import slot_gradient
 from dmlap_kernels.backends.triton.tile import INTERPRETED, NEAR
 
-# Positives of an anchor in a window, and those that a program of `slot_sums` takes.
-SLOTS = 8 if INTERPRETED else 64
+# Positive pairs that buffers hold, about; the least positives of an anchor in a window; those
+# that a program takes.
+MOST_PAIRS = 1 if INTERPRETED else 2**22
+LEAST_SLOTS = 8 if INTERPRETED else 64
 GROUP = 4 if INTERPRETED else 16
 # Not measured. Larger tiles of the last two would spill.
 LAUNCHES = {
@@ -85,7 +88,7 @@ def _angular(tangent: float) -> _Task:
 
 
 def _sums(sides: Sides, task: _Task) -> Tensor:
-    groups = 1 if task.kind == _MINED else SLOTS // GROUP
+    groups = 1 if task.kind == _MINED else window_of(sides) // GROUP
     sums = torch.zeros(groups, sides.anchors, 5, dtype=torch.float64, device=sides.x.device)
     call = _Call(sides, task, sums)
     for base in call.windows():
@@ -121,6 +124,12 @@ def launch(name: str) -> tuple[int, int, int, dict[str, Any]]:
     return rows, columns, chunk, options
 
 
+def window_of(sides: Sides) -> int:
+    """Positives of each anchor in a window, whole groups."""
+    wanted = min(sides.columns, MOST_PAIRS // max(1, sides.anchors))
+    return triton.cdiv(max(LEAST_SLOTS, wanted), GROUP) * GROUP
+
+
 def wide(width: int) -> int:
     """Features of a gradient that one program gathers."""
     return min(32 if INTERPRETED else 64, triton.next_power_of_2(width))
@@ -133,7 +142,8 @@ class _Call:
         self.sides, self.task = sides, task
         self.width = sides.x.shape[1]
         device = sides.x.device
-        shape = (sides.anchors, SLOTS)
+        self.window = window_of(sides)
+        shape = (sides.anchors, self.window)
         backward = sums is None
         mined = task.kind == _MINED
 
@@ -157,17 +167,17 @@ class _Call:
         """The first slot of every window."""
         sides = self.sides
         if sides.anchors and sides.columns:
-            yield from range(0, sides.columns - int(sides.self_case), SLOTS)
+            yield from range(0, sides.columns - int(sides.self_case), self.window)
 
     def fill(self, base: int, weight: Tensor | None) -> None:
         """Fills the buffers of a window; adds to the sums, or given weights (B,) differentiates."""
         sides, task = self.sides, self.task
         rows, _, chunk, meta = launch("positive_distances")
-        slot_mining.positive_distances[(triton.cdiv(sides.anchors, rows), SLOTS)](
+        slot_mining.positive_distances[(triton.cdiv(sides.anchors, rows), self.window // GROUP)](
             sides.x, sides.y, sides.first, sides.last, self.dp, self.best,
-            base, sides.anchors, self.width,
+            base, self.window, sides.anchors, self.width,
             MINED=task.kind == _MINED, SELF=sides.self_case, DISTANCE=sides.distance,
-            SLOTS=SLOTS, ROWS=rows, CHUNK=chunk, **meta,
+            GROUP=GROUP, ROWS=rows, CHUNK=chunk, **meta,
         )  # fmt: skip
         if task.kind == _MINED:
             self._mine(base)
@@ -195,9 +205,9 @@ class _Call:
         sides, triplets = self.sides, self.task.triplets
         rows, columns, chunk, meta = launch("semihard" if triplets.mining == "semihard" else "draw")
         blocks = triton.cdiv(sides.anchors, rows)
-        shape = {"SLOTS": SLOTS, "ROWS": rows, "COLUMNS": columns, "CHUNK": chunk}
+        shape = {"ROWS": rows, "COLUMNS": columns, "CHUNK": chunk}
         options = self._kind_of_distance() | shape | meta
-        sizes = base, sides.anchors, sides.columns, self.width
+        sizes = base, self.window, sides.anchors, sides.columns, self.width
         if triplets.mining == "semihard":
             tiles = triton.cdiv(sides.columns, columns)
             each = triton.cdiv(tiles, _MOST_SPLITS)
@@ -218,21 +228,21 @@ class _Call:
             sides.x, sides.y, sides.first, sides.last, self.dp, self.best, self.fallback,
             self.dp if weight is None else weight, self.sums,
             self.by_ap, self.by_an, self.by_pn, self.mined,
-            base, triplets.margin, sides.anchors, self.width,
+            base, self.window, triplets.margin, sides.anchors, self.width,
             SMOOTH=triplets.smooth, SWAP=triplets.swap, BACKWARD=weight is not None,
             SELF=sides.self_case, DISTANCE=sides.distance,
-            SLOTS=SLOTS, ROWS=rows, CHUNK=chunk, **meta,
+            ROWS=rows, CHUNK=chunk, **meta,
         )  # fmt: skip
 
     def _slot_sums(self, base: int, weight: Tensor | None) -> None:
         sides, task = self.sides, self.task
         rows, columns, chunk, meta = launch("slot_sums")
-        slot_sums.slot_sums[(triton.cdiv(sides.anchors, rows), SLOTS // GROUP)](
+        slot_sums.slot_sums[(triton.cdiv(sides.anchors, rows), self.window // GROUP)](
             *self._pairs(), self.dp, self.dp if weight is None else weight, self.sums,
-            self.by_ap, self.share, base, task.triplets.margin, task.spread, task.pull,
+            self.by_ap, self.share, base, self.window, task.triplets.margin, task.spread, task.pull,
             sides.anchors, sides.columns, self.width,
             KIND=task.kind, SMOOTH=task.triplets.smooth, BACKWARD=weight is not None,
-            SLOTS=SLOTS, GROUP=GROUP, ROWS=rows, COLUMNS=columns, CHUNK=chunk,
+            GROUP=GROUP, ROWS=rows, COLUMNS=columns, CHUNK=chunk,
             **self._kind_of_distance(), **meta,
         )  # fmt: skip
 
@@ -244,10 +254,10 @@ class _Call:
         slot_gradient[grid](
             *self._pairs(), sides.col_first, sides.col_last, self.largest,
             self.dp, weight, self.by_ap, self.by_an, self.by_pn, self.share, self.mined,
-            gradient, base, task.triplets.margin, task.spread,
+            gradient, base, self.window, task.triplets.margin, task.spread,
             sides.anchors, sides.columns, self.width,
             ROWS_ARE=rows_are, KIND=task.kind, SMOOTH=task.triplets.smooth,
-            SLOTS=SLOTS, ROWS=rows, COLUMNS=columns, CHUNK=chunk, WIDE=features,
+            ROWS=rows, COLUMNS=columns, CHUNK=chunk, WIDE=features,
             **self._kind_of_distance(), **meta,
         )  # fmt: skip
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dmlap_kernels import fused_angular_loss, fused_triplet_loss
-from dmlap_kernels.backends.triton.slots import SLOTS
+from dmlap_kernels.backends.triton.slots import LEAST_SLOTS
 from tests.losses.cases import make_problem, usual
 from tests.losses.compare import compare, compare_stats
 
@@ -49,7 +49,7 @@ def assert_agree(results: list[list[Tensor]]) -> None:
 def test_a_class_of_several_windows(mining: str, swap: bool, refs: bool) -> None:
     """With references there is one slot in the third. Other anchors have few positives, or none."""
     g = torch.Generator().manual_seed(3)
-    large = 2 * SLOTS + 1 if refs else SLOTS + 3
+    large = 2 * LEAST_SLOTS + 1 if refs else LEAST_SLOTS + 3
     labels = torch.tensor([4] * large + [1, 1, 9, 0, 0, 0])
     x = torch.randn(len(labels), 5, generator=g)
     order = torch.randperm(len(labels), generator=g)
