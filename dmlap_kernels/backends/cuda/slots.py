@@ -52,7 +52,9 @@ def triplet_sums(extension: Any, sides: Sides, triplets: Triplets) -> Tensor:
         return _sums(extension, sides, _Rule.of(triplets))
     sums = sides.x.new_zeros(sides.anchors, 5, dtype=torch.float64)
     out = [sums, None, None, None, None]
-    _mine(extension, sides, references_of(sides), triplets, (0, sides.columns), None, out)
+    if sides.anchors and sides.columns:
+        miner = _Miner(extension, sides, references_of(sides), triplets, None, out)
+        miner.mine((0, sides.columns))
     return sums
 
 
@@ -65,23 +67,18 @@ def triplet_gradient(extension: Any, sides: Sides, triplets: Triplets, weight: T
     # Whether it is the references' part, and where that goes.
     parts = (False, gx), (True, gx if sides.self_case else gy)
     among, most = references_of(sides), largest(sides)
+    shape = slots_of(sides), sides.anchors
+    pairs = [sides.x.new_empty(shape) if one else None for one in (True, True, triplets.swap)]
+    negative = sides.first.new_empty(shape)
+    miner = _Miner(extension, sides, among, triplets, weight, [None, *pairs, negative])
+    of_sides, tables = arguments_of(sides), addresses_of(*pairs, negative)
+    queue = queue_of(sides.x)
     for window in windows(sides):
-        shape = window[1], sides.anchors
-        wanted = True, True, triplets.swap
-        pairs = [sides.x.new_empty(shape) if one else None for one in wanted]
-        negative = sides.first.new_empty(shape)
-        out = [None, *pairs, negative]
-        _mine(extension, sides, among, triplets, window, weight, out)
+        miner.mine(window)
         for references, to in parts:
             if to is not None:
                 extension.cuda_mined_gradient(
-                    arguments_of(sides),
-                    window,
-                    most.data_ptr(),
-                    addresses_of(*pairs, negative),
-                    references,
-                    to.data_ptr(),
-                    queue_of(to),
+                    of_sides, window, most.data_ptr(), tables, references, to.data_ptr(), queue
                 )
     return gx, gy
 
@@ -96,14 +93,18 @@ def angular_gradient(extension: Any, sides: Sides, tangent: float, weight: Tenso
     return _gradient(extension, sides, _Rule.angular(tangent), weight)
 
 
+def slots_of(sides: Sides) -> int:
+    """Slots of a window."""
+    most = max(0, sides.columns - int(sides.self_case))
+    return min(most, max(LEAST_SLOTS, MOST_PAIRS // max(1, sides.anchors)))
+
+
 def windows(sides: Sides) -> Iterator[tuple[int, int]]:
     """The first slot of every window, and how many slots it has."""
-    if not sides.anchors or not sides.columns:
-        return
-    most = sides.columns - int(sides.self_case)
-    slots = min(most, max(LEAST_SLOTS, MOST_PAIRS // sides.anchors))
-    for base in range(0, most, max(1, slots)):
-        yield base, slots
+    slots = slots_of(sides)
+    if sides.anchors and slots:
+        for base in range(0, sides.columns - int(sides.self_case), slots):
+            yield base, slots
 
 
 def largest(sides: Sides) -> Tensor:
@@ -130,36 +131,30 @@ def references_of(sides: Sides) -> Sides:
     )
 
 
-def _mine(
-    extension: Any,
-    sides: Sides,
-    among: Sides,
-    triplets: Triplets,
-    window: tuple[int, int],
-    weight: Tensor | None,
-    out: list[Tensor | None],
-) -> None:
-    """Mines the slots of a window: adds to the sums, or given weights (B,) differentiates."""
-    if not sides.anchors or not sides.columns:
-        return
-    numbers = sides.order_x.contiguous()
-    draw = float(triplets.cutoff), float(triplets.beyond), float(triplets.seed)
-    mining = (
-        _MINING[triplets.mining],
-        (*_numbers(triplets), *draw),
-        sides.features,
-        numbers.data_ptr(),
-    )
-    with Inputs(weight) as (weights,):
-        extension.cuda_mined(
-            arguments_of(sides),
-            arguments_of(among),
-            mining,
-            window,
-            weights,
-            addresses_of(*out),
-            queue_of(sides.x),
-        )
+class _Miner:
+    """Mines the slots of windows: adds to the sums, or given weights (B,) differentiates."""
+
+    def __init__(
+        self,
+        extension: Any,
+        sides: Sides,
+        among: Sides,
+        triplets: Triplets,
+        weight: Tensor | None,
+        out: list[Tensor | None],
+    ) -> None:
+        self.extension = extension
+        numbers = sides.order_x.contiguous()
+        draw = float(triplets.cutoff), float(triplets.beyond), float(triplets.seed)
+        parameters = (*_numbers(triplets), *draw)
+        mining = _MINING[triplets.mining], parameters, sides.features, numbers.data_ptr()
+        weight = None if weight is None else weight.float().contiguous()
+        self.given = arguments_of(sides), arguments_of(among), mining
+        self.outputs = [*addresses_of(weight), addresses_of(*out), queue_of(sides.x)]
+        self.kept = sides, among, numbers, weight, out  # whose addresses these are
+
+    def mine(self, window: tuple[int, int]) -> None:
+        self.extension.cuda_mined(*self.given, window, *self.outputs)
 
 
 def _numbers(triplets: Triplets) -> tuple[float, float, float]:
@@ -192,27 +187,27 @@ def _gradient(extension: Any, sides: Sides, rule: _Rule, weight: Tensor) -> Both
         gy = _Parts(extension, sides.swapped(), among)
     # Pairs of a positive and a negative are of two references.
     of_references = gx if sides.self_case else gy
+    parts = [("both" if sides.self_case else "anchors", sides, gx)]
+    parts.append(("references", sides.swapped(), gy))
+    parts.append(("positives", among, of_references if rule.kind != "triplets" else None))
+    shape = slots_of(sides), sides.anchors
+    wanted = True, True, rule.kind == "angular"
+    tables = [sides.x.new_empty(shape) if one else None for one in wanted]
+    of_sides, of_among, numbers = arguments_of(sides), arguments_of(among), rule.arguments()
+    queue, largest_at, outputs = queue_of(sides.x), most.data_ptr(), addresses_of(None, *tables)
     with Inputs(weight) as (weights,):
+        calls = [
+            ([arguments_of(rows), of_sides, of_among], _ROWS[name], to.parts.data_ptr())
+            for name, rows, to in parts
+            if to is not None
+        ]
+        inputs = [weights, *addresses_of(*tables)]
         for window in windows(sides):
-            shape = window[1], sides.anchors
-            wanted = True, True, rule.kind == "angular"
-            tables = [sides.x.new_empty(shape) if one else None for one in wanted]
-            extension.cuda_slot_sums(
-                arguments_of(sides),
-                arguments_of(among),
-                rule.arguments(),
-                window,
-                weights,
-                addresses_of(None, *tables),
-                queue_of(sides.x),
-            )
-            given = rule, window, most, [weights, *addresses_of(*tables)]
-            if gx is not None:
-                gx.add("both" if sides.self_case else "anchors", sides, sides, among, *given)
-            if gy is not None:
-                gy.add("references", sides.swapped(), sides, among, *given)
-            if rule.kind != "triplets" and of_references is not None:
-                of_references.add("positives", among, sides, among, *given)
+            extension.cuda_slot_sums(of_sides, of_among, numbers, window, weights, outputs, queue)
+            for of_all, rows_are, to in calls:
+                extension.cuda_slot_gradient(
+                    of_all, numbers, window, largest_at, rows_are, inputs, to, queue
+                )
     return (None if gx is None else gx.total(), None if gy is None else gy.total())
 
 
@@ -220,33 +215,9 @@ class _Parts:
     """A gradient (B, Dp) at rows that are the anchors of all these sides, in parts by columns."""
 
     def __init__(self, extension: Any, *sides: Sides) -> None:
-        self.extension = extension
         splits = max(extension.cuda_gradient_splits(arguments_of(one)) for one in sides)
         x = sides[0].x
         self.parts = x.new_zeros(splits, *x.shape)
-
-    def add(
-        self,
-        rows_are: str,
-        rows: Sides,
-        sides: Sides,
-        among: Sides,
-        rule: _Rule,
-        window: tuple[int, int],
-        most: Tensor,
-        tables: list[int],
-    ) -> None:
-        """Adds a window's part of the pairs of these rows with their columns."""
-        self.extension.cuda_slot_gradient(
-            [arguments_of(rows), arguments_of(sides), arguments_of(among)],
-            rule.arguments(),
-            window,
-            most.data_ptr(),
-            _ROWS[rows_are],
-            tables,
-            self.parts.data_ptr(),
-            queue_of(self.parts),
-        )
 
     def total(self) -> Tensor:
         return self.parts.sum(0)
