@@ -14,7 +14,7 @@ pytest.importorskip("triton")
 from dmlap_kernels.backends.device.packing import Sides, pack_rows
 from dmlap_kernels.backends.device.sweeps import Triplets
 from dmlap_kernels.backends.triton.sweeps import TritonSweeps
-from tests.triton.aot import Launch, assert_fits, launches
+from tests.triton.aot import assert_fits, launches
 
 SWEEPS = TritonSweeps()
 ONES = torch.ones(200)
@@ -50,27 +50,17 @@ CALLS: dict[str, Callable[[], Any]] = {
 }
 
 
-def one_window(found: list[Launch]) -> list[Launch]:
-    """Without those that differ from an earlier one in numbers alone: other windows or blocks."""
-    compiled = {}
-    for launch in found:
-        constants = [p.name for p in launch.kernel.params if p.is_constexpr]
-        key = (launch.kernel, *(launch.arguments[name] for name in constants))
-        compiled.setdefault(key, launch)
-    return list(compiled.values())
-
-
 @pytest.mark.parametrize("capability", [80, 90, 100])
 @pytest.mark.parametrize("name", CALLS)
 def test_fits(name: str, capability: int, monkeypatch: Any, tmp_path: Path) -> None:
-    found = one_window(launches(monkeypatch, CALLS[name]))
+    found = launches(monkeypatch, CALLS[name], capability)
     assert found
     for launch in found:
-        assert_fits(launch, capability, tmp_path)
+        assert_fits(launch, tmp_path)
 
 
 def test_a_lower_precision_fits(monkeypatch: Any, tmp_path: Path) -> None:
     sides = packed(precision="high")
     call = lambda: SWEEPS.triplet_gradient(sides, triplets("all"), ONES)  # noqa: E731
-    for launch in one_window(launches(monkeypatch, call)):
-        assert_fits(launch, 90, tmp_path)
+    for launch in launches(monkeypatch, call, 90):
+        assert_fits(launch, tmp_path)
