@@ -33,7 +33,7 @@ LAUNCHES = {
     "draw": Launch(16, 32, 32, 4, 2),
     "mined_terms": Launch(32, 0, 32, 4, 2),
     "slot_sums": Launch(16, 32, 32, 4, 2),
-    "slot_gradient": Launch(16, 32, 16, 4, 1),
+    "slot_gradient": Launch(16, 32, 32, 4, 1),
 }
 _INTERPRETED = Launch(32, 32, 32, 4, 1)
 # Columns are split among so many programs at most, where the results of parts can meet.
