@@ -47,11 +47,12 @@ def main() -> None:
 
 def _search(args: argparse.Namespace) -> None:
     path = args.out / "search.jsonl"
+    names: set[str] = set()  # of the rounds so far: later ones do not tell what these try
     for number in range(ROUNDS):
-        execute(plain_search(number), args.data, path, args.workers)
-        plain = best_of(_of(path, "plain")).items()
-        best_plain = {loss: entry["config"] for (loss, _), entry in plain}
-        execute(dmlap_search(number, best_plain), args.data, path, args.workers)
+        names |= execute(plain_search(number), args.data, path, args.workers)
+        best = best_of([entry for entry in read(path) if entry["name"] in names])
+        configs = {key: entry["config"] for key, entry in best.items()}
+        names |= execute(dmlap_search(number, configs), args.data, path, args.workers)
 
 
 def _judge(stage: str, args: argparse.Namespace) -> None:
@@ -70,10 +71,6 @@ def _judge(stage: str, args: argparse.Namespace) -> None:
     else:
         runs = final_runs(best) if stage == "final" else sweep_runs(best)
     execute(runs, args.data, args.out / f"{stage}.jsonl", args.workers)
-
-
-def _of(path: Path, method: str) -> list[dict]:
-    return [entry for entry in read(path) if entry["method"] == method]
 
 
 if __name__ == "__main__":

@@ -24,12 +24,20 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def execute(runs: Iterable[Run], source: str, path: Path, workers: int) -> None:
-    """Run what ``path`` does not hold yet, and append it."""
-    done = {entry["name"] for entry in read(path)}
-    missing = [(run, source) for run in runs if run.name not in done]
+def execute(runs: Iterable[Run], source: str, path: Path, workers: int) -> set[str]:
+    """Run what ``path`` does not hold yet, and append it; the names of all the runs.
+
+    Lines of the same name with another configuration are of earlier settings, and go.
+    """
+    wanted = {run.name: run for run in runs}
+    lines = read(path)
+    kept = [e for e in lines if e["name"] not in wanted or e["config"] == wanted[e["name"]].config]
+    if len(kept) < len(lines):
+        path.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
+    done = {entry["name"] for entry in kept}
+    missing = [(run, source) for name, run in wanted.items() if name not in done]
     if not missing:
-        return
+        return set(wanted)
     path.parent.mkdir(parents=True, exist_ok=True)
     os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that are started now
     with multiprocessing.get_context("spawn").Pool(workers) as pool, open(path, "a") as file:
@@ -41,6 +49,7 @@ def execute(runs: Iterable[Run], source: str, path: Path, workers: int) -> None:
                 f"map@r {entry['map@r']:.4f}  {entry['name']}",
                 flush=True,
             )
+    return set(wanted)
 
 
 def _train(task: tuple[Run, str]) -> dict[str, Any]:

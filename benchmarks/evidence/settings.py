@@ -36,10 +36,11 @@ LOSS_OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "multi_similarity": ({}, {"beta": 20.0}),
     "nt_xent": ({}, {"temperature": 0.15}),
 }
-# The search has two rounds, each with six runs a loss and method. Plain batches try three rates
-# with both settings; either form of DMLAP tries variants at the rate and the setting that were best
-# for plain batches so far.
-RATES = ((3e-4, 1e-3, 3e-3), (2e-3, 5e-3, 1e-2))
+# The search has three rounds, each with six runs a loss and method. Plain batches try three rates
+# with both settings. Either form of DMLAP tries variants, at the rate and the setting that were
+# best for plain batches so far; in the last round the rates of plain batches with both settings,
+# for its own best variant so far.
+RATES = ((3e-4, 1e-3, 3e-3), (2e-3, 5e-3, 1e-2), (2e-2, 3e-2, 5e-2))
 ROUNDS = len(RATES)
 _FIRST: dict[str, tuple[dict[str, Any], ...]] = {
     "dmlap": (
@@ -115,14 +116,23 @@ def plain_search(round_number: int) -> Iterator[Run]:
                 )
 
 
-def dmlap_search(round_number: int, best_plain: dict[str, dict[str, Any]]) -> Iterator[Run]:
-    """Six runs a loss and form of DMLAP, at what was best for plain batches of the loss."""
-    for loss, plain in best_plain.items():
-        inherited = {n: plain[n] for n in ("learning_rate", "loss_options")}
-        for method, variants in VARIANTS[round_number].items():
-            for variant in variants:
-                changed = {**inherited, **variant, "seed": SEARCH_SEED, "validation": 0.2}
-                yield _run(_text(variant), loss, method, **changed)
+def dmlap_search(round_number: int, best: dict[tuple[str, str], dict[str, Any]]) -> Iterator[Run]:
+    """Six runs a loss and form of DMLAP, given the best of each loss and method so far."""
+    of_search = {"seed": SEARCH_SEED, "validation": 0.2}
+    for loss, options in LOSS_OPTIONS.items():
+        for method in METHODS[1:]:
+            if round_number < len(VARIANTS):
+                plain = best[loss, "plain"]
+                inherited = {n: plain[n] for n in ("learning_rate", "loss_options")}
+                for variant in VARIANTS[round_number][method]:
+                    changed = {**inherited, **variant, **of_search}
+                    yield _run(_text(variant), loss, method, **changed)
+                continue
+            own = _chosen(best[loss, method])
+            for rate in RATES[round_number]:
+                for chosen in options:
+                    changed = {"learning_rate": rate, "loss_options": chosen, **of_search}
+                    yield _run(f"rate={rate:g} {chosen}", loss, method, **{**own, **changed})
 
 
 def _text(variant: dict[str, Any]) -> str:

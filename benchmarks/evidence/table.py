@@ -59,17 +59,18 @@ def _introduction(search: Entries, final: Entries) -> str:
     common = ", ".join(f"{name} {value}" for name, value in COMMON.items())
     return f"""# Does DMLAP help? Omniglot, seeds and intervals
 
-Made by `python -m benchmarks.evidence all --data omniglot:PATH --out DIR`, about an hour on two
-cores; without `--out` it goes on from the runs in this folder.
+Made by `python -m benchmarks.evidence all --data omniglot:PATH --out DIR`, one and a half hours on
+two cores; without `--out` it goes on from the runs in this folder.
 
 Every run: {common}; Adam, one-cycle.
 `plain`: batches of C x M with the in-batch loss. `dmlap`: alternating projections, classes at
 random. `dmlap+hard`: part of the classes are hard for the others.
 
 - The search trained with seed {SEARCH_SEED} on background alphabets and judged on others of them,
-  held out (a fifth of the classes), {runs} runs for every loss and method, in rounds of six. Plain
-  batches: three rates with two settings of the loss. Either form of DMLAP: six variants, at the
-  rate and setting that were best for plain so far. The best MAP@R won.
+  held out (a fifth of the classes), {runs} runs for every loss and method, in three rounds of six.
+  Plain batches: three rates with two settings of the loss. Either form of DMLAP: six variants, at
+  the rate and setting that were best for plain so far; in the third round its own best variant, at
+  the rates and settings of plain. The best MAP@R won.
 {judged}
 """
 
