@@ -41,7 +41,10 @@ export DMLAP_CUDA=1 DMLAP_CUDA_ARCHS=$capability
 # Editable: what runs in this folder imports the package that lies here.
 step build 180 "$python" -m pip install --no-build-isolation --no-deps -e . || exit 1
 step info 30 "$python" -m dmlap_kernels info
-step tests 90 "$python" -m pytest -q tests/gpu
+# Triton compiles in each process of pytest-xdist's, where it is installed.
+workers=()
+"$python" -c 'import xdist' 2> /dev/null && workers=(-n 6)
+step tests 120 "$python" -m pytest -q "${workers[@]}" tests/gpu
 if command -v compute-sanitizer > /dev/null; then
   for tool in memcheck racecheck; do
     step "$tool" 60 compute-sanitizer --tool "$tool" --error-exitcode 9 \

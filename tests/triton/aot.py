@@ -18,6 +18,7 @@ from dmlap_kernels.backends.triton import configurations
 
 # Shared memory of a program, in bytes, by capability.
 SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+_RUN = JITFunction.run
 _CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 
@@ -57,10 +58,9 @@ def launches(monkeypatch: Any, call: Callable[[], Any], capability: int) -> list
     """What a call launches on a chip, without running it; what differs from an earlier launch in
     numbers alone is left out."""
     found: dict[int, Launch] = {}
-    run = JITFunction.run
 
     def record(self: JITFunction, *args: Any, grid: Any, warmup: bool, **keywords: Any) -> None:
-        compiled = run(self, *args, grid=grid, warmup=True, **keywords)
+        compiled = _RUN(self, *args, grid=grid, warmup=True, **keywords)
         arguments = dict(zip(self.arg_names, args, strict=False)) | keywords
         found.setdefault(id(compiled), Launch(self, arguments, compiled, capability))
 

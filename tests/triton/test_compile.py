@@ -23,9 +23,12 @@ from tests.triton.aot import Launch, assert_fits, launches
 CLIPPED = Exponent(2.0, 0.3, 1, -0.3)
 
 
-def packed(distance: str = "euclidean", precision: str = "highest", refs: bool = False) -> Sides:
-    x, labels = torch.randn(200, 128), torch.arange(200) // 4
-    y = (torch.randn(300, 128), torch.arange(300) // 4) if refs else (None, None)
+def packed(
+    distance: str = "euclidean", precision: str = "highest", refs: bool = False, rows: int = 200
+) -> Sides:
+    x, labels = torch.randn(rows, 128), torch.arange(rows) // 4
+    columns = rows + 100
+    y = (torch.randn(columns, 128), torch.arange(columns) // 4) if refs else (None, None)
     return pack_rows(x, y[0], (labels, y[1]), distance, False, precision)
 
 
@@ -99,3 +102,16 @@ def test_references_fit(name: str, monkeypatch: Any, tmp_path: Path) -> None:
         assert [launch.arguments["rows_weigh"] for launch in found] == [True, False]
     for launch in found:
         assert_fits(launch, tmp_path)
+
+
+@pytest.mark.parametrize("refs", [False, True], ids=["self", "refs"])
+@pytest.mark.parametrize("name", CALLS)
+def test_batches_of_every_size_share_kernels(name: str, refs: bool, monkeypatch: Any) -> None:
+    """The last batch of an epoch, smaller than the others, compiles nothing."""
+
+    def call() -> None:
+        for rows in (200, 208, 17, 1):
+            CALLS[name](TritonSweeps(), packed(refs=refs, rows=rows))
+
+    sides = 2 if refs and name == "gradient-mined" else 1
+    assert len(launches(monkeypatch, call, 90)) == sides

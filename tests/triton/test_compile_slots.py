@@ -20,9 +20,12 @@ SWEEPS = TritonSweeps()
 ONES = torch.ones(200)
 
 
-def packed(distance: str = "euclidean", refs: bool = False, precision: str = "highest") -> Sides:
-    x, labels = torch.randn(200, 128), torch.arange(200) // 4
-    y = (torch.randn(300, 128), torch.arange(300) // 4) if refs else (None, None)
+def packed(
+    distance: str = "euclidean", refs: bool = False, precision: str = "highest", rows: int = 200
+) -> Sides:
+    x, labels = torch.randn(rows, 128), torch.arange(rows) // 4
+    columns = rows + 100
+    y = (torch.randn(columns, 128), torch.arange(columns) // 4) if refs else (None, None)
     return pack_rows(x, y[0], (labels, y[1]), distance, False, precision)
 
 
@@ -64,3 +67,20 @@ def test_a_lower_precision_fits(monkeypatch: Any, tmp_path: Path) -> None:
     call = lambda: SWEEPS.triplet_gradient(sides, triplets("all"), ONES)  # noqa: E731
     for launch in launches(monkeypatch, call, 90):
         assert_fits(launch, tmp_path)
+
+
+@pytest.mark.parametrize("mining", ["semihard", "distance_weighted", "all"])
+@pytest.mark.parametrize("refs", [False, True], ids=["self", "refs"])
+def test_batches_of_every_size_share_kernels(mining: str, refs: bool, monkeypatch: Any) -> None:
+    """Of the launches of the smaller batches none compiles anything."""
+
+    def call(*sizes: int) -> None:
+        for rows in sizes:
+            sides = packed(refs=refs, rows=rows)
+            SWEEPS.triplet_sums(sides, triplets(mining))
+            # As a slice, which nothing aligns.
+            SWEEPS.triplet_gradient(sides, triplets(mining), torch.ones(rows + 1)[1:])
+
+    alone = launches(monkeypatch, lambda: call(200), 90)
+    together = launches(monkeypatch, lambda: call(200, 208, 17, 2), 90)
+    assert len(together) == len(alone) > 3

@@ -28,7 +28,7 @@ def _runs(ends, group, groups):
     return begin, end - begin
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["x_classes", "y_classes"])
 def class_scores_kernel(
     X, Y, x_norms, y_norms, first, last, thresholds, ends_x, ends_y, sums, smallest,
     x_classes, y_classes, width,

@@ -16,7 +16,15 @@ from torch import Tensor
 from dmlap_kernels.backends.device.packing import Sides
 from dmlap_kernels.backends.device.sweeps import Extremes
 from dmlap_kernels.backends.triton.configurations import launch_of, splits_of
-from dmlap_kernels.backends.triton.tile import Pairs, Tiling, distances, row_block, sides_of
+from dmlap_kernels.backends.triton.tile import (
+    Pairs,
+    Tiling,
+    columns_of,
+    distances,
+    row_block,
+    rows_of,
+    sides_of,
+)
 
 _EMPTY = torch.iinfo(torch.int64).max
 
@@ -37,7 +45,7 @@ def _keep_least(keys, index, count, d, other, pairs_of, axis: tl.constexpr):
     tl.atomic_min(keys + index, key, mask=(index < count) & (column < 2147483647), sem="relaxed")
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["negative_keys", "negative_sums"])
 def extremes_kernel(
     pairs,
     positive_keys,  # (rows,)
@@ -50,7 +58,7 @@ def extremes_kernel(
 ):
     rows, first, last, low, high = row_block(pairs, tl.program_id(0), how)
     start = tl.program_id(1) * span
-    end = tl.minimum(start + span, pairs.columns)
+    end = tl.minimum(start + span, columns_of(pairs))
     if how.self_case:
         start = tl.maximum(start, tl.program_id(0) * how.BM // how.BN * how.BN)
     positive_sum = tl.zeros((how.BM,), dtype=tl.float32)
@@ -59,14 +67,16 @@ def extremes_kernel(
         columns = c + tl.arange(0, how.BN)
         d = distances(pairs, rows, columns, how)
         positive, negative = sides_of(pairs, rows, columns, first, last, how)
-        _keep_least(negative_keys, rows, pairs.rows, d, columns[None, :], negative, 1)
+        _keep_least(negative_keys, rows, rows_of(pairs), d, columns[None, :], negative, 1)
         if how.self_case:
-            _keep_least(negative_keys, columns, pairs.columns, d, rows[:, None], negative, 0)
+            _keep_least(negative_keys, columns, columns_of(pairs), d, rows[:, None], negative, 0)
         runs = (c < high) & (c + how.BN > low)
         if runs:
-            _keep_least(positive_keys, rows, pairs.rows, -d, columns[None, :], positive, 1)
+            _keep_least(positive_keys, rows, rows_of(pairs), -d, columns[None, :], positive, 1)
             if how.self_case:
-                _keep_least(positive_keys, columns, pairs.columns, -d, rows[:, None], positive, 0)
+                _keep_least(
+                    positive_keys, columns, columns_of(pairs), -d, rows[:, None], positive, 0
+                )
         if sums:
             if how.self_case:
                 later = rows[:, None] < columns[None, :]
@@ -76,9 +86,9 @@ def extremes_kernel(
             negative_sum += tl.sum(tl.where(negative, d, 0.0), axis=1)
     if sums:
         share = 2.0 if how.self_case else 1.0
-        at = tl.program_id(1).to(tl.int64) * pairs.rows + rows
-        tl.store(positive_sums + at, share * positive_sum, mask=rows < pairs.rows)
-        tl.store(negative_sums + at, share * negative_sum, mask=rows < pairs.rows)
+        at = tl.program_id(1).to(tl.int64) * rows_of(pairs) + rows
+        tl.store(positive_sums + at, share * positive_sum, mask=rows < rows_of(pairs))
+        tl.store(negative_sums + at, share * negative_sum, mask=rows < rows_of(pairs))
 
 
 def extremes(sides: Sides, sums: bool) -> Extremes:

@@ -27,7 +27,15 @@ from dmlap_kernels.backends.device.packing import Sides
 from dmlap_kernels.backends.device.sweeps import Exponent
 from dmlap_kernels.backends.triton.configurations import groups_of, launch_of, splits_of
 from dmlap_kernels.backends.triton.policies import numbers_of, slope_of
-from dmlap_kernels.backends.triton.tile import Pairs, Tiling, distances, row_block, sides_of
+from dmlap_kernels.backends.triton.tile import (
+    Pairs,
+    Tiling,
+    columns_of,
+    distances,
+    row_block,
+    rows_of,
+    sides_of,
+)
 
 
 class Policy(NamedTuple):
@@ -77,14 +85,17 @@ def forward_kernel(
         if group > slot:
             return
         block = length
-    part = tl.num_programs(1).to(tl.int64) * pairs.rows
-    of_rows = slot.to(tl.int64) * pairs.rows
-    of_columns = group.to(tl.int64) * pairs.rows
+    part = tl.num_programs(1).to(tl.int64) * rows_of(pairs)
+    of_rows = slot.to(tl.int64) * rows_of(pairs)
+    of_columns = group.to(tl.int64) * rows_of(pairs)
     begin, start = group * block, slot * length
-    end, stop = tl.minimum(begin + block, pairs.rows), tl.minimum(start + length, pairs.columns)
+    end, stop = (
+        tl.minimum(begin + block, rows_of(pairs)),
+        tl.minimum(start + length, columns_of(pairs)),
+    )
     for r in range(begin, end, how.BM):
         rows, first, last, low, high = row_block(pairs, r // how.BM, how)
-        row = (numbers, pairs.rows, rows[:, None])
+        row = (numbers, rows_of(pairs), rows[:, None])
         own = empty(how.BM)
         for c in range(start, stop, how.BN):
             columns = c + tl.arange(0, how.BN)
@@ -94,13 +105,13 @@ def forward_kernel(
             own = merge(own, visit(slope, row, d, positive, negative, runs, pe, ne, 1))
             if how.self_case:
                 if group < slot:
-                    column = (numbers, pairs.rows, columns[None, :])
+                    column = (numbers, rows_of(pairs), columns[None, :])
                     found = visit(slope, column, d, positive, negative, runs, pe, ne, 0)
-                    at, there = of_columns + columns, columns < pairs.columns
+                    at, there = of_columns + columns, columns < columns_of(pairs)
                     if r > begin:
                         found = _merged(partials, part, at, there, found, size, merge)
                     _store(partials, part, at, there, found, size)
-        _store(partials, part, of_rows + rows, rows < pairs.rows, own, size)
+        _store(partials, part, of_rows + rows, rows < rows_of(pairs), own, size)
         if how.self_case:
             tl.debug_barrier()  # the next rows read what these left of the columns
 

@@ -18,9 +18,11 @@ from dmlap_kernels.backends.triton.policies import TERMS, WEIGHERS, numbers_of, 
 from dmlap_kernels.backends.triton.tile import (
     Pairs,
     Tiling,
+    columns_of,
     distances_and_near,
     product,
     row_block,
+    rows_of,
     sides_of,
 )
 
@@ -32,8 +34,8 @@ def _without_near(pairs, rows, columns, v, feature, total, how: tl.constexpr):
     first = tl.min(columns)
     y_at = pairs.y + first.to(tl.int64) * pairs.features + feature
     x_at = pairs.x + rows.to(tl.int64)[:, None] * pairs.features + feature[None, :]
-    there = (rows < pairs.rows)[:, None] & (feature < pairs.features)[None, :]
-    for j in range(0, tl.minimum(how.BN, pairs.columns - first)):
+    there = (rows < rows_of(pairs))[:, None] & (feature < pairs.features)[None, :]
+    for j in range(0, tl.minimum(how.BN, columns_of(pairs) - first)):
         weight = tl.sum(tl.where((tl.arange(0, how.BN) == j)[None, :], v, 0.0), axis=1)
         if tl.max(tl.abs(weight)) > 0:
             y = tl.load(y_at + j * pairs.features, mask=feature < pairs.features, other=0.0)
@@ -65,12 +67,12 @@ def gradient_kernel(
     total = tl.zeros((how.BM, BD), dtype=tl.float32)
     weights = tl.zeros((how.BM,), dtype=tl.float32)
     start = tl.program_id(2) * span
-    for c in range(start, tl.minimum(start + span, pairs.columns), how.BN):
+    for c in range(start, tl.minimum(start + span, columns_of(pairs)), how.BN):
         columns = c + tl.arange(0, how.BN)
         d, near = distances_and_near(pairs, rows, columns, how)
         positive, negative = sides_of(pairs, rows, columns, first, last, how)
-        row = (of_rows, pairs.rows, rows[:, None])
-        column = (of_columns, pairs.columns, columns[None, :])
+        row = (of_rows, rows_of(pairs), rows[:, None])
+        column = (of_columns, columns_of(pairs), columns[None, :])
         v = tl.zeros((how.BM, how.BN), dtype=tl.float32)
         if rows_weigh:
             v += weigh(slope, term, d, positive, negative, row, column, pe, ne)
@@ -90,16 +92,16 @@ def gradient_kernel(
             active = tl.max(tl.abs(v)) > 0
         if active:
             at = columns.to(tl.int64)[:, None] * pairs.features + feature[None, :]
-            there = (columns < pairs.columns)[:, None] & inside[None, :]
+            there = (columns < columns_of(pairs))[:, None] & inside[None, :]
             total = product(v, tl.load(pairs.y + at, mask=there, other=0.0), total, how)
             weights += tl.sum(v, axis=1)
     at = rows.to(tl.int64)[:, None] * pairs.features + feature[None, :]
-    there = (rows < pairs.rows)[:, None] & inside[None, :]
+    there = (rows < rows_of(pairs))[:, None] & inside[None, :]
     if how.distance == "euclidean" or how.distance == "sqeuclidean":
         total = weights[:, None] * tl.load(pairs.x + at, mask=there, other=0.0) - total
     else:
         total = -total
-    part = tl.program_id(2).to(tl.int64) * pairs.rows * pairs.features
+    part = tl.program_id(2).to(tl.int64) * rows_of(pairs) * pairs.features
     tl.store(out + part + at, total, mask=there)
 
 

@@ -47,7 +47,7 @@ def _keys(
     return tl.where(there, (ordered(d) << 32) | column[None, :], _NOTHING)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "columns", "k"])
 def nearest_on_chip(
     X, Y, x_norms, y_norms, found, rows, columns, width, k,
     SELF: tl.constexpr, DISTANCE: tl.constexpr, PRECISION: tl.constexpr, NEAR: tl.constexpr,
@@ -71,7 +71,7 @@ def nearest_on_chip(
     tl.store(found + row[:, None] * k + place[None, :], best, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["row_offset", "column_offset", "rows", "columns"])
 def block_of_keys(
     X, Y, x_norms, y_norms, keys, row_offset, column_offset, rows, columns, width, pitch,
     SELF: tl.constexpr, DISTANCE: tl.constexpr, PRECISION: tl.constexpr, NEAR: tl.constexpr,

@@ -217,7 +217,7 @@ def finish(
     tl.store(gradient + where, before + found, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["anchors", "references"], do_not_specialize_on_alignment=["weights"])
 def slot_gradient(
     X, Y, x_norms, y_norms, x_class, y_class, first, last, col_first, col_last, largest,
     dp, weights, by_ap, by_an, by_pn, share, mined, gradient,

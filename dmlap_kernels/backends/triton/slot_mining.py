@@ -43,7 +43,7 @@ def positive_at(start, slot, anchor, SELF: tl.constexpr):
     return column
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["anchors"])
 def positive_distances(
     X, Y, first, last, dp, best, base, window, anchors, width,
     MINED: tl.constexpr, SELF: tl.constexpr, DISTANCE: tl.constexpr,
@@ -64,7 +64,7 @@ def positive_distances(
             tl.store(best + at, tl.full((ROWS,), NOTHING, tl.int64), mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["anchors", "references"])
 def semihard(
     X, Y, x_norms, y_norms, x_class, y_class, first, last, dp, best, fallback,
     base, window, anchors, references, width, split,
@@ -144,7 +144,7 @@ def _log_weight(d, possible, low, high, closeness, farness, DISTANCE: tl.constex
     return tl.where(possible, weight, float("-inf"))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["anchors", "references", "seed"])
 def draw(
     X, Y, x_norms, y_norms, x_class, y_class, first, last, order, best, fallback,
     base, window, anchors, references, width, seed, low, high, closeness, farness,
@@ -206,7 +206,7 @@ def draw(
         tl.store(fallback + anchor, tl.where(final < 0, NEVER, -final + _LOW), mask=anchor_in)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["anchors"], do_not_specialize_on_alignment=["weights"])
 def mined_terms(
     X, Y, first, last, dp, best, fallback, weights, sums, by_ap, by_an, by_pn, mined,
     base, window, margin, anchors, width,

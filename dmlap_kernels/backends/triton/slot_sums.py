@@ -18,7 +18,7 @@ SWAPPED = tl.constexpr(2)
 ANGULAR = tl.constexpr(3)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["anchors", "references"], do_not_specialize_on_alignment=["weights"])
 def slot_sums(
     X, Y, x_norms, y_norms, x_class, y_class, first, last, dp, weights, sums, by_ap, share,
     base, window, margin, spread, pull, anchors, references, width,

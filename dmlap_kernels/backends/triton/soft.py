@@ -12,7 +12,15 @@ from dmlap_kernels.backends.device.sweeps import Exponent, LogSums, PairTerms
 from dmlap_kernels.backends.triton.configurations import launch_of, splits_of
 from dmlap_kernels.backends.triton.forward import Policy, forward
 from dmlap_kernels.backends.triton.policies import TERMS, coefficient, numbers_of, slope_of
-from dmlap_kernels.backends.triton.tile import Pairs, Tiling, distances, row_block, sides_of
+from dmlap_kernels.backends.triton.tile import (
+    Pairs,
+    Tiling,
+    columns_of,
+    distances,
+    row_block,
+    rows_of,
+    sides_of,
+)
 
 
 @triton.jit
@@ -81,7 +89,7 @@ def log_sums(
     return LogSums(zp, zn, partials[4].sum(0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["zn_of_rows", "zn_of_columns", "weight_of_columns"])
 def pair_terms_kernel(
     pairs,
     zn_of_rows,  # (rows,)
@@ -97,7 +105,7 @@ def pair_terms_kernel(
     how: tl.constexpr,
 ):
     rows, first, last, low, high = row_block(pairs, tl.program_id(0), how)
-    exists = rows < pairs.rows
+    exists = rows < rows_of(pairs)
     zn = tl.load(zn_of_rows + rows, mask=exists, other=0.0)[:, None]
     total = tl.zeros((how.BM,), dtype=tl.float32)
     slopes = tl.zeros((how.BM,), dtype=tl.float32)
@@ -110,19 +118,19 @@ def pair_terms_kernel(
         positive, _ = sides_of(pairs, rows, columns, first, last, how)
         other = zn
         if both_ends:
-            there = columns < pairs.columns
+            there = columns < columns_of(pairs)
             other = tl.load(zn_of_columns + columns, mask=there, other=0.0)[None, :]
         value, _, by_zn = term(slope(exponent, d) * (d - exponent[1]), zn, other)
         value = tl.where(positive, value, 0.0)
         by_zn = tl.where(positive, by_zn, 0.0)
         if weighted:
-            there = columns < pairs.columns
+            there = columns < columns_of(pairs)
             by_zn *= tl.load(weight_of_columns + columns, mask=there, other=0.0)[None, :]
         total += tl.sum(value, axis=1)
         slopes += tl.sum(by_zn, axis=1)
         nonzero += tl.sum((value > 0).to(tl.int32), axis=1)
-    part = tl.num_programs(1).to(tl.int64) * pairs.rows
-    at = tl.program_id(1).to(tl.int64) * pairs.rows + rows
+    part = tl.num_programs(1).to(tl.int64) * rows_of(pairs)
+    at = tl.program_id(1).to(tl.int64) * rows_of(pairs) + rows
     tl.store(sums + at, total, mask=exists)
     tl.store(sums + part + at, slopes, mask=exists)
     tl.store(counts + at, nonzero, mask=exists)

@@ -59,7 +59,7 @@ def _scores(
     return weighted / tl.where(some, total, 1.0), greatest, tl.where(some, total, 1.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["anchors"])
 def soft_triple_kernel(
     X, Y, norms_x, norms_y, first, last, begins, classes, found,
     anchors, width, la, sharpness, margin,
@@ -128,7 +128,7 @@ def _pair_weights(
     return tl.where(there[None, :], by_logit * slope, 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["anchors"], do_not_specialize_on_alignment=["weights"])
 def anchors_gradient_kernel(
     X, Y, norms_x, norms_y, first, last, begins, classes, kept, weights, gradient,
     anchors, width, la, sharpness,
@@ -170,7 +170,7 @@ def anchors_gradient_kernel(
     tl.store(to, acc, mask=anchor_in[:, None] & feature_in[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["anchors"], do_not_specialize_on_alignment=["weights"])
 def centres_gradient_kernel(
     X, Y, norms_x, norms_y, first, last, begins, classes, kept, weights, gradient,
     anchors, width, la, sharpness,

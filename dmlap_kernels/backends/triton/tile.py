@@ -23,7 +23,11 @@ NEAR = {"highest": 2e-2, "high": 5e-2, "medium": 1e-1}
 
 
 class Pairs(NamedTuple):
-    """`Sides` as a kernel reads them; in kernels ``x`` and the others are pointers."""
+    """`Sides` as a kernel reads them; in kernels ``x`` and the others are pointers.
+
+    Triton compiles anew for numbers that 16 divides. Features are such ones; of rows and columns
+    there are 16 times as many as here said, so that one kernel serves batches of every size.
+    """
 
     x: Any  # (rows, features)
     y: Any  # (columns, features)
@@ -31,13 +35,13 @@ class Pairs(NamedTuple):
     y_norms: Any  # (columns,)
     first: Any  # (rows,)
     last: Any  # (rows,)
-    rows: int
-    columns: int
+    rows_16: int
+    columns_16: int
     features: int
 
     @staticmethod
     def of(sides: Sides) -> Pairs:
-        sizes = sides.anchors, sides.columns, sides.x.shape[1]
+        sizes = 16 * sides.anchors, 16 * sides.columns, sides.x.shape[1]
         tensors = sides.x, sides.y, sides.x_norms, sides.y_norms, sides.first, sides.last
         return Pairs(*tensors, *sizes)
 
@@ -72,6 +76,16 @@ class Tiling:
 
 
 @triton.jit
+def rows_of(pairs):
+    return pairs.rows_16 // 16
+
+
+@triton.jit
+def columns_of(pairs):
+    return pairs.columns_16 // 16
+
+
+@triton.jit
 def product(a, b, total, how: tl.constexpr):
     """total + a @ b, of float32 (M, K) and (K, N), in the precision asked for."""
     if how.precision == "medium":
@@ -86,10 +100,10 @@ def product(a, b, total, how: tl.constexpr):
 def row_block(pairs, block, how: tl.constexpr):
     """A block's anchors (BM,), their runs, and the least run of columns that holds all of these."""
     rows = block * how.BM + tl.arange(0, how.BM)
-    exists = rows < pairs.rows
+    exists = rows < rows_of(pairs)
     first = tl.load(pairs.first + rows, mask=exists, other=0)
     last = tl.load(pairs.last + rows, mask=exists, other=0)
-    low = tl.min(tl.where(exists, first, pairs.columns))
+    low = tl.min(tl.where(exists, first, columns_of(pairs)))
     high = tl.max(last)
     return rows, first, last, low, high
 
@@ -98,7 +112,7 @@ def row_block(pairs, block, how: tl.constexpr):
 def sides_of(pairs, rows, columns, first, last, how: tl.constexpr):
     """Masks (BM, BN) of the positive and the negative pairs of a tile."""
     same = (columns[None, :] >= first[:, None]) & (columns[None, :] < last[:, None])
-    exists = (rows < pairs.rows)[:, None] & (columns < pairs.columns)[None, :]
+    exists = (rows < rows_of(pairs))[:, None] & (columns < columns_of(pairs))[None, :]
     positive = same & exists
     if how.self_case:
         positive &= rows[:, None] != columns[None, :]
@@ -111,7 +125,7 @@ def distances_and_near(pairs, rows, columns, how: tl.constexpr):
     are, else 0.0 (a mask would have to pass through shared memory, which holds no single bits)."""
     at_x = pairs.x + rows.to(tl.int64)[:, None] * pairs.features
     at_y = pairs.y + columns.to(tl.int64)[None, :] * pairs.features
-    row_exists, column_exists = rows < pairs.rows, columns < pairs.columns
+    row_exists, column_exists = rows < rows_of(pairs), columns < columns_of(pairs)
     dots = tl.zeros((how.BM, how.BN), dtype=tl.float32)
     for k in range(0, pairs.features, how.BK):
         feature = k + tl.arange(0, how.BK)
@@ -144,7 +158,7 @@ def _from_differences(pairs, rows, columns, how: tl.constexpr):
     of_rows, of_columns = (rows - row) * pairs.features, (columns - column) * pairs.features
     at_x = pairs.x + row.to(tl.int64) * pairs.features
     at_y = pairs.y + column.to(tl.int64) * pairs.features
-    row_exists, column_exists = rows < pairs.rows, columns < pairs.columns
+    row_exists, column_exists = rows < rows_of(pairs), columns < columns_of(pairs)
     total = tl.zeros((how.BM, how.BN), dtype=tl.float32)
     for feature in range(0, pairs.features):
         x = tl.load(at_x + feature + of_rows, mask=row_exists, other=0.0)
