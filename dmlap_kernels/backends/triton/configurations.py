@@ -31,7 +31,7 @@ class Launch(NamedTuple):
 
 # Chosen so that no chip from sm_80 on runs out of registers or shared memory; not measured.
 LAUNCHES = {
-    "extremes": Launch(64, 64, 32, 8, 3),
+    "extremes": Launch(64, 64, 16, 8, 3),
     # What tiles leave their columns, besides their rows, takes registers.
     "hinge_sums": Launch(64, 32, 32, 8, 3),
     "log_sums": Launch(64, 32, 32, 8, 3),
@@ -41,7 +41,7 @@ LAUNCHES = {
     "gradient_of_products": Launch(64, 32, 32, 8, 2),
 }
 # From sm_90 on, products of 64 rows are those of warp groups, which leave more of the registers.
-_FROM_90 = {"gradient": Launch(64, 16, 16, 8, 2)}
+_FROM_90 = {"extremes": Launch(64, 64, 32, 8, 3), "gradient": Launch(64, 16, 16, 8, 2)}
 # Small enough for the interpreter, and for several tiles in small tests.
 _INTERPRETED = Launch(16, 16, 16, 4, 1)
 # Programs for each multiprocessor that a launch aims at by splitting its columns.
