@@ -19,14 +19,14 @@ from tests.losses.test_properties import EACH, EVERY, REFS, Options, of_losses, 
 @REFS
 @pytest.mark.parametrize("scale", [1.0, 30.0], ids=["near-origin", "far-from-origin"])
 def test_pairs_a_ten_thousandth_apart(
-    loss: str, options: Options, refs: bool, scale: float, backend: str
+    loss: str, options: Options, refs: bool, scale: float, backend: str, features: int = 16
 ) -> None:
     """Squared distances from norms alone would lose these distances altogether."""
     if LOSSES[loss].proxies and not refs:
         pytest.skip("proxies are references")
     g = torch.Generator().manual_seed(3)
-    centres = scale * torch.randn(20, 16, generator=g)
-    steps = torch.nn.functional.normalize(torch.randn(20, 16, generator=g))
+    centres = scale * torch.randn(20, features, generator=g)
+    steps = torch.nn.functional.normalize(torch.randn(20, features, generator=g))
     near = centres + 1e-4 * steps
     labels = torch.arange(20) // 2
     problem = Problem(centres, labels, near, labels, {})

@@ -24,11 +24,15 @@ CLIPPED = Exponent(2.0, 0.3, 1, -0.3)
 
 
 def packed(
-    distance: str = "euclidean", precision: str = "highest", refs: bool = False, rows: int = 200
+    distance: str = "euclidean",
+    precision: str = "highest",
+    refs: bool = False,
+    rows: int = 200,
+    features: int = 128,
 ) -> Sides:
-    x, labels = torch.randn(rows, 128), torch.arange(rows) // 4
+    x, labels = torch.randn(rows, features), torch.arange(rows) // 4
     columns = rows + 100
-    y = (torch.randn(columns, 128), torch.arange(columns) // 4) if refs else (None, None)
+    y = (torch.randn(columns, features), torch.arange(columns) // 4) if refs else (None, None)
     return pack_rows(x, y[0], (labels, y[1]), distance, False, precision)
 
 
@@ -93,6 +97,23 @@ def test_gradients_of_products_fit(capability: int, monkeypatch: Any, tmp_path: 
     assert_fits(launched(monkeypatch, "gradient-mined", capability, "cosine"), tmp_path)
 
 
+@pytest.mark.parametrize("capability", [80, 90, 100])
+@pytest.mark.parametrize("distance", ["euclidean", "cosine"])
+def test_gradients_of_many_features_fit(
+    distance: str, capability: int, monkeypatch: Any, tmp_path: Path
+) -> None:
+    """Weights, near pairs, and a product."""
+    sides = packed(distance, features=512)
+    found = launches(monkeypatch, lambda: TritonSweeps().gradient(sides, mined(sides)), capability)
+    names = [launch.kernel.__name__ for launch in found]
+    near = ["near_kernel"] if distance == "euclidean" else []
+    assert names == ["weights_kernel", *near, "product_kernel"]
+    for launch in found:
+        assert_fits(launch, tmp_path)
+    newest = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}[capability]
+    assert newest in found[0].ptx and newest in found[-1].ptx
+
+
 @pytest.mark.parametrize("name", ["hinge_sums", "log_sums", "gradient-mined"])
 def test_references_fit(name: str, monkeypatch: Any, tmp_path: Path) -> None:
     """A gradient is two launches, one for each side."""
@@ -115,3 +136,12 @@ def test_batches_of_every_size_share_kernels(name: str, refs: bool, monkeypatch:
 
     sides = 2 if refs and name == "gradient-mined" else 1
     assert len(launches(monkeypatch, call, 90)) == sides
+
+
+def test_panels_of_every_size_share_kernels(monkeypatch: Any) -> None:
+    def call() -> None:
+        for rows in (200, 208, 17, 1):
+            sides = packed(rows=rows, features=512)
+            TritonSweeps().gradient(sides, mined(sides))
+
+    assert len(launches(monkeypatch, call, 90)) == 3

@@ -39,6 +39,11 @@ LAUNCHES = {
     # Near pairs, which products do not have, take registers.
     "gradient": Launch(32, 16, 32, 8, 2),
     "gradient_of_products": Launch(64, 32, 32, 8, 2),
+    # For rows of more features than a program of the above holds. A tile of weights is one of a
+    # product, of BM rows and BK columns, and holds whole ones of near pairs.
+    "weights": Launch(64, 32, 32, 8, 3),
+    "near": Launch(32, 16, 32, 8, 2),
+    "product": Launch(64, 128, 32, 8, 3),
 }
 # From sm_90 on, products of 64 rows are those of warp groups, which leave more of the registers.
 _FROM_90 = {"extremes": Launch(64, 64, 32, 8, 3), "gradient": Launch(64, 16, 16, 8, 2)}
@@ -73,17 +78,19 @@ def _multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def splits_of(sides: Sides, launch: Launch, programs: int = 1) -> tuple[int, int]:
-    """Parts into which the columns are cut, and the columns of a part, a multiple of the tile's.
+def splits_of(sides: Sides, launch: Launch) -> tuple[int, int]:
+    """Parts into which the columns are cut, and the columns of a part, a multiple of the tile's."""
+    row_blocks = -(-sides.anchors // launch.BM)
+    parts, span = split(-(-sides.columns // launch.BN), row_blocks, sides.x.device)
+    return parts, span * launch.BN
 
-    ``programs`` run for each block of rows and part.
-    """
-    row_blocks = -(-sides.anchors // launch.BM) * programs
-    tiles = max(1, -(-sides.columns // launch.BN))
-    wanted = -(-_WAVES * _multiprocessors(sides.x.device) // max(1, row_blocks))
-    splits = min(wanted, tiles, _MOST_SPLITS)
-    span = -(-tiles // splits)
-    return -(-tiles // span), span * launch.BN
+
+def split(tiles: int, programs: int, device: torch.device) -> tuple[int, int]:
+    """Parts into which tiles are cut, and the tiles of one; ``programs`` run for each part."""
+    wanted = -(-_WAVES * _multiprocessors(device) // max(1, programs))
+    parts = min(wanted, max(1, tiles), _MOST_SPLITS)
+    span = -(-max(1, tiles) // parts)
+    return -(-max(1, tiles) // span), span
 
 
 def groups_of(sides: Sides, launch: Launch) -> tuple[int, int]:
@@ -94,7 +101,15 @@ def groups_of(sides: Sides, launch: Launch) -> tuple[int, int]:
     return -(-tiles // length), length * tile
 
 
+def panel_of(sides: Sides) -> int:
+    """Rows of a panel, whole tiles, whose weights take 64 MiB, or as much as the columns."""
+    if INTERPRETED:
+        return 2 * _INTERPRETED.BM
+    rows = max(2**24 // max(1, sides.columns), sides.x.shape[1])
+    return -(-rows // LAUNCHES["weights"].BM) * LAUNCHES["weights"].BM
+
+
 def width_of(features: int) -> int:
-    """Features (a power of two, at least 16) of a gradient that one program holds."""
+    """Features (a power of two, at least 16) of a gradient that one program holds, or some."""
     most = 32 if INTERPRETED else 128
     return min(most, max(16, 1 << (features - 1).bit_length()))

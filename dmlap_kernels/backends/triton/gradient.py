@@ -1,9 +1,4 @@
-"""The gradient of a loss whose pairs have weights: tiles again, times the rows of the other side.
-
-With v_ij = d loss / d d_ij over d_ij (euclidean), times 2 (sqeuclidean), or as it is, the gradient
-at x_i is (sum of v_ij) x_i - sum of v_ij y_j, for products without the first part. In the self case
-a pair weighs with the coefficients of both of its ends, so that one sweep holds both halves.
-"""
+"""The gradient of a loss whose pairs have weights: tiles again, times the other side's rows."""
 
 from __future__ import annotations
 
@@ -13,34 +8,18 @@ from torch import Tensor
 
 from dmlap_kernels.backends.device.packing import Sides
 from dmlap_kernels.backends.device.sweeps import Both, Weigher
+from dmlap_kernels.backends.triton import panels
 from dmlap_kernels.backends.triton.configurations import launch_of, splits_of, width_of
+from dmlap_kernels.backends.triton.factors import factors, without_near
 from dmlap_kernels.backends.triton.policies import TERMS, WEIGHERS, numbers_of, slope_of
 from dmlap_kernels.backends.triton.tile import (
     Pairs,
     Tiling,
     columns_of,
-    distances_and_near,
     product,
     row_block,
     rows_of,
-    sides_of,
 )
-
-
-@triton.jit
-def _without_near(pairs, rows, columns, v, feature, total, how: tl.constexpr):
-    """total (BM, BD) less the sums of v_ij (x_i - y_j) over the columns, whose weighted rows would
-    cancel but for a few digits."""
-    first = tl.min(columns)
-    y_at = pairs.y + first.to(tl.int64) * pairs.features + feature
-    x_at = pairs.x + rows.to(tl.int64)[:, None] * pairs.features + feature[None, :]
-    there = (rows < rows_of(pairs))[:, None] & (feature < pairs.features)[None, :]
-    for j in range(0, tl.minimum(how.BN, columns_of(pairs) - first)):
-        weight = tl.sum(tl.where((tl.arange(0, how.BN) == j)[None, :], v, 0.0), axis=1)
-        if tl.max(tl.abs(weight)) > 0:
-            y = tl.load(y_at + j * pairs.features, mask=feature < pairs.features, other=0.0)
-            total -= weight[:, None] * (tl.load(x_at, mask=there, other=0.0) - y[None, :])
-    return total
 
 
 @triton.jit
@@ -62,31 +41,20 @@ def gradient_kernel(
     how: tl.constexpr,
 ):
     rows, first, last, _low, _high = row_block(pairs, tl.program_id(0), how)
-    feature = tl.program_id(1) * BD + tl.arange(0, BD)
+    feature = tl.arange(0, BD)
     inside = feature < pairs.features
     total = tl.zeros((how.BM, BD), dtype=tl.float32)
     weights = tl.zeros((how.BM,), dtype=tl.float32)
-    start = tl.program_id(2) * span
+    start = tl.program_id(1) * span
     for c in range(start, tl.minimum(start + span, columns_of(pairs)), how.BN):
         columns = c + tl.arange(0, how.BN)
-        d, near = distances_and_near(pairs, rows, columns, how)
-        positive, negative = sides_of(pairs, rows, columns, first, last, how)
-        row = (of_rows, rows_of(pairs), rows[:, None])
-        column = (of_columns, columns_of(pairs), columns[None, :])
-        v = tl.zeros((how.BM, how.BN), dtype=tl.float32)
-        if rows_weigh:
-            v += weigh(slope, term, d, positive, negative, row, column, pe, ne)
-        if columns_weigh:
-            v += weigh(slope, term, d, positive, negative, column, row, pe, ne)
-        if how.distance == "euclidean":
-            v = tl.where(d > 0, v / tl.where(d > 0, d, 1.0), 0.0)
-        if how.distance == "sqeuclidean":
-            v = 2.0 * v
+        v, lone = factors(
+            pairs, rows, columns, first, last, of_rows, of_columns, pe, ne,
+            weigh, slope, term, rows_weigh, columns_weigh, how,
+        )  # fmt: skip
         if how.distance == "euclidean" or how.distance == "sqeuclidean":
-            lone = tl.where(near > 0, v, 0.0)
-            v = tl.where(near > 0, 0.0, v)
             if tl.max(tl.abs(lone)) > 0:
-                total = _without_near(pairs, rows, columns, lone, feature, total, how)
+                total = without_near(pairs, rows, columns, lone, feature, total, how)
         active = True
         if sparse:
             active = tl.max(tl.abs(v)) > 0
@@ -101,7 +69,7 @@ def gradient_kernel(
         total = weights[:, None] * tl.load(pairs.x + at, mask=there, other=0.0) - total
     else:
         total = -total
-    part = tl.program_id(2).to(tl.int64) * rows_of(pairs) * pairs.features
+    part = tl.program_id(1).to(tl.int64) * rows_of(pairs) * pairs.features
     tl.store(out + part + at, total, mask=there)
 
 
@@ -124,11 +92,12 @@ def _at_rows(
     launch = launch_of("gradient_of_products" if products else "gradient", sides)
     features = sides.x.shape[1]
     width = width_of(features)
-    chunks = triton.cdiv(features, width)
-    splits, span = splits_of(sides, launch, chunks)
+    if width < features:
+        return panels.gradient(sides, weigher, of_rows, of_columns)
+    splits, span = splits_of(sides, launch)
     out = sides.x.new_empty((splits, *sides.x.shape))
     if sides.anchors and features:
-        gradient_kernel[(triton.cdiv(sides.anchors, launch.BM), chunks, splits)](
+        gradient_kernel[(triton.cdiv(sides.anchors, launch.BM), splits)](
             Pairs.of(sides),
             of_rows,
             of_columns,
