@@ -89,10 +89,8 @@ def forward_kernel(
     of_rows = slot.to(tl.int64) * rows_of(pairs)
     of_columns = group.to(tl.int64) * rows_of(pairs)
     begin, start = group * block, slot * length
-    end, stop = (
-        tl.minimum(begin + block, rows_of(pairs)),
-        tl.minimum(start + length, columns_of(pairs)),
-    )
+    end = tl.minimum(begin + block, rows_of(pairs))
+    stop = tl.minimum(start + length, columns_of(pairs))
     for r in range(begin, end, how.BM):
         rows, first, last, low, high = row_block(pairs, r // how.BM, how)
         row = (numbers, rows_of(pairs), rows[:, None])
