@@ -16,7 +16,7 @@ from dmlap_kernels.backends.triton.gathered import (
     sigmoid,
     tile,
 )
-from dmlap_kernels.backends.triton.slot_mining import positive_at, positives_of
+from dmlap_kernels.backends.triton.slot_mining import factor, positive_at, positives_of
 from dmlap_kernels.backends.triton.slot_sums import ANGULAR, MINED, SWAPPED
 
 
@@ -71,7 +71,7 @@ def _member_weights(
     SELF: tl.constexpr, DISTANCE: tl.constexpr, PRECISION: tl.constexpr, NEAR: tl.constexpr,
     CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """d loss / d d of a tile of pairs (member, negative).
+    """d loss / d d of a tile of pairs (member, negative), or their factors if MINED.
 
     Members are anchors, or with POSITIVE positives; they lie along the axis that is not AXIS.
     """
@@ -141,7 +141,7 @@ def _positive_weights(
     anchor, anchor_in, positive, positive_in, same, by_ap, first, base, window,
     AXIS: tl.constexpr, SELF: tl.constexpr,
 ):  # fmt: skip
-    """d loss / d d of a tile of positive pairs; anchors lie along the axis that is not AXIS."""
+    """What by_ap has of a tile of positive pairs; anchors lie along the axis that is not AXIS."""
     start = tl.expand_dims(tl.load(first + anchor, mask=anchor_in, other=0), AXIS)
     anchor = tl.expand_dims(anchor, AXIS)
     positive = tl.expand_dims(positive, 1 - AXIS)
@@ -154,11 +154,11 @@ def _positive_weights(
 
 
 @triton.jit
-def _less_near(
+def _less_differences(
     R, row, row_in, C, column, columns, at, at_in, lone, acc, width, COLUMNS: tl.constexpr
 ):  # fmt: skip
-    """acc less the sums of lone * (row - column): for near pairs, whose weighted rows would cancel
-    but for a few digits."""
+    """acc less the sums of lone * (row - column): for few pairs, and for near ones, whose weighted
+    rows would cancel but for a few digits."""
     r_mask = row_in[:, None] & at_in[None, :]
     place = tl.arange(0, COLUMNS)
     begin = tl.min(column, 0)
@@ -183,16 +183,12 @@ def accumulate(
     if DISTANCE == "euclidean" or DISTANCE == "sqeuclidean":
         norms = tl.load(r_norms + row, mask=row_in, other=0.0)[:, None]
         norms = norms + tl.load(c_norms + column, mask=column_in, other=0.0)[None, :]
-        if DISTANCE == "euclidean":
-            near = d * d < NEAR * norms
-            pair_weights = tl.where(d > 0, pair_weights / tl.where(d > 0, d, 1.0), 0.0)
-        else:
-            near = d < NEAR * norms
-            pair_weights = 2 * pair_weights
+        near = (d * d if DISTANCE == "euclidean" else d) < NEAR * norms
+        pair_weights = factor(pair_weights, d, DISTANCE)
         lone = tl.where(near, pair_weights, 0.0)
         pair_weights = tl.where(near, 0.0, pair_weights)
         if tl.max(tl.max(tl.abs(lone), 1), 0) > 0:
-            acc = _less_near(
+            acc = _less_differences(
                 R, row, row_in, C, column, columns, at, at_in, lone, acc, width, COLUMNS
             )
     c = tl.load(
@@ -201,6 +197,26 @@ def accumulate(
         other=0.0,
     )
     return matmul(pair_weights, c, acc, PRECISION), row_sums + tl.sum(pair_weights, 1)
+
+
+@triton.jit
+def _add_mined(
+    R, row, row_in, C, begin, columns, at, at_in, factors, acc, width,
+    DISTANCE: tl.constexpr, PRECISION: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """As `accumulate`, of a tile of factors of which few are not 0; nothing for row_sums."""
+    column = begin + tl.arange(0, COLUMNS).to(tl.int64)
+    if DISTANCE == "euclidean" or DISTANCE == "sqeuclidean":
+        return _less_differences(
+            R, row, row_in, C, column, columns, at, at_in, factors, acc, width, COLUMNS
+        )
+    else:
+        c = tl.load(
+            C + column[:, None] * width + at[None, :],
+            mask=(column < columns)[:, None] & at_in[None, :],
+            other=0.0,
+        )
+        return matmul(factors, c, acc, PRECISION)
 
 
 @triton.jit
@@ -227,7 +243,8 @@ def slot_gradient(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHUNK: tl.constexpr,
     WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Adds one window's part to gradient (rows, width).
+    """Adds one window's part to gradient (rows, width). With MINED, by_ap, by_an and by_pn are
+    factors, else by_ap is d loss / d d.
 
     ROWS_ARE: "anchors" and "references" of their pairs, "both" in the self case; "positives" and
     negatives of pairs of two references, for losses that see such pairs. largest (1,): the most
@@ -251,10 +268,13 @@ def slot_gradient(
         for begin in range(0, columns, COLUMNS):
             column = begin + tl.arange(0, COLUMNS).to(tl.int64)
             column_in = column < columns
-            d = tile(
-                R, r_norms, row, row_in, C, c_norms, column, column_in, width,
-                SELF or ROWS_ARE == "positives", DISTANCE, PRECISION, NEAR, CHUNK,
-            )  # fmt: skip
+            # The negatives of mined triplets are known, and so are their distances.
+            d = tl.zeros((ROWS, COLUMNS), tl.float32)
+            if KIND != MINED:
+                d = tile(
+                    R, r_norms, row, row_in, C, c_norms, column, column_in, width,
+                    SELF or ROWS_ARE == "positives", DISTANCE, PRECISION, NEAR, CHUNK,
+                )  # fmt: skip
             other = tl.load(c_class + column, mask=column_in, other=-4)
             same = own[:, None] == other[None, :]
             inside = row_in[:, None] & column_in[None, :]
@@ -294,8 +314,14 @@ def slot_gradient(
                     0, True, KIND, SMOOTH, SELF, DISTANCE, PRECISION, NEAR, CHUNK,
                 )  # fmt: skip
             if tl.max(tl.max((found != 0).to(tl.int32), 1), 0) > 0:
-                acc, row_sums = accumulate(
-                    R, r_norms, row, row_in, C, c_norms, begin, columns, at, at_in, found, d,
-                    acc, row_sums, width, DISTANCE, PRECISION, NEAR, COLUMNS,
-                )  # fmt: skip
+                if KIND == MINED:
+                    acc = _add_mined(
+                        R, row, row_in, C, begin, columns, at, at_in, found, acc, width,
+                        DISTANCE, PRECISION, COLUMNS,
+                    )  # fmt: skip
+                else:
+                    acc, row_sums = accumulate(
+                        R, r_norms, row, row_in, C, c_norms, begin, columns, at, at_in, found, d,
+                        acc, row_sums, width, DISTANCE, PRECISION, NEAR, COLUMNS,
+                    )  # fmt: skip
         finish(gradient, R, row, row_in, at, at_in, acc, row_sums, width, DISTANCE)

@@ -206,6 +206,17 @@ def draw(
         tl.store(fallback + anchor, tl.where(final < 0, NEVER, -final + _LOW), mask=anchor_in)
 
 
+@triton.jit
+def factor(by_distance, d, DISTANCE: tl.constexpr):
+    """What x - y (of products: -y) counts with in the gradient at x; nothing at distance 0."""
+    if DISTANCE == "euclidean":
+        return tl.where(d > 0, by_distance / tl.where(d > 0, d, 1.0), 0.0)
+    elif DISTANCE == "sqeuclidean":
+        return 2 * by_distance
+    else:
+        return by_distance
+
+
 @triton.jit(do_not_specialize=["anchors"], do_not_specialize_on_alignment=["weights"])
 def mined_terms(
     X, Y, first, last, dp, best, fallback, weights, sums, by_ap, by_an, by_pn, mined,
@@ -218,8 +229,8 @@ def mined_terms(
 
     Forward: adds to sums (B, 5) the terms, and how many are positive, the hinges, and how many are
     positive, and the number of triplets. Backward: from weights (B,) of each anchor's terms the
-    derivatives by_ap, by_an, by_pn (B, W) of the loss at the three distances of a triplet, and
-    its negative, mined (B, W).
+    factors (see `factor`) by_ap, by_an, by_pn (B, W) of the three distances of a triplet, and its
+    negative, mined (B, W).
     """
     anchor = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     anchor_in = anchor < anchors
@@ -253,14 +264,15 @@ def mined_terms(
                 slope = tl.where(excess > 0, upstream, 0.0)
                 if SMOOTH:
                     slope = upstream * sigmoid(excess)
-                tl.store(by_ap + at, slope, mask=there)
+                tl.store(by_ap + at, factor(slope, d_ap, DISTANCE), mask=there)
                 tl.store(mined + at, negative.to(tl.int32), mask=there)
+                of_an = slope
                 if SWAP:
                     even = tl.where(d_an == d_pn, 0.5 * slope, 0.0)
-                    tl.store(by_an + at, tl.where(d_an < d_pn, slope, even), mask=there)
-                    tl.store(by_pn + at, tl.where(d_pn < d_an, slope, even), mask=there)
-                else:
-                    tl.store(by_an + at, slope, mask=there)
+                    of_an = tl.where(d_an < d_pn, slope, even)
+                    of_pn = tl.where(d_pn < d_an, slope, even)
+                    tl.store(by_pn + at, factor(of_pn, d_pn, DISTANCE), mask=there)
+                tl.store(by_an + at, factor(of_an, d_an, DISTANCE), mask=there)
                 # An anchor without a negative has slots, but nothing in them.
                 empty = (slot < count) & (exists == 0)
                 tl.store(by_ap + at, tl.zeros((ROWS,), tl.float32), mask=empty)
