@@ -39,15 +39,15 @@ step() {
 nvidia-smi > "$out/nvidia-smi.log" 2>&1
 export DMLAP_CUDA=1 DMLAP_CUDA_ARCHS=$capability
 # Editable: what runs in this folder imports the package that lies here.
-step build 180 "$python" -m pip install --no-build-isolation --no-deps -e . || exit 1
-step info 30 "$python" -m dmlap_kernels info
+step build 150 "$python" -m pip install --no-build-isolation --no-deps -e . || exit 1
+step info 15 "$python" -m dmlap_kernels info
 # Triton compiles in each process of pytest-xdist's, where it is installed.
 workers=()
 "$python" -c 'import xdist' 2> /dev/null && workers=(-n 6)
 step tests 120 "$python" -m pytest -q "${workers[@]}" tests/gpu
 if command -v compute-sanitizer > /dev/null; then
   for tool in memcheck racecheck; do
-    step "$tool" 60 compute-sanitizer --tool "$tool" --error-exitcode 9 \
+    step "$tool" 45 compute-sanitizer --tool "$tool" --error-exitcode 9 \
       "$python" -m pytest -q tests/gpu -k small
   done
 else
@@ -57,7 +57,7 @@ left=$((450 - SECONDS))
 step benchmark "$((left > 60 ? left : 60))" \
   "$python" -m benchmarks.gpu --out "$out" --seconds "$((left > 90 ? left - 60 : 30))"
 # shellcheck disable=SC2016
-step order 30 bash -c '"$0" -m benchmarks.order "$1" > "$2"' \
+step order 15 bash -c '"$0" -m benchmarks.order "$1" > "$2"' \
   "$python" "$out/gpu.json" "$out/order.json"
 tail -n 3 "$out/tests.log"
 exit "$failed"

@@ -59,8 +59,8 @@ def _introduction(search: Entries, final: Entries) -> str:
     common = ", ".join(f"{name} {value}" for name, value in COMMON.items())
     return f"""# Does DMLAP help? Omniglot, seeds and intervals
 
-Made by `python -m benchmarks.evidence all --data omniglot:PATH --out DIR`, one and a half hours on
-two cores; without `--out` it goes on from the runs in this folder.
+Made by `python -m benchmarks.evidence all --data omniglot:PATH --out DIR`, two hours on two
+cores; without `--out` it goes on from the runs in this folder.
 
 Every run: {common}; Adam, one-cycle.
 `plain`: batches of C x M with the in-batch loss. `dmlap`: alternating projections, classes at
@@ -193,8 +193,10 @@ def _plot_sweep(sweep: Entries, path: Path) -> None:
     from matplotlib import pyplot as plt
 
     losses = sorted({e["loss"] for e in sweep})
-    figure, axes = plt.subplots(1, len(losses), figsize=(5 * len(losses), 3.6), squeeze=False)
-    for ax, loss in zip(axes[0], losses, strict=True):
+    columns = min(2, len(losses))
+    rows = -(-len(losses) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(5 * columns, 3.6 * rows), squeeze=False)
+    for ax, loss in zip(axes.flat, losses, strict=False):
         for method in METHODS:
             own = [e for e in sweep if e["loss"] == loss and e["method"] == method]
             sizes = sorted({_batch(e) for e in own})

@@ -127,6 +127,11 @@ class Weigher(NamedTuple):
     positive: Exponent = Exponent(0.0)
     negative: Exponent = Exponent(0.0)
 
+    @property
+    def sparse(self) -> bool:
+        """Whether many pairs may have no weight, those of whole tiles among them."""
+        return self.kind in ("hinge", "squared_hinge")
+
 
 # Gradients at x and at y, as `Sweeps.gradient` says.
 Both = tuple[Tensor | None, Tensor | None]

@@ -103,10 +103,9 @@ def groups_of(sides: Sides, launch: Launch) -> tuple[int, int]:
 
 def panel_of(sides: Sides) -> int:
     """Rows of a panel, whole tiles, whose weights take 64 MiB, or as much as the columns."""
-    if INTERPRETED:
-        return 2 * _INTERPRETED.BM
+    tile = launch_of("weights", sides).BM
     rows = max(2**24 // max(1, sides.columns), sides.x.shape[1])
-    return -(-rows // LAUNCHES["weights"].BM) * LAUNCHES["weights"].BM
+    return 2 * tile if INTERPRETED else -(-rows // tile) * tile
 
 
 def width_of(features: int) -> int:

@@ -11,7 +11,7 @@ from dmlap_kernels.backends.device.sweeps import Both, Weigher
 from dmlap_kernels.backends.triton import panels
 from dmlap_kernels.backends.triton.configurations import launch_of, splits_of, width_of
 from dmlap_kernels.backends.triton.factors import factors, without_near
-from dmlap_kernels.backends.triton.policies import TERMS, WEIGHERS, numbers_of, slope_of
+from dmlap_kernels.backends.triton.policies import numbers_of, weighing
 from dmlap_kernels.backends.triton.tile import (
     Pairs,
     Tiling,
@@ -105,12 +105,8 @@ def _at_rows(
             numbers_of(weigher.positive),
             numbers_of(weigher.negative),
             span,
-            WEIGHERS[weigher.kind],
-            slope_of(weigher.positive, weigher.negative),
-            TERMS.get(weigher.kind),
-            of_rows is not None,
-            of_columns is not None,
-            weigher.kind.endswith("hinge"),
+            *weighing(weigher, of_rows, of_columns),
+            weigher.sparse,
             width,
             Tiling.of(sides, launch.BM, launch.BN, launch.BK),
             **launch.options,

@@ -21,7 +21,7 @@ from dmlap_kernels.backends.triton.configurations import (
     width_of,
 )
 from dmlap_kernels.backends.triton.factors import factors, without_near
-from dmlap_kernels.backends.triton.policies import TERMS, WEIGHERS, numbers_of, slope_of
+from dmlap_kernels.backends.triton.policies import numbers_of, weighing
 from dmlap_kernels.backends.triton.tile import (
     Pairs,
     Tiling,
@@ -204,14 +204,8 @@ class _Panel:
         self.pairs = Pairs.of(sides)
         self.coefficients = of_rows, of_columns
         self.numbers = numbers_of(weigher.positive), numbers_of(weigher.negative)
-        self.policy = (
-            WEIGHERS[weigher.kind],
-            slope_of(weigher.positive, weigher.negative),
-            TERMS.get(weigher.kind),
-            of_rows is not None,
-            of_columns is not None,
-        )
-        self.sparse = weigher.kind.endswith("hinge")
+        self.policy = weighing(weigher, of_rows, of_columns)
+        self.sparse = weigher.sparse
 
     def fill(self, top: int) -> None:
         """Fills the rows of the gradient from ``top`` on."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from dmlap_kernels.backends.device.sweeps import Exponent
+from dmlap_kernels.backends.device.sweeps import Exponent, Weigher
 
 # rate, zero, side, pivot
 Numbers = tuple[float, float, float, float]
@@ -141,3 +142,10 @@ WEIGHERS = {
     "nt_xent": weigh_nt_xent,
     "lifted": weigh_lifted,
 }
+
+
+def weighing(weigher: Weigher, of_rows: Tensor | None, of_columns: Tensor | None) -> tuple:
+    """What `factors` is compiled with: weigh, slope, term, and which ends weigh."""
+    slope = slope_of(weigher.positive, weigher.negative)
+    ends = of_rows is not None, of_columns is not None
+    return WEIGHERS[weigher.kind], slope, TERMS.get(weigher.kind), *ends

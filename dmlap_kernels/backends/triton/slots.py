@@ -17,7 +17,7 @@ from torch import Tensor
 from dmlap_kernels.backends.device.packing import Sides
 from dmlap_kernels.backends.device.sweeps import Both, Triplets
 from dmlap_kernels.backends.triton import slot_mining, slot_sums
-from dmlap_kernels.backends.triton.configurations import REGISTERS, Launch
+from dmlap_kernels.backends.triton.configurations import Launch
 from dmlap_kernels.backends.triton.slot_gradient import slot_gradient
 from dmlap_kernels.backends.triton.tile import INTERPRETED, NEAR
 
@@ -119,9 +119,8 @@ def _gradient(sides: Sides, task: _Task, weight: Tensor) -> Both:
 
 def launch(name: str) -> tuple[int, int, int, dict[str, Any]]:
     """Rows and columns of a kernel's tile, its features, and what else a launch says."""
-    rows, columns, chunk, warps, stages = _INTERPRETED if INTERPRETED else LAUNCHES[name]
-    options = {"num_warps": warps, "num_stages": stages, "maxnreg": REGISTERS}
-    return rows, columns, chunk, options
+    chosen = _INTERPRETED if INTERPRETED else LAUNCHES[name]
+    return chosen.BM, chosen.BN, chosen.BK, chosen.options
 
 
 def window_of(sides: Sides) -> int:
