@@ -137,7 +137,7 @@ class MarginLoss(PairLoss):
         if checks.flag("learn_beta", learn_beta) and not isinstance(beta, nn.Parameter):
             shape = () if num_classes is None else (num_classes,)
             if not isinstance(beta, Tensor):
-                beta = torch.full(shape, checks.number("beta", beta), dtype=torch.float32)
+                beta = torch.full(shape, float(checks.number("beta", beta)), dtype=torch.float32)
             beta = nn.Parameter(beta.detach().clone())
         super().__init__(beta=beta, **options)
 

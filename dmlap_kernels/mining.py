@@ -24,8 +24,8 @@ def nearest(
 
     Args:
         queries: (Q, D) of float32, float64, float16 or bfloat16.
-        references: (N, D) on the same device; of two dtypes the wider one counts for both. None for the queries themselves, in which
-            case a row is never its own neighbour.
+        references: (N, D) on the same device; of two dtypes the wider one counts for both. None
+            for the queries themselves, in which case a row is never its own neighbour.
         k: 1..N; 1..N - 1 with ``self_index``, 1..Q - 1 without references.
         distance: ``"euclidean"``, ``"sqeuclidean"`` or ``"cosine"`` (1 - cos).
         normalize: L2-normalise the rows first.

@@ -8,6 +8,7 @@ memory of their own, the same two backend calls are the operators ``dmlap::pair_
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -125,6 +126,8 @@ class _PairLoss(torch.autograd.Function):
         wants_numbers = ctx.needs_input_grad[-1]
         # A loss that is kept for the log must not keep its batch; a second backward does without.
         context, call.context = call.context, None
+        if torch._C._functorch.is_legacy_batchedtensor(grad):
+            return None, *_batched_gradients(call, wants_numbers, grad, tensors)
         if torch.is_grad_enabled() or _is_transformed():
             found = _PairLossBackward.apply(call, wants_numbers, grad, *tensors)
             return None, *found
@@ -165,19 +168,39 @@ class _PairLossBackward(torch.autograd.Function):
     def vmap(info: Any, in_dims: tuple, call: _Call, wants_numbers: bool, grad: Tensor, *tensors):
         if any(dim is not None for dim in in_dims[3:]):
             return _PairLoss.vmap(info, in_dims)
-        one_by_one = [
-            _PairLossBackward.apply(call, wants_numbers, one, *tensors)
-            for one in grad.unbind(in_dims[2])
-        ]
-        found = tuple(
-            None if parts[0] is None else torch.stack(parts)
-            for parts in zip(*one_by_one, strict=True)
-        )
+        found = _one_by_one(call, wants_numbers, grad.unbind(in_dims[2]), tensors)
         return found, tuple(None if part is None else 0 for part in found)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any):
         raise RuntimeError(_NO_FORWARD_MODE)
+
+
+def _one_by_one(
+    call: _Call, wants_numbers: bool, grads: Sequence[Tensor], tensors: Sequence[Tensor | None]
+) -> tuple[Tensor | None, ...]:
+    """The gradients for each of several gradients at the loss, stacked."""
+    found = [_PairLossBackward.apply(call, wants_numbers, grad, *tensors) for grad in grads]
+    columns = zip(*found, strict=True)
+    return tuple(None if parts[0] is None else torch.stack(parts) for parts in columns)
+
+
+def _batched_gradients(
+    call: _Call, wants_numbers: bool, grad: Tensor, tensors: Sequence[Tensor | None]
+) -> tuple[Tensor | None, ...]:
+    """The gradients where `torch.autograd` hands over a batch (`is_grads_batched`, `jacobian` with
+    ``vectorize=True``) in a wrapper that only its own functions open."""
+    level = torch._C._vmapmode_increment_nesting() - 1
+    torch._C._vmapmode_decrement_nesting()
+    batch = torch._remove_batch_dim(grad, level, 0, 0)
+    if torch._C._functorch.is_legacy_batchedtensor(batch):
+        raise RuntimeError(
+            "a fused loss takes batched gradients (is_grads_batched, vectorize) of one level only"
+        )
+    found = _one_by_one(call, wants_numbers, batch.unbind(), tensors)
+    return tuple(
+        None if part is None else torch._add_batch_dim(part, 0, level) for part in found
+    )
 
 
 _NO_FORWARD_MODE = (

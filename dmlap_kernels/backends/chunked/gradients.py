@@ -34,7 +34,7 @@ def gradients(spec: PairSpec, problem: PairProblem, weights: Tensor) -> Gradient
             x, rows, block = _with_leaf_rows(spec, problem, at, sides, of_refs)
             cut = _cut(block)
             for terms in POLICIES[spec.loss](spec.params, cut):
-                _weighed(spec, terms, weights[at]).backward(inputs=_leaves(cut))
+                _accumulate(_weighed(spec, terms, weights[at]), _leaves(cut))
         sums.add(at, *torch.autograd.grad(block.d, (x, rows), _at(cut.d)))
         sums.add_refs(_at(cut.refs.rows))
         if at_params is not None and cut.anchor_params is not None:
@@ -60,9 +60,7 @@ def at_numbers(spec: PairSpec, problem: PairProblem, numbers: Tensor, weights: T
         inputs = leaves if known is None else [*leaves, known]
         with torch.enable_grad():
             for terms in POLICIES[spec.loss](spec.params, block):
-                total = _weighed(spec, terms, weights[at])
-                if total.requires_grad:
-                    total.backward(inputs=inputs)
+                _accumulate(_weighed(spec, terms, weights[at]), inputs)
         if at_of_refs is not None and known is not None:
             at_of_refs += _at(known)
     if of_refs is not None and at_of_refs is not None:
@@ -70,10 +68,18 @@ def at_numbers(spec: PairSpec, problem: PairProblem, numbers: Tensor, weights: T
             block = make_block(spec, problem, at, sides.x[at], sides.refs, None)
             with torch.enable_grad():
                 part = LOG_SUMS_BEFORE[spec.loss](spec.params, block)
-            if part.requires_grad:
-                share = _share(part, of_refs, at_of_refs)
-                torch.autograd.backward(part, share, inputs=leaves)
+            _accumulate(part, leaves, _share(part, of_refs, at_of_refs))
     return torch.stack([_at(leaf) for leaf in leaves]) + sides.poison
+
+
+def _accumulate(total: Tensor, leaves: list[Tensor], grad: Tensor | None = None) -> None:
+    """As `Tensor.backward(inputs=leaves)`, which PyTorch does not have inside a transform."""
+    if not total.requires_grad:
+        return
+    found = torch.autograd.grad(total, leaves, grad, allow_unused=True)
+    for leaf, part in zip(leaves, found, strict=True):
+        if part is not None:
+            leaf.grad = part if leaf.grad is None else leaf.grad + part
 
 
 def _weighed(spec: PairSpec, terms: Terms, weights: Tensor) -> Tensor:
