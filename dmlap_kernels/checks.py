@@ -160,7 +160,7 @@ def labels(argument: str, value: Any, rows: Tensor, rows_argument: str) -> Tenso
     A tensor or NumPy array of shape (rows,) or (rows, 1), of integers, bools, or floats that are
     whole numbers, for which the values of a device are waited for.
     """
-    if isinstance(value, np.ndarray | np.generic):
+    if not isinstance(value, Tensor) and isinstance(value, np.ndarray):
         value = torch.as_tensor(value, device=rows.device)
     if not isinstance(value, Tensor):
         raise TypeError(
