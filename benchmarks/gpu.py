@@ -33,6 +33,7 @@ from benchmarks import eager
 from benchmarks.batch import Absent, Batch
 from benchmarks.candidates import LOSSES, NEIGHBOURS, PAIRED, SEARCHES, Loss
 from benchmarks.devices import DEVICES, Cpu, Gpu, Step, always, timed
+from dmlap_kernels.backends.precision import matmul_precision as precision_now
 from dmlap_kernels.backends.registry import backends
 
 ROWS = LOSSES | PAIRED
@@ -153,12 +154,18 @@ def _precision(op: str) -> str:
 
 @contextlib.contextmanager
 def matmul_precision(name: str) -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
+    before = precision_now()
+    # The old setting writes the new one, where there is one, of GPU and CPU.
+    both = (torch.backends.cuda, torch.backends.mkldnn)
+    places = [each.matmul for each in both if hasattr(getattr(each, "matmul", 0), "fp32_precision")]
+    new = [place.fp32_precision for place in places]
     torch.set_float32_matmul_precision(name)
     try:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+        for place, value in zip(places, new, strict=True):
+            place.fp32_precision = value
 
 
 @functools.lru_cache(maxsize=4)
