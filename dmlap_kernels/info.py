@@ -108,7 +108,11 @@ def _built_lines(info: dict[str, Any]) -> list[str]:
     if built is None:
         return ["  no usable extension"]
     archs = built["cuda_archs"]
-    cuda = f"for {', '.join(archs)}, with nvcc {built['nvcc']}" if archs else "no"
+    cuda = (
+        f"for {', '.join(archs)}, with nvcc {built['nvcc']}"
+        if archs
+        else f"no: {built.get('cuda_why', 'unknown')}"
+    )
     return [
         f"  compiler          {built['compiler']}",
         f"  instruction sets  {', '.join(built['instruction_sets'])}",
