@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
 
+from dmlap_kernels.backends.fallback import FallbackWarning
 from dmlap_kernels.functional import (
     fused_angular_loss,
     fused_circle_loss,
@@ -29,6 +30,7 @@ except PackageNotFoundError:  # a checkout that was never installed
 
 __all__ = [
     "ClassScores",
+    "FallbackWarning",
     "HardClasses",
     "Nearest",
     "PairStats",
