@@ -326,11 +326,13 @@ class BuildNative(build_ext):
     def cpp_unit(
         source: str, build_dir: Path, cxx: list[str], nvcc: str | None, info: dict[str, Any]
     ) -> Unit:
-        command = [*cxx, *COMMON_FLAGS, f"-DDMLAP_WITH_CUDA={int(nvcc is not None)}"]
+        command = [*cxx, *COMMON_FLAGS]
         if name := instruction_set(source):
             command += INSTRUCTION_SETS[name]
         command += ["-I", "csrc/include"]
         if source.startswith("python_bindings/"):
+            # Nothing but the bindings knows of the CUDA half: the rest is compiled once for both.
+            command.append(f"-DDMLAP_WITH_CUDA={int(nvcc is not None)}")
             import pybind11  # only here: an install without the extension does without it
 
             # -isystem: warnings inside these headers are not ours.

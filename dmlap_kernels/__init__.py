@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
 
+from dmlap_kernels import versions
+
+# Before anything else of ours: with an older PyTorch the imports below fail in their own words.
+versions.require("python", "torch", "numpy")
+
 from dmlap_kernels.backends.fallback import FallbackWarning
 from dmlap_kernels.functional import (
     fused_angular_loss,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -20,6 +20,19 @@ class FallbackWarning(UserWarning):
     ``warnings.filterwarnings("ignore", category=dmlap_kernels.FallbackWarning)`` silences it,
     ``"error"`` in the place of ``"ignore"`` makes it an error.
     """
+
+
+class Reasons(dict[str, str | None]):
+    """Why each backend does not run here, None where it does; asked when it is looked up, because
+    some import a compiler to tell."""
+
+    def __init__(self, ask: Callable[[str], str | None]) -> None:
+        super().__init__()
+        self._ask = ask
+
+    def __missing__(self, name: str) -> str | None:
+        self[name] = self._ask(name)
+        return self[name]
 
 
 def passed_over(

@@ -131,7 +131,7 @@ def _choose(
 
 def _tell(spec: PairSpec | None, device_type: str, dtype: torch.dtype) -> None:
     """Nothing falls back silently: warn where kernels made for the device do not run here."""
-    reasons = {name: backend.unavailable() for name, backend in backends().items()}
+    reasons = fallback.Reasons(lambda name: backends()[name].unavailable())
     for entry in _entries(spec, device_type):
         taken = _first(entry, spec, device_type, dtype).name
         names = fallback.passed_over(device_type, entry.names, taken, reasons)

@@ -47,7 +47,7 @@ def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
     def run(device: type[devices.Cpu], *arguments: str) -> dict[str, Any]:
         monkeypatch.setitem(devices.DEVICES, "cuda", device)
-        gpu.main(["--out", str(tmp_path), *arguments])
+        gpu.main(["--out", str(tmp_path), "--without-kernels", *arguments])
         return json.loads((tmp_path / "gpu.json").read_text())
 
     yield run
@@ -125,6 +125,22 @@ def test_one_that_fails_leaves_the_others(measured: Any, monkeypatch: pytest.Mon
     assert [one.get("way") for one in of_torch] == ["forward", None]
     assert of_torch[1]["absent"] == "failed: no such kernel image"
     assert sum(one["candidate"] == "eager" for one in content["results"]) == 3
+
+
+@pytest.mark.parametrize("name", ["cpu", "cuda"])
+def test_nothing_is_measured_without_kernels(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(devices.DEVICES, "cuda", Pretended)
+    for backend in registry.backends().values():
+        monkeypatch.setattr(backend, "unavailable", lambda: "the reason")
+    with pytest.raises(SystemExit) as refusal:
+        gpu.main(["--out", str(tmp_path / "out"), "--device", name])
+    ours = devices.DEVICES[name].ours
+    assert str(refusal.value).startswith(f"error: nothing is measured: {ours[0]} ")
+    assert "the reason" in str(refusal.value) and "--without-kernels" in str(refusal.value)
+    assert not (tmp_path / "out").exists()
+    assert f"from {dmlap_kernels.__file__}" in capsys.readouterr().out
 
 
 def test_cpu_results_become_an_order(
