@@ -6,6 +6,12 @@ import importlib
 from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 
+from dmlap_kernels import versions
+
+# Before anything else of ours: with an older PyTorch the imports below fail in their own words.
+versions.require("python", "torch", "numpy")
+
+from dmlap_kernels.backends.fallback import FallbackWarning
 from dmlap_kernels.functional import (
     fused_angular_loss,
     fused_circle_loss,
@@ -31,6 +37,7 @@ except PackageNotFoundError:  # a checkout that was never installed
 
 __all__ = [
     "ClassScores",
+    "FallbackWarning",
     "HardClasses",
     "Nearest",
     "PairStats",

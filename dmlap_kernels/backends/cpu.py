@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dmlap_kernels.backends.extension import why_missing
 from dmlap_kernels.problem import (
     DISTANCES,
     REDUCTIONS,
@@ -31,15 +31,12 @@ _SCORE_ELEMENTS = 1 << 22
 @functools.cache
 def native() -> Any:
     """The extension, or as a str the reason why there is none."""
-    if importlib.util.find_spec("dmlap_kernels._native") is None:
-        return (
-            "the extension was not built (DMLAP_NATIVE=0, or the package was not installed); "
-            "reinstall with a C++ compiler"
-        )
+    if reason := why_missing():
+        return reason
     try:
         from dmlap_kernels import _native
     except ImportError as error:
-        return f"the extension does not load: {error}"
+        return f"the extension does not load: {error}; reinstall it, built on this machine"
     try:
         _native.simd_level()
     except RuntimeError as error:
