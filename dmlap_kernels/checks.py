@@ -78,6 +78,11 @@ def precision(value: Any) -> str | None:
     return None if value is None else choice("precision", value, PRECISIONS)
 
 
+def _readable(tensor: Tensor) -> bool:
+    """Whether its values can be looked at now: neither being traced nor without data."""
+    return not torch.compiler.is_compiling() and type(tensor) in (Tensor, torch.nn.Parameter)
+
+
 def describe(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)}"
@@ -137,7 +142,32 @@ def same_kind(argument: str, value: Tensor, other: Tensor, other_argument: str) 
         )
 
 
-def pair_problem(x: Any, x_labels: Any, y: Any, y_labels: Any) -> PairProblem:
+def self_index(value: Any, rows: Tensor, refs: Tensor | None, *names: str) -> Tensor | None:
+    """``value`` as int64 (rows,): for each row the reference that is the row itself, -1 for none.
+
+    ``names`` are those of the arguments ``rows`` and ``refs``. On the CPU the indices are looked
+    at; elsewhere one that is no reference leaves nothing out.
+    """
+    if value is None:
+        return None
+    rows_argument, refs_argument = names
+    if refs is None:
+        raise ValueError(
+            f"self_index must be left out without {refs_argument}: a row is then never paired "
+            f"with itself, got {describe(value)}"
+        )
+    found = labels("self_index", value, rows, rows_argument)
+    if found.device.type == "cpu" and _readable(found) and found.numel():
+        least, most = (int(v) for v in found.aminmax())
+        if least < -1 or most >= refs.shape[0]:
+            raise ValueError(
+                f"self_index must be in -1..{refs.shape[0] - 1} (rows of {refs_argument}, -1 for "
+                f"none), got {least if least < -1 else most}"
+            )
+    return found
+
+
+def pair_problem(x: Any, x_labels: Any, y: Any, y_labels: Any, self_at: Any = None) -> PairProblem:
     """The checked tensors of a loss call."""
     embeddings("embeddings", x)
     x_labels = labels("labels", x_labels, x, "embeddings")
@@ -153,7 +183,8 @@ def pair_problem(x: Any, x_labels: Any, y: Any, y_labels: Any) -> PairProblem:
         embeddings("ref_embeddings", y)
         y_labels = labels("ref_labels", y_labels, y, "ref_embeddings")
         same_kind("ref_embeddings", y, x, "embeddings")
-    return PairProblem(x, x_labels, y, y_labels)
+    itself = self_index(self_at, x, y, "embeddings", "ref_embeddings")
+    return PairProblem(x, x_labels, y, y_labels, None, itself)
 
 
 def proxy_problem(x: Any, x_labels: Any, proxies: Any, proxy_labels: Any) -> PairProblem:

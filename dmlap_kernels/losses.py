@@ -28,6 +28,7 @@ class _Loss(nn.Module):
         super().__init__()
         parameters = inspect.signature(self.function).parameters.values()
         accepted = [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
+        accepted = [name for name in accepted if name != "self_index"]  # of a batch
         for name in options:
             if name not in accepted:
                 raise TypeError(f"{type(self).__name__} accepts {', '.join(accepted)}, got {name}")
@@ -42,8 +43,8 @@ class _Loss(nn.Module):
 
 
 class PairLoss(_Loss):
-    """``forward(embeddings, labels, ref_embeddings=None, ref_labels=None)`` is the function with
-    the keywords that the module was made with."""
+    """``forward(embeddings, labels, ref_embeddings=None, ref_labels=None, self_index=None)`` is the
+    function with the keywords that the module was made with."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(options)
@@ -54,8 +55,11 @@ class PairLoss(_Loss):
         labels: Tensor,
         ref_embeddings: Tensor | None = None,
         ref_labels: Tensor | None = None,
+        *,
+        self_index: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, PairStats]:
-        return type(self).function(embeddings, labels, ref_embeddings, ref_labels, **self.options)
+        tensors = embeddings, labels, ref_embeddings, ref_labels
+        return type(self).function(*tensors, self_index=self_index, **self.options)
 
 
 class TripletLoss(PairLoss):
@@ -119,10 +123,12 @@ class MarginLoss(PairLoss):
         labels: Tensor,
         ref_embeddings: Tensor | None = None,
         ref_labels: Tensor | None = None,
+        *,
+        self_index: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, PairStats]:
-        return functional.fused_margin_loss(
-            embeddings, labels, ref_embeddings, ref_labels, beta=self.beta, **self.options
-        )
+        tensors = embeddings, labels, ref_embeddings, ref_labels
+        options = self.options | {"beta": self.beta, "self_index": self_index}
+        return functional.fused_margin_loss(*tensors, **options)
 
     def extra_repr(self) -> str:
         beta = f"beta={self.beta}" if isinstance(self.beta, float) else ""

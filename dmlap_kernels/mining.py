@@ -17,6 +17,7 @@ def nearest(
     *,
     distance: str = "euclidean",
     normalize: bool = False,
+    self_index: Tensor | None = None,
     backend: str = "auto",
 ) -> Nearest:
     """The ``k`` nearest references of every query, exactly, in O((Q + N) * D + Q * k) memory.
@@ -25,9 +26,12 @@ def nearest(
         queries: (Q, D) of float32, float64, float16 or bfloat16.
         references: (N, D) of the same dtype and device; None for the queries themselves, in which
             case a row is never its own neighbour.
-        k: 1..N (1..Q - 1 in the self case).
+        k: 1..N; 1..N - 1 with ``self_index``, 1..Q - 1 without references.
         distance: ``"euclidean"``, ``"sqeuclidean"`` or ``"cosine"`` (1 - cos).
         normalize: L2-normalise the rows first.
+        self_index: (Q,) of any integer dtype: for each query the index of the reference that is
+            the query itself, which is then not among its neighbours; -1 for none. Without it a
+            query that lies among the references is its own nearest neighbour.
         backend: ``"auto"`` or a backend by name.
 
     Returns:
@@ -44,13 +48,28 @@ def nearest(
         checks.embeddings("references", references)
         checks.same_kind("references", references, queries, "queries")
         candidates, why = references.shape[0], "the number of references"
+    itself = checks.self_index(self_index, queries, references, "queries", "references")
+    if itself is not None:
+        candidates, why = candidates - 1, "the number of references but the query itself"
     checks.count("k", k, minimum=1, maximum=candidates, why=why)
     checks.choice("distance", distance, NONNEGATIVE_DISTANCES)
     checks.flag("normalize", normalize)
     checks.choice("backend", backend, registry.NAMES)
     runner = registry.choose(backend, None, queries, references)
     with torch.no_grad():
-        return runner.nearest(queries, references, k, distance, normalize)
+        if itself is None:
+            return runner.nearest(queries, references, k, distance, normalize)
+        one_more = runner.nearest(queries, references, k + 1, distance, normalize)
+        return _without(one_more, itself)
+
+
+def _without(found: Nearest, itself: Tensor) -> Nearest:
+    """One neighbour less: the query itself, or the last where it is not among them."""
+    is_self = found.indices == itself[:, None]
+    is_self[:, -1] |= ~is_self.any(1)
+    kept = ~is_self
+    shape = found.indices.shape[0], found.indices.shape[1] - 1
+    return Nearest(found.distances[kept].view(shape), found.indices[kept].view(shape))
 
 
 def hard_classes(

@@ -57,7 +57,9 @@ class PairProblem(NamedTuple):
     """The tensors of a call.
 
     Anchors (B, D) and their labels (B,) int64; references (N, D) and theirs, or None; a learnable
-    number of each anchor (B,) in the compute dtype, or None where the loss has none.
+    number of each anchor (B,) in the compute dtype, or None where the loss has none; with
+    references, the index (B,) int64 of the one that is the anchor itself, -1 for none, or None
+    where no anchor is among them: that pair is neither positive nor negative.
     """
 
     x: Tensor
@@ -65,6 +67,7 @@ class PairProblem(NamedTuple):
     y: Tensor | None
     ref_labels: Tensor | None
     anchor_params: Tensor | None = None
+    self_index: Tensor | None = None
 
     @property
     def num_refs(self) -> int:

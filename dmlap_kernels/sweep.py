@@ -28,6 +28,8 @@ def pair_loss(
     spec: PairSpec, problem: PairProblem, backend: str, *, stats: bool = False, scores: bool = False
 ) -> tuple[Tensor, PairStats | None]:
     """The loss of ``spec`` over ``problem``, differentiable in all of its floating tensors."""
+    if problem.self_index is not None and backend == "auto":
+        backend = "torch"  # the one that leaves out self pairs so far
     if torch.compiler.is_compiling():
         return _compiled(spec, problem, backend, stats, scores)
     x = problem.x
@@ -123,13 +125,14 @@ def _pair_loss_op(
     y: Tensor | None,
     ref_labels: Tensor | None,
     anchor_params: Tensor | None,
+    self_index: Tensor | None,
     spec: str,
     params: Sequence[float],
     backend: str,
     stats: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Loss, what backward needs, and the packed statistics (empty unless asked for)."""
-    problem = PairProblem(x, labels, y, ref_labels, anchor_params)
+    problem = PairProblem(x, labels, y, ref_labels, anchor_params, self_index)
     decoded = PairSpec.decode(spec, params)
     runner = registry.choose(backend, decoded, x, y)
     result = runner.forward(decoded, problem, stats, False)
@@ -139,7 +142,7 @@ def _pair_loss_op(
 
 
 @_pair_loss_op.register_fake
-def _(x, labels, y, ref_labels, anchor_params, spec, params, backend, stats):
+def _(x, labels, y, ref_labels, anchor_params, self_index, spec, params, backend, stats):
     decoded = PairSpec.decode(spec, params)
     runner = registry.choose(backend, decoded, x, y)
     real = compute_dtype(x.dtype)
@@ -147,7 +150,7 @@ def _(x, labels, y, ref_labels, anchor_params, spec, params, backend, stats):
     loss = x.new_empty((rows,) if decoded.reduction == "none" else (), dtype=real)
     counts = x.new_empty((2 + 2 * rows if stats else 0,), dtype=torch.int64)
     values = x.new_empty((3 if stats else 0,), dtype=real)
-    problem = PairProblem(x, labels, y, ref_labels, anchor_params)
+    problem = PairProblem(x, labels, y, ref_labels, anchor_params, self_index)
     return loss, runner.saved_like(decoded, problem), counts, values
 
 
@@ -158,6 +161,7 @@ def _pair_loss_backward_op(
     y: Tensor | None,
     ref_labels: Tensor | None,
     anchor_params: Tensor | None,
+    self_index: Tensor | None,
     spec: str,
     params: Sequence[float],
     backend: str,
@@ -165,7 +169,7 @@ def _pair_loss_backward_op(
     grad: Tensor,
 ) -> list[Tensor]:
     """The gradients that `Gradients` holds, without its Nones."""
-    problem = PairProblem(x, labels, y, ref_labels, anchor_params)
+    problem = PairProblem(x, labels, y, ref_labels, anchor_params, self_index)
     decoded = PairSpec.decode(spec, params)
     runner = registry.choose(backend, decoded, x, y)
     with _autograd_inside_operators():
@@ -174,7 +178,7 @@ def _pair_loss_backward_op(
 
 
 @_pair_loss_backward_op.register_fake
-def _(x, labels, y, ref_labels, anchor_params, spec, params, backend, saved, grad):
+def _(x, labels, y, ref_labels, anchor_params, self_index, spec, params, backend, saved, grad):
     return [torch.empty_like(t) for t in (x, y, anchor_params) if t is not None]
 
 
@@ -188,9 +192,9 @@ def _op_backward(ctx: Any, grad: Tensor, *_: Any):
     found = iter(
         torch.ops.dmlap.pair_loss_backward(*tensors, ctx.spec, ctx.params, ctx.backend, saved, grad)
     )
-    x, _, y, _, anchor_params = tensors
+    x, _, y, _, anchor_params, _ = tensors
     gx, gy, g_anchor = (None if t is None else next(found) for t in (x, y, anchor_params))
-    return gx, None, gy, None, g_anchor, *[None] * 4
+    return gx, None, gy, None, g_anchor, *[None] * 5
 
 
 _pair_loss_op.register_autograd(_op_backward, setup_context=_setup_context)

@@ -22,6 +22,7 @@ def fused_triplet_loss(
     ref_embeddings: Tensor | None = None,
     ref_labels: Tensor | None = None,
     *,
+    self_index: Tensor | None = None,
     margin: float = 0.2,
     mining: str = "hard",
     smooth: bool = False,
@@ -73,7 +74,7 @@ def fused_triplet_loss(
     Raises:
         RuntimeError: distance-weighted mining under `torch.compile` without a seed.
     """
-    problem = checks.pair_problem(embeddings, labels, ref_embeddings, ref_labels)
+    problem = checks.pair_problem(embeddings, labels, ref_embeddings, ref_labels, self_index)
     checks.choice("mining", mining, TRIPLET_MINING)
     params: tuple[float, ...] = (
         checks.number("margin", margin),
@@ -123,6 +124,7 @@ def fused_contrastive_loss(
     ref_embeddings: Tensor | None = None,
     ref_labels: Tensor | None = None,
     *,
+    self_index: Tensor | None = None,
     pos_margin: float = 0.0,
     neg_margin: float = 1.0,
     squared: bool = False,
@@ -150,7 +152,7 @@ def fused_contrastive_loss(
         The loss, or (loss, `PairStats`). Agrees with pytorch-metric-learning's ``ContrastiveLoss``
         with ``MeanReducer`` (``"mean"``) and ``AvgNonZeroReducer`` (``"mean_nonzero"``).
     """
-    problem = checks.pair_problem(embeddings, labels, ref_embeddings, ref_labels)
+    problem = checks.pair_problem(embeddings, labels, ref_embeddings, ref_labels, self_index)
     params = (
         checks.number("pos_margin", pos_margin),
         checks.number("neg_margin", neg_margin),
@@ -176,6 +178,7 @@ def fused_margin_loss(
     ref_embeddings: Tensor | None = None,
     ref_labels: Tensor | None = None,
     *,
+    self_index: Tensor | None = None,
     margin: float = 0.2,
     beta: float | Tensor = 1.2,
     distance: str = "euclidean",
@@ -206,7 +209,7 @@ def fused_margin_loss(
         The loss, or (loss, `PairStats`). Agrees with pytorch-metric-learning's ``MarginLoss`` with
         ``triplets_per_anchor="all"``, whose reducer is ``"mean_nonzero"``.
     """
-    problem = checks.pair_problem(embeddings, labels, ref_embeddings, ref_labels)
+    problem = checks.pair_problem(embeddings, labels, ref_embeddings, ref_labels, self_index)
     problem = problem._replace(anchor_params=checks.per_anchor("beta", beta, problem))
     return run(
         "margin",
@@ -228,6 +231,7 @@ def fused_lifted_structure_loss(
     ref_embeddings: Tensor | None = None,
     ref_labels: Tensor | None = None,
     *,
+    self_index: Tensor | None = None,
     pos_margin: float = 0.0,
     neg_margin: float = 1.0,
     form: str = "generalized",
@@ -258,7 +262,7 @@ def fused_lifted_structure_loss(
         ``GeneralizedLiftedStructureLoss`` and ``LiftedStructureLoss``; of the latter without
         references, as it compares indices of anchors with indices of references.
     """
-    problem = checks.pair_problem(embeddings, labels, ref_embeddings, ref_labels)
+    problem = checks.pair_problem(embeddings, labels, ref_embeddings, ref_labels, self_index)
     checks.choice("form", form, LIFTED_FORMS)
     params = (checks.number("pos_margin", pos_margin), checks.number("neg_margin", neg_margin))
     return run(

@@ -22,6 +22,7 @@ def fused_multi_similarity_loss(
     ref_embeddings: Tensor | None = None,
     ref_labels: Tensor | None = None,
     *,
+    self_index: Tensor | None = None,
     alpha: float = 2.0,
     beta: float = 50.0,
     base: float = 0.5,
@@ -53,7 +54,7 @@ def fused_multi_similarity_loss(
         The loss, or (loss, `PairStats`). Agrees with pytorch-metric-learning's
         ``MultiSimilarityLoss`` and ``MultiSimilarityMiner``.
     """
-    problem = checks.pair_problem(embeddings, labels, ref_embeddings, ref_labels)
+    problem = checks.pair_problem(embeddings, labels, ref_embeddings, ref_labels, self_index)
     base = checks.number("base", base)
     params = (
         checks.number("alpha", alpha, above=0),
@@ -82,6 +83,7 @@ def fused_n_pairs_loss(
     ref_embeddings: Tensor | None = None,
     ref_labels: Tensor | None = None,
     *,
+    self_index: Tensor | None = None,
     distance: str = "dot",
     normalize: bool = False,
     reduction: str = "mean",
@@ -105,7 +107,7 @@ def fused_n_pairs_loss(
         The loss, or (loss, `PairStats`). Agrees with pytorch-metric-learning's ``NPairsLoss``,
         which takes no references.
     """
-    problem = checks.pair_problem(embeddings, labels, ref_embeddings, ref_labels)
+    problem = checks.pair_problem(embeddings, labels, ref_embeddings, ref_labels, self_index)
     return run(
         "n_pairs",
         (),
@@ -126,6 +128,7 @@ def fused_nt_xent_loss(
     ref_embeddings: Tensor | None = None,
     ref_labels: Tensor | None = None,
     *,
+    self_index: Tensor | None = None,
     temperature: float = 0.07,
     distance: str = "cosine",
     normalize: bool = False,
@@ -148,7 +151,7 @@ def fused_nt_xent_loss(
     Returns:
         The loss, or (loss, `PairStats`). Agrees with pytorch-metric-learning's ``NTXentLoss``.
     """
-    problem = checks.pair_problem(embeddings, labels, ref_embeddings, ref_labels)
+    problem = checks.pair_problem(embeddings, labels, ref_embeddings, ref_labels, self_index)
     return run(
         "nt_xent",
         (checks.number("temperature", temperature, above=0),),
@@ -169,6 +172,7 @@ def fused_sup_con_loss(
     ref_embeddings: Tensor | None = None,
     ref_labels: Tensor | None = None,
     *,
+    self_index: Tensor | None = None,
     temperature: float = 0.1,
     distance: str = "cosine",
     normalize: bool = False,
@@ -192,7 +196,7 @@ def fused_sup_con_loss(
         The loss, or (loss, `PairStats`). Agrees with pytorch-metric-learning's ``SupConLoss`` with
         ``MeanReducer`` (``"mean"``) and ``AvgNonZeroReducer`` (``"mean_nonzero"``, its default).
     """
-    problem = checks.pair_problem(embeddings, labels, ref_embeddings, ref_labels)
+    problem = checks.pair_problem(embeddings, labels, ref_embeddings, ref_labels, self_index)
     return run(
         "sup_con",
         (checks.number("temperature", temperature, above=0),),
@@ -213,6 +217,7 @@ def fused_angular_loss(
     ref_embeddings: Tensor | None = None,
     ref_labels: Tensor | None = None,
     *,
+    self_index: Tensor | None = None,
     alpha: float = 40.0,
     reduction: str = "mean",
     backend: str = "auto",
@@ -234,7 +239,7 @@ def fused_angular_loss(
         The loss, or (loss, `PairStats`). Agrees with pytorch-metric-learning's ``AngularLoss`` for
         rows of length 1, to which that library brings anchors and positives, but not negatives.
     """
-    problem = checks.pair_problem(embeddings, labels, ref_embeddings, ref_labels)
+    problem = checks.pair_problem(embeddings, labels, ref_embeddings, ref_labels, self_index)
     alpha = checks.number("alpha", alpha, above=0)
     if alpha > _LARGEST_ANGLE:
         raise ValueError(f"alpha must be at most {_LARGEST_ANGLE:g} degrees, got {alpha!r}")
@@ -258,6 +263,7 @@ def fused_circle_loss(
     ref_embeddings: Tensor | None = None,
     ref_labels: Tensor | None = None,
     *,
+    self_index: Tensor | None = None,
     m: float = 0.4,
     gamma: float = 80.0,
     reduction: str = "mean",
@@ -282,7 +288,7 @@ def fused_circle_loss(
         The loss, or (loss, `PairStats`). Agrees with pytorch-metric-learning's ``CircleLoss`` with
         ``MeanReducer`` (``"mean"``) and ``AvgNonZeroReducer`` (``"mean_nonzero"``, its default).
     """
-    problem = checks.pair_problem(embeddings, labels, ref_embeddings, ref_labels)
+    problem = checks.pair_problem(embeddings, labels, ref_embeddings, ref_labels, self_index)
     return run(
         "circle",
         (checks.number("m", m), checks.number("gamma", gamma, above=0)),

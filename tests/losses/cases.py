@@ -87,8 +87,9 @@ class Problem:
         return replace(self, x=self.x.to(dtype), y=y)
 
     def parameters(self) -> list[str]:
-        """Keywords that are tensors, and so have a gradient."""
-        return [name for name, value in self.keywords.items() if isinstance(value, Tensor)]
+        """Keywords that are floating tensors, and so have a gradient."""
+        tensors = {name: v for name, v in self.keywords.items() if isinstance(v, Tensor)}
+        return [name for name, value in tensors.items() if value.is_floating_point()]
 
 
 def covering(factors: dict[str, tuple[Any, ...]], seed: int) -> list[dict[str, Any]]:

@@ -43,6 +43,7 @@ def pairs_and_terms(
     *,
     distance: str = "euclidean",
     normalize: bool = False,
+    self_index: Tensor | None = None,
     **options: Any,
 ) -> tuple[Pairs, Terms]:
     """The pairs of a call and what the loss makes of them; ``options`` are the loss's own.
@@ -56,7 +57,7 @@ def pairs_and_terms(
         assert y is not None and ref_labels is not None
         pairs = make_pairs(y, ref_labels, x, labels, **shared)
     else:
-        pairs = make_pairs(x, labels, y, ref_labels, **shared)
+        pairs = make_pairs(x, labels, y, ref_labels, self_index=self_index, **shared)
     return pairs, FORMULAS[name](pairs, **options)
 
 

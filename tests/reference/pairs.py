@@ -55,8 +55,13 @@ def make_pairs(
     *,
     distance: str,
     normalize: bool,
+    self_index: Tensor | None = None,
 ) -> Pairs:
     positives, negatives = pair_masks(labels, ref_labels)
+    if self_index is not None:
+        assert ref_labels is not None
+        others = self_index[:, None] != torch.arange(len(ref_labels))
+        positives, negatives = positives & others, negatives & others
     if normalize or distance == "cosine":
         x = normalize_rows(x)
         y = None if y is None else normalize_rows(y)

@@ -166,6 +166,9 @@ def make_block(
         negative = ~positive
         if self_case:
             positive &= anchors[:, None] != refs.order
+        elif problem.self_index is not None:
+            other = problem.self_index[at, None] != refs.order
+            positive, negative = positive & other, negative & other
     return Block(
         distances(x, refs.rows, spec.distance),
         positive,

@@ -40,6 +40,7 @@ class StatsSummary:
             self.scores = ClassScores(
                 classes, ref_classes, like.new_zeros(shape), like.new_full(shape, torch.inf)
             )
+            self.pairs = torch.zeros(shape, dtype=torch.int64, device=like.device)
 
     def add(self, at: slice, block: Block) -> None:
         sides = (
@@ -60,6 +61,10 @@ class StatsSummary:
         by_class = violation.new_zeros(len(violation), len(scores.ref_classes))
         by_class.index_add_(1, self.ref_class, violation)
         scores.mean_violation.index_add_(0, self.anchor_class[at], by_class)
+        pairs = self.pairs.new_zeros(by_class.shape).index_add_(
+            1, self.ref_class, block.negative.long()
+        )
+        self.pairs.index_add_(0, self.anchor_class[at], pairs)
         low = torch.full_like(by_class, torch.inf)
         columns = self.ref_class.expand_as(violation)
         low.scatter_reduce_(1, columns, block.d.masked_fill(~block.negative, torch.inf), "amin")
@@ -70,8 +75,7 @@ class StatsSummary:
         means = (self.sums / self.counts).to(self.like.dtype)
         scores = self.scores
         if scores is not None:
-            pairs = torch.outer(torch.bincount(self.anchor_class), torch.bincount(self.ref_class))
-            scores.mean_violation.div_(pairs)
+            scores.mean_violation.div_(self.pairs.clamp(min=1))
         return PairStats(
             constraints=sums.constraints,
             violated=sums.violated,
