@@ -70,9 +70,7 @@ def existing(path: str | Path, purpose: str) -> Path:
 def visible(path: Path) -> list[Path]:
     """What lies in the folder ``path``, by name, but hidden files and what systems put there."""
     return sorted(
-        p
-        for p in path.iterdir()
-        if not p.name.startswith(".") and p.name.casefold() not in _LITTER
+        p for p in path.iterdir() if not p.name.startswith(".") and p.name.casefold() not in _LITTER
     )
 
 

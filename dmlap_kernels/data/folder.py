@@ -156,9 +156,7 @@ def _read_classes(path: Path, left_out: LeftOut) -> list[_Class]:
     return classes
 
 
-def _to_splits(
-    root: Path, parts: dict[str, list[_Class]], size: int | None
-) -> dict[str, Split]:
+def _to_splits(root: Path, parts: dict[str, list[_Class]], size: int | None) -> dict[str, Split]:
     """The images of every part in one mode and one size."""
     headers = [
         image_header(file, _PURPOSE)
