@@ -59,11 +59,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 _format_code_warning = warnings.formatwarning
 
 
-def _format_warning(message: Warning | str, category: type[Warning], *where: Any) -> str:
+def _format_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,
+) -> str:
     """A warning about data in one line; those about code with their line of code, as usual."""
     if issubclass(category, DataWarning):
         return f"dmlap: {message}\n"
-    return _format_code_warning(message, category, *where)
+    return _format_code_warning(message, category, filename, lineno, line)
 
 
 class _Refusal(Exception):

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dmlap_kernels.data import Split, load_data
+from dmlap_kernels.evaluation.ranges import LARGEST
 from dmlap_kernels.trainer.checkpoint import CheckpointError, load_checkpoint
 from dmlap_kernels.trainer.config import TrainConfig
 from dmlap_kernels.trainer.embedding import embed, search_options
@@ -145,4 +146,7 @@ def embed_test(run: Run) -> Embedded:
     options = search_options(config.loss, config.loss_options)
     gallery = None if data.gallery is None else (data.gallery, embed(encoder, data.gallery).cpu())
     embeddings = embed(encoder, data.test).cpu()
+    for each in (embeddings, *(() if gallery is None else gallery[1:])):
+        if not bool(each.abs().amax() <= LARGEST):  # of NaN, too
+            raise NoPictures("its embeddings are not finite, or too large to be compared")
     return Embedded(data.test, embeddings, options, gallery, data.seen_classes)
