@@ -151,14 +151,8 @@ def retrieval_metrics(
     check_finite("embeddings", problem.x)
     if problem.y is not None:
         check_finite("ref_embeddings", problem.y)
-    references, ref_side_labels = problem.ref_side
-    relevant = _count_relevant(problem.labels, ref_side_labels)
-    if itself is None:
-        relevant = relevant - int(problem.y is None)
-    else:
-        own = ref_side_labels[itself.clamp(min=0)] == problem.labels
-        relevant = relevant - (own & (itself >= 0)).long()
-    if not bool((relevant > 0).any()):
+    relevant = _count_relevant(problem, itself)
+    if not bool((relevant > 0).any()) and not set(chosen) <= set(CLUSTERING):
         raise ValueError("labels must give at least one query a relevant reference, got none")
     # First, since it may refuse.
     clusters: dict[str, float] = {}
@@ -166,17 +160,18 @@ def retrieval_metrics(
         clusters = clustering_metrics(
             problem.x, problem.labels, distance=distance, normalize=normalize
         )
+    if set(chosen) <= set(CLUSTERING):
+        return {name: clusters[name] for name in chosen}
     directions = normalize is True or distance == "cosine"
     x, y = in_range(
         problem.x.detach(),
         None if problem.y is None else problem.y.detach(),
         directions=directions,
     )
-    if problem.y is None:
-        itself = torch.arange(len(x), device=x.device)
-    search = _Search(
-        x, problem.labels, x if y is None else y, ref_side_labels, itself, relevant, ks, chosen
-    )
+    if y is None:
+        y, itself = x, torch.arange(len(x), device=x.device)
+    ref_side_labels = problem.ref_side[1]
+    search = _Search(x, problem.labels, y, ref_side_labels, itself, relevant, ks, chosen)
     options: dict[str, Any] = {"distance": distance, "normalize": normalize, "backend": backend}
     values = search.of_queries(options)
     found = _averaged(values, problem.labels[relevant > 0].cpu(), average)
@@ -258,7 +253,7 @@ def _query_metrics(
             if metric == "recall":
                 found[name] = hits[:, :k].any(1)
             elif metric == "precision":
-                found[name] = hits[:, :k].sum(1) / float(k)
+                found[name] = hits[:, :k].sum(1).double() / k
             elif metric == "mrr":
                 found[name] = (hits[:, :k] / rank[:k].double()).amax(1)
             elif metric == "map":
@@ -294,8 +289,8 @@ def _itself(problem: Any, self_index: Any, ref_includes_query: bool) -> Tensor |
         itself = checks.self_index(self_index, x, y, "embeddings", "ref_embeddings")
         if itself is not None and itself.device.type != "cpu":
             # Looked at here, where the labels at these places are looked at, too.
-            on_cpu = [torch.empty(1).expand(len(rows), 1) for rows in (x, y)]
-            checks.self_index(itself.cpu(), *on_cpu, "embeddings", "ref_embeddings")
+            rows, refs = (torch.empty(1).expand(len(each), 1) for each in (x, y))
+            checks.self_index(itself.cpu(), rows, refs, "embeddings", "ref_embeddings")
         return itself
     if self_index is not None:
         raise ValueError("ref_includes_query must be False with self_index, which says as much")
@@ -319,14 +314,20 @@ def _itself(problem: Any, self_index: Any, ref_includes_query: bool) -> Tensor |
     return torch.arange(len(x), device=x.device)
 
 
-def _count_relevant(labels: Tensor, reference_labels: Tensor) -> Tensor:
-    """Number of references with each query's label, (N,) int64."""
-    values, counts = torch.unique(reference_labels, return_counts=True)
+def _count_relevant(problem: Any, itself: Tensor | None) -> Tensor:
+    """Number of references with each query's label but the query itself, (N,) int64."""
+    labels, ref_labels = problem.labels, problem.ref_side[1]
+    values, counts = torch.unique(ref_labels, return_counts=True)
     if not len(values):
         return torch.zeros_like(labels)
     # Of labels with gaps between them torch would warn.
     position = torch.searchsorted(values, labels.contiguous()).clamp_(max=len(values) - 1)
-    return counts[position] * (values[position] == labels)
+    relevant = counts[position] * (values[position] == labels)
+    if problem.y is None:
+        return relevant - 1
+    if itself is None:
+        return relevant
+    return relevant - ((itself >= 0) & (ref_labels[itself.clamp(min=0)] == labels)).long()
 
 
 def _names(metric: str, ks: Sequence[int]) -> list[str]:
@@ -344,6 +345,7 @@ def _checked_metrics(metrics: Any, clustering: bool) -> tuple[str, ...]:
 
 def _checked_ks(ks: Any) -> tuple[int, ...]:
     """``ks`` as integers, each once."""
+    given: list[Any]
     try:
         given = [ks] if isinstance(ks, str) else list(ks)
     except TypeError:  # one number, perhaps in a tensor or an array
