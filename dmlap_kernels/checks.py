@@ -1,7 +1,8 @@
 """Input validation: one place, one wording.
 
 Every check raises before any kernel runs, with a sentence that names the argument, what was given
-and what is accepted. None of them reads tensor data, so none synchronises a device.
+and what is accepted. Data is looked at on the CPU alone, so that nothing waits for a device, but
+for labels that are floats.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,6 +27,7 @@ _LABEL_DTYPES = frozenset(
         torch.uint16,
         torch.uint32,
         torch.uint64,
+        torch.bool,
     )
 )
 
@@ -42,20 +45,53 @@ def choice(argument: str, value: Any, accepted: Sequence[str]) -> str:
 
 
 def number(
-    argument: str, value: Any, *, minimum: float = -math.inf, above: float = -math.inf
-) -> float:
-    """``value`` as a finite float of at least ``minimum``, more than ``above``."""
+    argument: str,
+    value: Any,
+    *,
+    minimum: float = -math.inf,
+    above: float = -math.inf,
+    maximum: float = math.inf,
+) -> float | Tensor:
+    """``value`` as a finite float of at least ``minimum``, more than ``above``.
+
+    A tensor or array of one number counts as that number. A tensor that needs a gradient, or that
+    cannot be read without waiting for its device, stays a tensor () and keeps its gradient.
+    """
+    if isinstance(value, Tensor):
+        return _number_tensor(argument, value, minimum=minimum, above=above, maximum=maximum)
     given = value
     if not isinstance(value, (int, float)) and getattr(value, "ndim", None) == 0:
-        value = value.item()  # a tensor or array of one number
+        value = value.item()  # a NumPy scalar or array
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{argument} must be a number, got {describe(given)}")
     # Comparisons rather than math.isfinite, which torch.compile cannot trace for dynamic numbers.
-    if not (-math.inf < value < math.inf and value >= minimum and value > above):
-        bound = "" if minimum == -math.inf else f" and at least {minimum:g}"
-        bound += "" if above == -math.inf else f" and greater than {above:g}"
-        raise ValueError(f"{argument} must be finite{bound}, got {value!r}")
-    return float(value)
+    if not (-math.inf < value < math.inf and minimum <= value <= maximum and value > above):
+        bounds = [] if minimum == -math.inf else [f"at least {minimum:g}"]
+        bounds += [] if above == -math.inf else [f"greater than {above:g}"]
+        bounds += [] if maximum == math.inf else [f"at most {maximum:g}"]
+        raise ValueError(f"{argument} must be {' and '.join(['finite', *bounds])}, got {value!r}")
+    return value if torch.compiler.is_compiling() else float(value)
+
+
+def _number_tensor(argument: str, value: Tensor, **bounds: float) -> float | Tensor:
+    if value.numel() != 1 or value.ndim > 1 or value.dtype == torch.bool or value.is_complex():
+        raise TypeError(f"{argument} must be a number or a tensor of one, got {describe(value)}")
+    if torch.compiler.is_compiling():
+        return value.reshape(())
+    readable = value.device.type == "cpu" and _readable(value)
+    checked = number(argument, value.detach().item(), **bounds) if readable else None
+    return value.reshape(()) if checked is None or value.requires_grad else checked
+
+
+def constant(argument: str, value: Any, **bounds: float) -> float | Tensor:
+    """A `number` that only picks pairs: a tensor that needs a gradient is refused."""
+    if isinstance(value, Tensor) and value.requires_grad:
+        raise TypeError(
+            f"{argument} only decides which pairs take part, so that the loss has no gradient with "
+            f"respect to it: give a number or a tensor that needs no gradient, got "
+            f"{describe(value)} with requires_grad=True"
+        )
+    return number(argument, value, **bounds)
 
 
 def flag(argument: str, value: Any) -> bool:
@@ -79,8 +115,13 @@ def precision(value: Any) -> str | None:
 
 
 def _readable(tensor: Tensor) -> bool:
-    """Whether its values can be looked at now: neither being traced nor without data."""
-    return not torch.compiler.is_compiling() and type(tensor) in (Tensor, torch.nn.Parameter)
+    """Whether its values can be looked at now: neither traced nor transformed nor without data."""
+    return (
+        not torch.compiler.is_compiling()
+        and type(tensor) in (Tensor, torch.nn.Parameter)
+        and tensor.device.type != "meta"
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    )
 
 
 def describe(value: Any) -> str:
@@ -90,9 +131,10 @@ def describe(value: Any) -> str:
 
 
 def embeddings(argument: str, value: Any) -> Tensor:
-    """``value`` if it is a (rows, features) tensor of an accepted dtype."""
+    """``value`` if it is a dense (rows, features) tensor of an accepted dtype."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{argument} must be a torch.Tensor, got {type(value).__name__}")
+    dense(argument, value)
     if value.ndim != 2:
         raise ValueError(f"{argument} must have shape (rows, features), got {tuple(value.shape)}")
     if value.dtype not in EMBEDDING_DTYPES:
@@ -104,15 +146,33 @@ def embeddings(argument: str, value: Any) -> Tensor:
     return value
 
 
+def dense(argument: str, value: Tensor) -> None:
+    """Refuses tensors that are not laid out by strides: sparse, MKL-DNN, nested."""
+    if value.layout != torch.strided or value.is_nested:
+        kind = "nested" if value.is_nested else names((value.layout,))
+        cure = "torch.nested.to_padded_tensor" if value.is_nested else ".to_dense()"
+        raise TypeError(f"{argument} must be a dense tensor ({cure}), got a {kind} one")
+
+
 def labels(argument: str, value: Any, rows: Tensor, rows_argument: str) -> Tensor:
-    """``value`` as int64 if it labels ``rows``: one integer a row, on the same device."""
+    """``value`` as int64 (rows,) if it labels ``rows``: one whole number a row, on their device.
+
+    A tensor or NumPy array of shape (rows,) or (rows, 1), of integers, bools, or floats that are
+    whole numbers, for which the values of a device are waited for.
+    """
+    if not isinstance(value, Tensor) and isinstance(value, np.ndarray):
+        value = torch.as_tensor(value, device=rows.device)
     if not isinstance(value, Tensor):
-        raise TypeError(f"{argument} must be a torch.Tensor, got {type(value).__name__}")
-    if value.dtype not in _LABEL_DTYPES:
-        raise TypeError(f"{argument} must have an integer dtype, got {describe(value)}")
-    if value.ndim != 1 or value.shape[0] != rows.shape[0]:
+        raise TypeError(
+            f"{argument} must be a torch.Tensor or a NumPy array, got {type(value).__name__}"
+        )
+    dense(argument, value)
+    count = rows.shape[0]
+    if value.ndim == 2 and value.shape[1] == 1:
+        value = value[:, 0]
+    if value.ndim != 1 or value.shape[0] != count:
         raise ValueError(
-            f"{argument} must have shape ({rows.shape[0]},), one label for each row of "
+            f"{argument} must have shape ({count},), one label for each row of "
             f"{rows_argument}, got {tuple(value.shape)}"
         )
     if value.device != rows.device:
@@ -120,26 +180,44 @@ def labels(argument: str, value: Any, rows: Tensor, rows_argument: str) -> Tenso
             f"{argument} must be on the device of {rows_argument} ({rows.device}), "
             f"got {value.device}"
         )
-    return value if value.dtype == torch.int64 else value.long()
+    if value.dtype == torch.int64:
+        return value
+    if value.dtype not in _LABEL_DTYPES:
+        _whole(argument, value)
+    return value.long()
+
+
+def _whole(argument: str, value: Tensor) -> None:
+    """Refuses what is no whole number that int64 holds."""
+    if not value.dtype.is_floating_point or not _readable(value):
+        raise TypeError(f"{argument} must have an integer dtype, got {describe(value)}")
+    whole = (value == value.round()) & (value.abs() < 2.0**63)  # NaN is not equal to itself
+    if not whole.all():
+        bad = value[~whole][0].item()
+        raise ValueError(f"{argument} must be whole numbers, got {bad!r}")
 
 
 def same_kind(argument: str, value: Tensor, other: Tensor, other_argument: str) -> None:
-    """``value`` and ``other`` must agree in features, dtype and device."""
+    """``value`` and ``other`` must agree in features and device."""
     if value.shape[1] != other.shape[1]:
         raise ValueError(
             f"{argument} must have the {other.shape[1]} features of {other_argument}, "
             f"got {tuple(value.shape)}"
-        )
-    if value.dtype != other.dtype:
-        raise TypeError(
-            f"{argument} must have the dtype of {other_argument} "
-            f"({names((other.dtype,))}), got {names((value.dtype,))}"
         )
     if value.device != other.device:
         raise ValueError(
             f"{argument} must be on the device of {other_argument} ({other.device}), "
             f"got {value.device}"
         )
+
+
+def promoted(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in the dtype to which PyTorch promotes the two: a half batch meets a float32 memory, or
+    proxies, which keep their dtype under autocast."""
+    if x.dtype == y.dtype:
+        return x, y
+    common = torch.promote_types(x.dtype, y.dtype)
+    return x.to(common), y.to(common)
 
 
 def self_index(value: Any, rows: Tensor, refs: Tensor | None, *names: str) -> Tensor | None:
@@ -183,27 +261,34 @@ def pair_problem(x: Any, x_labels: Any, y: Any, y_labels: Any, self_at: Any = No
         embeddings("ref_embeddings", y)
         y_labels = labels("ref_labels", y_labels, y, "ref_embeddings")
         same_kind("ref_embeddings", y, x, "embeddings")
+        x, y = promoted(x, y)
     itself = self_index(self_at, x, y, "embeddings", "ref_embeddings")
-    return PairProblem(x, x_labels, y, y_labels, None, itself)
+    return _differentiable(PairProblem(x, x_labels, y, y_labels, None, itself))
 
 
 def proxy_problem(x: Any, x_labels: Any, proxies: Any, proxy_labels: Any) -> PairProblem:
-    """The checked tensors of a call with proxies as references.
-
-    Proxies are parameters, which keep their dtype under autocast while embeddings do not: tensors
-    of two dtypes are both brought to the wider one.
-    """
+    """The checked tensors of a call with proxies as references."""
     embeddings("embeddings", x)
     x_labels = labels("labels", x_labels, x, "embeddings")
     embeddings("proxies", proxies)
-    if proxies.dtype != x.dtype:
-        common = torch.promote_types(proxies.dtype, x.dtype)
-        proxies, x = proxies.to(common), x.to(common)
     same_kind("proxies", proxies, x, "embeddings")
+    x, proxies = promoted(x, proxies)
     if proxy_labels is None:
         proxy_labels = torch.arange(proxies.shape[0], device=proxies.device)
     proxy_labels = labels("proxy_labels", proxy_labels, proxies, "proxies")
-    return PairProblem(x, x_labels, proxies, proxy_labels)
+    return _differentiable(PairProblem(x, x_labels, proxies, proxy_labels))
+
+
+def _differentiable(problem: PairProblem) -> PairProblem:
+    """Tensors made in inference mode, such as labels or a memory, cannot be kept for backward: a
+    copy can."""
+    if torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
+        return problem
+    if not any(t is not None and t.is_inference() for t in problem):
+        return problem
+    return PairProblem._make(
+        t.clone() if t is not None and t.is_inference() else t for t in problem
+    )
 
 
 def per_anchor(argument: str, value: Any, problem: PairProblem) -> Tensor:
@@ -214,25 +299,48 @@ def per_anchor(argument: str, value: Any, problem: PairProblem) -> Tensor:
     x = problem.x
     real = compute_dtype(x.dtype)
     if not isinstance(value, Tensor):
-        return torch.full((x.shape[0],), number(argument, value), dtype=real, device=x.device)
+        one = torch.ones(x.shape[0], dtype=real, device=x.device)
+        return one * number(argument, value)
     if not value.dtype.is_floating_point:
         raise TypeError(f"{argument} must be a number or a floating tensor, got {describe(value)}")
     if value.ndim > 1 or value.numel() == 0:
         raise ValueError(
             f"{argument} must have shape (), (1,) or (classes,), got {tuple(value.shape)}"
         )
+    if value.numel() == 1:
+        return value.reshape(()).to(x.device, real).expand(x.shape[0])
     if value.device != x.device:
         raise ValueError(
             f"{argument} must be on the device of embeddings ({x.device}), got {value.device}"
         )
-    if value.numel() == 1:
-        return value.to(real).expand(x.shape[0])
-    if torch.compiler.is_compiling():
-        return value.to(real).index_select(0, problem.labels)
-    try:
-        return value.to(real).index_select(0, problem.labels)
-    except IndexError as error:
+    classes_known(argument, value.shape[0], problem.labels)
+    return value.to(real).index_select(0, problem.labels)
+
+
+def classes_known(argument: str, classes: int, labels: Tensor) -> None:
+    """Every label must be in 0..classes - 1, as ``argument`` has an entry for each of these.
+
+    On the CPU a ValueError names the labels that are not. On a device, where looking would mean
+    waiting, the device itself stops, as it does for PyTorch's cross entropy.
+    """
+    if labels.numel() == 0 or labels.device.type == "meta":
+        return
+    if labels.device.type != "cpu" or not _readable(labels):
+        torch._assert_async(
+            ((labels >= 0) & (labels < classes)).all(), f"a label has no entry in {argument}"
+        )
+        return
+    least, most = labels.aminmax()
+    if least < 0 or most >= classes:
+        outside = labels[(labels < 0) | (labels >= classes)].unique()
         raise ValueError(
-            f"{argument} must have an entry for every label, which are then in "
-            f"0..{value.numel() - 1}, got shape {tuple(value.shape)} and a label beyond"
-        ) from error
+            f"{argument} has an entry for each label in 0..{classes - 1}, got "
+            f"{listed('label', outside.tolist())}"
+        )
+
+
+def listed(what: str, values: Sequence[Any], most: int = 5) -> str:
+    """ "label 7", "labels 7, 9", or the first of many and how many more there are."""
+    shown = ", ".join(str(v) for v in values[:most])
+    more = f" and {len(values) - most} more" if len(values) > most else ""
+    return f"{what}{'s' if len(values) > 1 else ''} {shown}{more}"

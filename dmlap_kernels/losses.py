@@ -18,8 +18,9 @@ from dmlap_kernels.problem import PairStats
 class _Loss(nn.Module):
     """Holds the keywords of one function of `dmlap_kernels.functional`.
 
-    Unknown keywords raise ``TypeError``; bad values raise as the function does, when the module is
-    made.
+    A number that is an `nn.Parameter` becomes a parameter of the module, by the keyword's name; a
+    tensor that needs no gradient becomes a buffer. Unknown keywords raise ``TypeError``; bad values
+    raise as the function does, when the module is made.
     """
 
     function: Callable[..., Any]
@@ -32,14 +33,45 @@ class _Loss(nn.Module):
         for name in options:
             if name not in accepted:
                 raise TypeError(f"{type(self).__name__} accepts {', '.join(accepted)}, got {name}")
-        self.options = options
+        self.options: dict[str, Any] = {}
+        self.tensors: tuple[str, ...] = ()
+        for name, value in options.items():
+            self._hold(name, value)
         # An empty problem on the portable backend runs every check and no kernel.
-        empty = torch.empty(0, 1), torch.empty(0, dtype=torch.int64)
-        type(self).function(*empty, *references, **options | {"backend": "torch"})
+        function = type(self).function
+        function(*_empty(options), *references, **self.keywords() | {"backend": "torch"})
         checks.choice("backend", options.get("backend", "auto"), BACKENDS)
+
+    def _hold(self, name: str, value: Any) -> None:
+        if not isinstance(value, Tensor):
+            self.options[name] = value
+            return
+        if isinstance(value, nn.Parameter):
+            self.register_parameter(name, value)
+        elif value.requires_grad:
+            raise TypeError(
+                f"{name} must be a number, an nn.Parameter or a tensor that needs no gradient, got "
+                f"{checks.describe(value)} with requires_grad=True; what is computed anew at each "
+                f"step is an argument of {self.function.__name__}"
+            )
+        else:
+            self.register_buffer(name, value.detach().clone())
+        self.tensors += (name,)
+
+    def keywords(self) -> dict[str, Any]:
+        """Those of the function: what the module was made with, its tensors as they are now."""
+        return self.options | {name: getattr(self, name) for name in self.tensors}
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+
+
+def _empty(options: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Embeddings and labels of no row, on the device of a tensor among ``options``."""
+    tensors = (value for value in options.values() if isinstance(value, Tensor))
+    device = next((tensor.device for tensor in tensors), torch.device("cpu"))
+    rows = torch.empty(0, 1, dtype=torch.float32, device=device)
+    return rows, torch.empty(0, dtype=torch.int64, device=device)
 
 
 class PairLoss(_Loss):
@@ -59,7 +91,7 @@ class PairLoss(_Loss):
         self_index: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, PairStats]:
         tensors = embeddings, labels, ref_embeddings, ref_labels
-        return type(self).function(*tensors, self_index=self_index, **self.options)
+        return type(self).function(*tensors, self_index=self_index, **self.keywords())
 
 
 class TripletLoss(PairLoss):
@@ -78,7 +110,7 @@ class MarginLoss(PairLoss):
     """`dmlap_kernels.fused_margin_loss` as a module.
 
     Args:
-        beta: as in the function; a tensor becomes a buffer.
+        beta: as in the function; an `nn.Parameter` is learned, another tensor becomes a buffer.
         learn_beta: make it the parameter ``beta``, float32 where a number was given.
         num_classes: with ``learn_beta`` and one number: one ``beta`` for each label in
             0..num_classes - 1, starting there.
@@ -95,10 +127,6 @@ class MarginLoss(PairLoss):
         num_classes: int | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(**options)
-        self.beta: float | Tensor
-        if not isinstance(beta, Tensor):
-            beta = checks.number("beta", beta)
         if num_classes is not None:
             _at_least_one("num_classes", num_classes)
             if not checks.flag("learn_beta", learn_beta) or isinstance(beta, Tensor):
@@ -106,33 +134,12 @@ class MarginLoss(PairLoss):
                     "num_classes must be left out unless beta is a number and learn_beta=True, got "
                     f"num_classes={num_classes}, beta={beta!r} and learn_beta={learn_beta}"
                 )
-        if checks.flag("learn_beta", learn_beta):
+        if checks.flag("learn_beta", learn_beta) and not isinstance(beta, nn.Parameter):
             shape = () if num_classes is None else (num_classes,)
-            start = beta.detach().clone() if isinstance(beta, Tensor) else torch.full(shape, beta)
-            self.beta = nn.Parameter(start)
-        elif isinstance(beta, Tensor):
-            self.register_buffer("beta", beta.detach().clone())
-        else:
-            self.beta = beta
-        empty = torch.empty(0, 1), torch.empty(0, dtype=torch.int64)
-        functional.fused_margin_loss(*empty, beta=self.beta, backend="torch")
-
-    def forward(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        ref_embeddings: Tensor | None = None,
-        ref_labels: Tensor | None = None,
-        *,
-        self_index: Tensor | None = None,
-    ) -> Tensor | tuple[Tensor, PairStats]:
-        tensors = embeddings, labels, ref_embeddings, ref_labels
-        options = self.options | {"beta": self.beta, "self_index": self_index}
-        return functional.fused_margin_loss(*tensors, **options)
-
-    def extra_repr(self) -> str:
-        beta = f"beta={self.beta}" if isinstance(self.beta, float) else ""
-        return ", ".join(part for part in (beta, super().extra_repr()) if part)
+            if not isinstance(beta, Tensor):
+                beta = torch.full(shape, float(checks.number("beta", beta)), dtype=torch.float32)
+            beta = nn.Parameter(beta.detach().clone())
+        super().__init__(beta=beta, **options)
 
 
 class MultiSimilarityLoss(PairLoss):
@@ -180,6 +187,9 @@ class CircleLoss(PairLoss):
 class ProxyLoss(_Loss):
     """A loss that holds its proxies: ``forward(embeddings, labels)``, labels in 0..num_classes - 1.
 
+    Other labels raise ``ValueError`` on the CPU; on a device they stop it, as they do in PyTorch's
+    cross entropy.
+
     Args:
         num_classes, embedding_size: at least 1; shape of the parameter ``proxies`` (num_classes,
             embedding_size), which starts as in pytorch-metric-learning.
@@ -198,7 +208,8 @@ class ProxyLoss(_Loss):
         _at_least_one("num_classes", num_classes)
         _at_least_one("embedding_size", embedding_size)
         _at_least_one("centers_per_class", centers)
-        super().__init__(options, torch.empty(0, 1), torch.empty(0, dtype=torch.int64))
+        super().__init__(options, *_empty(options))
+        self.num_classes = num_classes
         proxies = torch.empty(num_classes * centers, embedding_size)
         self.proxies = nn.Parameter(self._start(proxies))
         labels = torch.arange(num_classes).repeat_interleave(centers)
@@ -208,8 +219,11 @@ class ProxyLoss(_Loss):
         return nn.init.normal_(proxies)
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor | tuple[Tensor, PairStats]:
+        checks.embeddings("embeddings", embeddings)
+        labels = checks.labels("labels", labels, embeddings, "embeddings")
+        checks.classes_known("proxies", self.num_classes, labels)
         return type(self).function(
-            embeddings, labels, self.proxies, self.proxy_labels, **self.options
+            embeddings, labels, self.proxies, self.proxy_labels, **self.keywords()
         )
 
     def extra_repr(self) -> str:

@@ -24,8 +24,8 @@ def nearest(
 
     Args:
         queries: (Q, D) of float32, float64, float16 or bfloat16.
-        references: (N, D) of the same dtype and device; None for the queries themselves, in which
-            case a row is never its own neighbour.
+        references: (N, D) on the same device; of two dtypes the wider one counts for both. None
+            for the queries themselves, in which case a row is never its own neighbour.
         k: 1..N; 1..N - 1 with ``self_index``, 1..Q - 1 without references.
         distance: ``"euclidean"``, ``"sqeuclidean"`` or ``"cosine"`` (1 - cos).
         normalize: L2-normalise the rows first.
@@ -47,6 +47,7 @@ def nearest(
     if references is not None:
         checks.embeddings("references", references)
         checks.same_kind("references", references, queries, "queries")
+        queries, references = checks.promoted(queries, references)
         candidates, why = references.shape[0], "the number of references"
     itself = checks.self_index(self_index, queries, references, "queries", "references")
     if itself is not None:
@@ -106,7 +107,7 @@ def hard_classes(
     labels = checks.labels("labels", labels, representatives, "representatives")
     others = torch.unique(labels).numel() - 1
     checks.count("k", k, minimum=1, maximum=others, why="the number of other classes")
-    margin = checks.number("margin", margin)
+    margin = float(checks.constant("margin", margin))
     checks.choice("distance", distance, NONNEGATIVE_DISTANCES)
     checks.flag("normalize", normalize)
     checks.choice("backend", backend, registry.NAMES)

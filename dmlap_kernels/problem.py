@@ -24,28 +24,34 @@ class PairSpec(NamedTuple):
     """A loss over pairs, apart from its tensors.
 
     ``params`` are the numbers of the policy named by ``loss``, in the order in which the policy
-    declares them (``csrc/include/dmlap/policies``). A ``precision`` of None follows
-    ``torch.get_float32_matmul_precision()`` at the time the sweep runs.
+    declares them (``csrc/include/dmlap/policies``); flags are 0 or 1. One that is None is the next
+    entry of `PairProblem.numbers`. A ``precision`` of None follows PyTorch's own setting at the
+    time the sweep runs.
     """
 
     loss: str
-    params: tuple[float, ...]
+    params: tuple[Any, ...]
     distance: str = "euclidean"
     normalize: bool = False
     reduction: str = "mean"
     precision: str | None = None
 
     def encode(self) -> str:
-        """All but the params, as one line; custom operators take it, and the params beside it."""
+        """As one line, which custom operators take; params that are None stay None."""
         flags = (self.loss, self.distance, str(int(self.normalize)), self.reduction)
-        return ";".join((*flags, self.precision or ""))
+        params = ",".join("*" if p is None else repr(float(p)) for p in self.params)
+        return ";".join((*flags, self.precision or "", params))
 
     @staticmethod
-    def decode(text: str, params: Sequence[float]) -> PairSpec:
-        loss, distance, normalize, reduction, precision = text.split(";")
-        return PairSpec(
-            loss, tuple(params), distance, normalize == "1", reduction, precision or None
-        )
+    def decode(text: str) -> PairSpec:
+        loss, distance, normalize, reduction, precision, params = text.split(";")
+        found = tuple(None if p == "*" else float(p) for p in params.split(",") if p)
+        return PairSpec(loss, found, distance, normalize == "1", reduction, precision or None)
+
+    def filled(self, numbers: Sequence[float | Tensor]) -> PairSpec:
+        """The same with ``numbers`` in the place of the params that are None."""
+        left = iter(numbers)
+        return self._replace(params=tuple(next(left) if p is None else p for p in self.params))
 
     @property
     def unit_rows(self) -> bool:
@@ -59,7 +65,8 @@ class PairProblem(NamedTuple):
     Anchors (B, D) and their labels (B,) int64; references (N, D) and theirs, or None; a learnable
     number of each anchor (B,) in the compute dtype, or None where the loss has none; with
     references, the index (B,) int64 of the one that is the anchor itself, -1 for none, or None
-    where no anchor is among them: that pair is neither positive nor negative.
+    where no anchor is among them: that pair is neither positive nor negative; the params of the
+    loss that were given as tensors (P,), to which the gradient flows, or None.
     """
 
     x: Tensor
@@ -68,6 +75,7 @@ class PairProblem(NamedTuple):
     ref_labels: Tensor | None
     anchor_params: Tensor | None = None
     self_index: Tensor | None = None
+    numbers: Tensor | None = None
 
     @property
     def num_refs(self) -> int:

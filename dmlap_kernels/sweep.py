@@ -1,9 +1,9 @@
 """The one bridge between autograd and the backends.
 
 Eager calls go through `_PairLoss`, a plain autograd function, because the dispatch of a custom
-operator costs as much as a small batch itself. Under `torch.compile` the same two backend calls
-are the operators ``dmlap::pair_loss`` and ``dmlap::pair_loss_backward``, so that a loss is one node
-of a full graph.
+operator costs as much as a small batch itself. Under `torch.compile`, and for tensors without
+memory of their own, the same two backend calls are the operators ``dmlap::pair_loss`` and
+``dmlap::pair_loss_backward``, so that a loss is one node of a full graph.
 """
 
 from __future__ import annotations
@@ -15,89 +15,147 @@ import torch
 from torch import Tensor
 
 from dmlap_kernels.backends import registry
-from dmlap_kernels.problem import (
-    Forward,
-    PairProblem,
-    PairSpec,
-    PairStats,
-    compute_dtype,
-)
+from dmlap_kernels.backends.chunked import TorchBackend
+from dmlap_kernels.problem import PairProblem, PairSpec, PairStats, compute_dtype
 
 
 def pair_loss(
     spec: PairSpec, problem: PairProblem, backend: str, *, stats: bool = False, scores: bool = False
 ) -> tuple[Tensor, PairStats | None]:
     """The loss of ``spec`` over ``problem``, differentiable in all of its floating tensors."""
-    if problem.self_index is not None and backend == "auto":
-        backend = "torch"  # the one that leaves out self pairs so far
-    if torch.compiler.is_compiling():
-        return _compiled(spec, problem, backend, stats, scores)
-    x = problem.x
-    runner = registry.choose(backend, spec, x, problem.y)
-    call = _Call(spec, problem, runner)
-    loss = _PairLoss.apply(x, problem.y, problem.anchor_params, call, stats, scores)
+    if torch.compiler.is_compiling() or not all(map(_is_plain, problem)):
+        return _as_operator(spec, problem, backend, stats, scores)
+    runner = _runner(backend, spec, problem)
+    call = _Call(spec, runner, stats, scores)
+    loss = _PairLoss.apply(call, *problem)
     return loss, call.stats
+
+
+def _is_plain(tensor: Tensor | None) -> bool:
+    """Whether there is memory behind it: not so for fake tensors, "meta" and wrappers, which only
+    the operators know to treat."""
+    if tensor is None:
+        return True
+    kind = type(tensor)
+    return (kind is Tensor or kind is torch.nn.Parameter) and tensor.device.type != "meta"
+
+
+def _runner(name: str, spec: PairSpec, problem: PairProblem) -> registry.Backend:
+    """The backend of a call. One with kernels of its own is handed numbers by value, and would
+    have to wait for a device that has them."""
+    numbers = problem.numbers
+    if numbers is not None and numbers.device.type != "cpu":
+        if name not in ("auto", "torch"):
+            raise ValueError(
+                f"backend {name!r} takes the numbers of a loss as Python numbers or as tensors on "
+                f"the CPU, got one on {numbers.device}"
+            )
+        name = "torch"
+    return registry.choose(name, spec, problem.x, problem.y)
+
+
+def _with_values(spec: PairSpec, numbers: Tensor | None, runner: registry.Backend) -> PairSpec:
+    """``spec`` with the values of ``numbers``; as tensors where reading them could wait."""
+    if numbers is None:
+        return spec
+    return spec.filled(numbers.tolist() if numbers.device.type == "cpu" else numbers.unbind())
+
+
+def _gradients(
+    call: _Call, problem: PairProblem, grad: Tensor, wants_numbers: bool, context: Any
+) -> tuple[Tensor | None, ...]:
+    """At the tensors of ``problem``, in their order."""
+    runner, numbers = call.runner, problem.numbers
+    spec = _with_values(call.spec, numbers, runner)
+    gx, gy, g_anchor = runner.backward(spec, problem, call.saved, grad, context)
+    g_numbers = None
+    if numbers is not None and wants_numbers:
+        g_numbers = _at_numbers(call.spec, problem, runner, call.saved, grad)
+    return gx, None, gy, None, g_anchor, None, g_numbers
+
+
+def _at_numbers(
+    spec: PairSpec, problem: PairProblem, runner: registry.Backend, saved: Tensor, grad: Tensor
+) -> Tensor:
+    portable = registry.backends()["torch"]
+    assert isinstance(portable, TorchBackend) and problem.numbers is not None
+    known = saved if runner is portable else None
+    found = portable.at_numbers(spec, problem, problem.numbers, known, grad)
+    return found.to(problem.numbers)
 
 
 class _Call:
     """One eager call: what its forward is asked for, and what it leaves for its backward beside the
     tensors that autograd guards."""
 
-    __slots__ = ("context", "present", "problem", "runner", "saved", "spec", "stats")
+    __slots__ = ("context", "runner", "saved", "scores", "spec", "stats", "wanted")
 
-    def __init__(self, spec: PairSpec, problem: PairProblem, runner: registry.Backend) -> None:
-        self.spec, self.runner = spec, runner
-        self.problem: PairProblem | None = problem
+    def __init__(self, spec: PairSpec, runner: registry.Backend, stats: bool, scores: bool) -> None:
+        self.spec, self.runner, self.wanted, self.scores = spec, runner, stats, scores
 
-    def keep(self, result: Forward) -> None:
-        problem = self.problem
-        assert problem is not None
-        self.saved, self.context, self.stats = result.saved, result.context, result.stats
-        self.present = tuple(t is not None for t in problem)
-        self.problem = None  # autograd keeps its tensors, and lets go of them after backward
+    def run(self, problem: PairProblem) -> Tensor:
+        spec = _with_values(self.spec, problem.numbers, self.runner)
+        result = self.runner.forward(spec, problem, self.wanted, self.scores)
+        self.saved, self.stats = result.saved, result.stats
+        # Under a transform of torch.func a tensor does not tell whether it needs a gradient, which
+        # the context relies on.
+        self.context = None if _is_transformed() else result.context
+        return result.loss
 
-    def restore(self, tensors: Sequence[Tensor]) -> PairProblem:
-        left = iter(tensors)
-        return PairProblem._make(next(left) if here else None for here in self.present)
+
+def _is_transformed() -> bool:
+    return torch._C._are_functorch_transforms_active()
 
 
 class _PairLoss(torch.autograd.Function):
-    """Counts microseconds: few arguments, and nothing saved that is not there."""
+    """Counts microseconds: nothing saved that is not there."""
 
     @staticmethod
-    def forward(ctx: Any, x, y, anchor_params, call, stats, scores):
-        problem = call.problem
-        result = call.runner.forward(call.spec, problem, stats, scores)
-        call.keep(result)
-        ctx.save_for_backward(*(t for t in problem if t is not None))
+    def forward(call: _Call, *tensors):
+        return call.run(PairProblem(*tensors))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor):
+        call, *tensors = inputs
         ctx.call = call
-        return result.loss
+        ctx.save_for_backward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor):
-        call = ctx.call
-        problem = call.restore(ctx.saved_tensors)
+        call, tensors = ctx.call, ctx.saved_tensors
+        wants_numbers = ctx.needs_input_grad[-1]
         # A loss that is kept for the log must not keep its batch; a second backward does without.
         context, call.context = call.context, None
-        if not torch.is_grad_enabled():
-            found = call.runner.backward(call.spec, problem, call.saved, grad, context)
-            return *found, None, None, None
-        with torch.no_grad():
-            plain = grad.detach()
-            found = call.runner.backward(call.spec, problem, call.saved, plain, context)
-        inputs = (problem.x, problem.y, problem.anchor_params)
-        once = (
-            g if g is None else _Once.apply(g, t, grad) for g, t in zip(found, inputs, strict=True)
-        )
-        return *once, None, None, None
-
-
-class _Once(torch.autograd.Function):
-    """Stands behind a gradient taken with `create_graph=True` and refuses to be differentiated."""
+        if torch._C._functorch.is_legacy_batchedtensor(grad):
+            return None, *_batched_gradients(call, wants_numbers, grad, tensors)
+        if torch.is_grad_enabled() or _is_transformed():
+            found = _PairLossBackward.apply(call, wants_numbers, grad, *tensors)
+            return None, *found
+        return None, *_gradients(call, PairProblem(*tensors), grad, wants_numbers, context)
 
     @staticmethod
-    def forward(ctx: Any, gradient, *depends_on):
-        return gradient.view_as(gradient)
+    def vmap(info: Any, in_dims: tuple, *inputs: Any):
+        raise RuntimeError(
+            "a fused loss takes one batch at a time: torch.vmap cannot run over embeddings or "
+            "labels; call the loss in a loop"
+        )
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any):
+        raise RuntimeError(_NO_FORWARD_MODE)
+
+
+class _PairLossBackward(torch.autograd.Function):
+    """The backward sweep as a function of its own, where somebody looks on: `create_graph=True`,
+    `torch.func`, batched gradients. It refuses to be differentiated."""
+
+    @staticmethod
+    def forward(call: _Call, wants_numbers: bool, grad: Tensor, *tensors):
+        return _gradients(call, PairProblem(*tensors), grad, wants_numbers, None)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple):
+        pass
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor):
@@ -105,6 +163,50 @@ class _Once(torch.autograd.Function):
             "fused losses can be differentiated once: their backward sweep has no derivative of "
             "its own (use a plain PyTorch loss where a gradient of a gradient is needed)"
         )
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, call: _Call, wants_numbers: bool, grad: Tensor, *tensors):
+        if any(dim is not None for dim in in_dims[3:]):
+            return _PairLoss.vmap(info, in_dims)
+        found = _one_by_one(call, wants_numbers, grad.unbind(in_dims[2]), tensors)
+        return found, tuple(None if part is None else 0 for part in found)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any):
+        raise RuntimeError(_NO_FORWARD_MODE)
+
+
+def _one_by_one(
+    call: _Call, wants_numbers: bool, grads: Sequence[Tensor], tensors: Sequence[Tensor | None]
+) -> tuple[Tensor | None, ...]:
+    """The gradients for each of several gradients at the loss, stacked."""
+    found = [_PairLossBackward.apply(call, wants_numbers, grad, *tensors) for grad in grads]
+    columns = zip(*found, strict=True)
+    return tuple(None if parts[0] is None else torch.stack(parts) for parts in columns)
+
+
+def _batched_gradients(
+    call: _Call, wants_numbers: bool, grad: Tensor, tensors: Sequence[Tensor | None]
+) -> tuple[Tensor | None, ...]:
+    """The gradients where `torch.autograd` hands over a batch (`is_grads_batched`, `jacobian` with
+    ``vectorize=True``) in a wrapper that only its own functions open."""
+    level = torch._C._vmapmode_increment_nesting() - 1
+    torch._C._vmapmode_decrement_nesting()
+    batch = torch._remove_batch_dim(grad, level, 0, 0)
+    if torch._C._functorch.is_legacy_batchedtensor(batch):
+        raise RuntimeError(
+            "a fused loss takes batched gradients (is_grads_batched, vectorize) of one level only"
+        )
+    found = _one_by_one(call, wants_numbers, batch.unbind(), tensors)
+    return tuple(
+        None if part is None else torch._add_batch_dim(part, 0, level) for part in found
+    )
+
+
+_NO_FORWARD_MODE = (
+    "fused losses have no forward-mode derivative (jvp, jacfwd, hessian); use reverse mode (grad, "
+    "vjp, jacrev), or a plain PyTorch loss"
+)
 
 
 def _autograd_inside_operators() -> Any:
@@ -118,6 +220,10 @@ def _autograd_inside_operators() -> Any:
     return torch._C._ForceDispatchKeyGuard(included, excluded)
 
 
+# The operators. `numbers` are all params of the loss but flags, so that another value, or another
+# seed, is another operand of the same graph.
+
+
 @torch.library.custom_op("dmlap::pair_loss", mutates_args=())
 def _pair_loss_op(
     x: Tensor,
@@ -126,31 +232,31 @@ def _pair_loss_op(
     ref_labels: Tensor | None,
     anchor_params: Tensor | None,
     self_index: Tensor | None,
+    numbers: Tensor | None,
     spec: str,
-    params: Sequence[float],
     backend: str,
     stats: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Loss, what backward needs, and the packed statistics (empty unless asked for)."""
-    problem = PairProblem(x, labels, y, ref_labels, anchor_params, self_index)
-    decoded = PairSpec.decode(spec, params)
-    runner = registry.choose(backend, decoded, x, y)
-    result = runner.forward(decoded, problem, stats, False)
+    problem = PairProblem(x, labels, y, ref_labels, anchor_params, self_index, numbers)
+    decoded = PairSpec.decode(spec)
+    runner = _runner(backend, decoded, problem)
+    result = runner.forward(_with_values(decoded, numbers, runner), problem, stats, False)
     if result.stats is not None:
         return result.loss, result.saved, *result.stats.packed()
     return result.loss, result.saved, labels.new_empty(0), result.loss.new_empty(0)
 
 
 @_pair_loss_op.register_fake
-def _(x, labels, y, ref_labels, anchor_params, self_index, spec, params, backend, stats):
-    decoded = PairSpec.decode(spec, params)
-    runner = registry.choose(backend, decoded, x, y)
+def _(x, labels, y, ref_labels, anchor_params, self_index, numbers, spec, backend, stats):
+    decoded = PairSpec.decode(spec)
+    problem = PairProblem(x, labels, y, ref_labels, anchor_params, self_index, numbers)
+    runner = _runner(backend, decoded, problem)
     real = compute_dtype(x.dtype)
     rows = x.shape[0]
     loss = x.new_empty((rows,) if decoded.reduction == "none" else (), dtype=real)
     counts = x.new_empty((2 + 2 * rows if stats else 0,), dtype=torch.int64)
     values = x.new_empty((3 if stats else 0,), dtype=real)
-    problem = PairProblem(x, labels, y, ref_labels, anchor_params, self_index)
     return loss, runner.saved_like(decoded, problem), counts, values
 
 
@@ -162,53 +268,59 @@ def _pair_loss_backward_op(
     ref_labels: Tensor | None,
     anchor_params: Tensor | None,
     self_index: Tensor | None,
+    numbers: Tensor | None,
     spec: str,
-    params: Sequence[float],
     backend: str,
     saved: Tensor,
     grad: Tensor,
+    wants_numbers: bool,
 ) -> list[Tensor]:
-    """The gradients that `Gradients` holds, without its Nones."""
-    problem = PairProblem(x, labels, y, ref_labels, anchor_params, self_index)
-    decoded = PairSpec.decode(spec, params)
-    runner = registry.choose(backend, decoded, x, y)
+    """The gradients at x, y, anchor_params and, if wanted, numbers; without those of None."""
+    problem = PairProblem(x, labels, y, ref_labels, anchor_params, self_index, numbers)
+    decoded = PairSpec.decode(spec)
+    runner = _runner(backend, decoded, problem)
     with _autograd_inside_operators():
-        gradients = runner.backward(decoded, problem, saved, grad)
-    return [g for g in gradients if g is not None]
+        values = _with_values(decoded, numbers, runner)
+        found = list(runner.backward(values, problem, saved, grad))
+        if wants_numbers:
+            found.append(_at_numbers(decoded, problem, runner, saved, grad))
+    return [g for g in found if g is not None]
 
 
 @_pair_loss_backward_op.register_fake
-def _(x, labels, y, ref_labels, anchor_params, self_index, spec, params, backend, saved, grad):
-    return [torch.empty_like(t) for t in (x, y, anchor_params) if t is not None]
+def _(x, labels, y, ref_labels, anchor_params, self_index, numbers, *rest):
+    wanted = (x, y, anchor_params, numbers if rest[-1] else None)
+    return [torch.empty_like(t) for t in wanted if t is not None]
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.spec, ctx.params, ctx.backend, _ = inputs
+    *tensors, ctx.spec, ctx.backend, _ = inputs
     ctx.save_for_backward(*tensors, output[1])
 
 
 def _op_backward(ctx: Any, grad: Tensor, *_: Any):
     *tensors, saved = ctx.saved_tensors
+    wants_numbers = ctx.needs_input_grad[6]
     found = iter(
-        torch.ops.dmlap.pair_loss_backward(*tensors, ctx.spec, ctx.params, ctx.backend, saved, grad)
+        torch.ops.dmlap.pair_loss_backward(
+            *tensors, ctx.spec, ctx.backend, saved, grad, wants_numbers
+        )
     )
-    x, _, y, _, anchor_params, _ = tensors
+    x, _, y, _, anchor_params, _, _ = tensors
     gx, gy, g_anchor = (None if t is None else next(found) for t in (x, y, anchor_params))
-    return gx, None, gy, None, g_anchor, *[None] * 5
+    return gx, None, gy, None, g_anchor, None, next(found, None), None, None, None
 
 
 _pair_loss_op.register_autograd(_op_backward, setup_context=_setup_context)
 
 
-def _compiled(
+def _as_operator(
     spec: PairSpec, problem: PairProblem, backend: str, stats: bool, scores: bool
 ) -> tuple[Tensor, PairStats | None]:
     if scores:
         raise RuntimeError(
-            'return_stats="class_scores" cannot be compiled: the number of classes depends on the '
-            "data; call the loss outside torch.compile"
+            'return_stats="class_scores" cannot be compiled or traced: the number of classes '
+            "depends on the data; call the loss outside torch.compile, on tensors with data"
         )
-    loss, _, counts, values = torch.ops.dmlap.pair_loss(
-        *problem, spec.encode(), spec.params, backend, stats
-    )
+    loss, _, counts, values = torch.ops.dmlap.pair_loss(*problem, spec.encode(), backend, stats)
     return loss, PairStats.unpack(counts, values.detach()) if stats else None

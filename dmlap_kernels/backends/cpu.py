@@ -203,7 +203,7 @@ class _Call:
     )
 
     def __init__(self, spec: PairSpec, problem: PairProblem) -> None:
-        x, labels, y, ref_labels, params = problem
+        x, labels, y, ref_labels, params = problem[:5]
         self.x = x = _rows(x)
         self.y = None if y is None else _rows(y)
         refs = x if self.y is None else self.y

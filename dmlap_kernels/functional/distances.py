@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dmlap_kernels import checks
-from dmlap_kernels.functional.options import DISTANCE, Result, run
+from dmlap_kernels.functional.options import DISTANCE, Number, Result, run
 
 TRIPLET_MINING = ("hard", "semihard", "all", "distance_weighted")
 LIFTED_FORMS = ("generalized", "original")
@@ -23,7 +23,7 @@ def fused_triplet_loss(
     ref_labels: Tensor | None = None,
     *,
     self_index: Tensor | None = None,
-    margin: float = 0.2,
+    margin: float | Tensor = 0.2,
     mining: str = "hard",
     smooth: bool = False,
     swap: bool = False,
@@ -76,17 +76,16 @@ def fused_triplet_loss(
     """
     problem = checks.pair_problem(embeddings, labels, ref_embeddings, ref_labels, self_index)
     checks.choice("mining", mining, TRIPLET_MINING)
-    params: tuple[float, ...] = (
+    params: tuple[Number | bool, ...] = (
         checks.number("margin", margin),
-        float(checks.flag("smooth", smooth)),
-        float(checks.flag("swap", swap)),
+        checks.flag("smooth", smooth),
+        checks.flag("swap", swap),
     )
     if mining == "distance_weighted":
-        cutoff = checks.number("cutoff", cutoff, minimum=0)
-        nonzero_loss_cutoff = checks.number(
-            "nonzero_loss_cutoff", nonzero_loss_cutoff, above=cutoff
-        )
-        params += (cutoff, nonzero_loss_cutoff, float(_seed(seed)))
+        nearest = checks.constant("cutoff", cutoff, minimum=0)
+        above = nearest if isinstance(nearest, float) else 0.0
+        farthest = checks.constant("nonzero_loss_cutoff", nonzero_loss_cutoff, above=above)
+        params += (nearest, farthest, _seed(seed))
         normalize = checks.flag("normalize", normalize) or distance != "cosine"
     elif (cutoff, nonzero_loss_cutoff, seed) != (_CUTOFF, _NONZERO_LOSS_CUTOFF, None):
         raise ValueError(
@@ -108,14 +107,12 @@ def fused_triplet_loss(
     )
 
 
-def _seed(seed: int | None) -> int:
+def _seed(seed: int | None) -> Number:
     if seed is not None:
         return checks.count("seed", seed, minimum=0, maximum=_LAST_SEED, why="2^53 - 1")
-    if torch.compiler.is_compiling():
-        raise RuntimeError(
-            "seed must be given under torch.compile, which would keep the first one drawn, got None"
-        )
-    return int(torch.randint(_LAST_SEED + 1, ()))
+    drawn = torch.randint(_LAST_SEED + 1, (), device="cpu")
+    # A graph draws anew at each call.
+    return drawn if torch.compiler.is_compiling() else float(drawn)
 
 
 def fused_contrastive_loss(
@@ -125,8 +122,8 @@ def fused_contrastive_loss(
     ref_labels: Tensor | None = None,
     *,
     self_index: Tensor | None = None,
-    pos_margin: float = 0.0,
-    neg_margin: float = 1.0,
+    pos_margin: float | Tensor = 0.0,
+    neg_margin: float | Tensor = 1.0,
     squared: bool = False,
     distance: str = "euclidean",
     normalize: bool = False,
@@ -156,7 +153,7 @@ def fused_contrastive_loss(
     params = (
         checks.number("pos_margin", pos_margin),
         checks.number("neg_margin", neg_margin),
-        float(checks.flag("squared", squared)),
+        checks.flag("squared", squared),
     )
     return run(
         "contrastive",
@@ -179,7 +176,7 @@ def fused_margin_loss(
     ref_labels: Tensor | None = None,
     *,
     self_index: Tensor | None = None,
-    margin: float = 0.2,
+    margin: float | Tensor = 0.2,
     beta: float | Tensor = 1.2,
     distance: str = "euclidean",
     normalize: bool = False,
@@ -232,8 +229,8 @@ def fused_lifted_structure_loss(
     ref_labels: Tensor | None = None,
     *,
     self_index: Tensor | None = None,
-    pos_margin: float = 0.0,
-    neg_margin: float = 1.0,
+    pos_margin: float | Tensor = 0.0,
+    neg_margin: float | Tensor = 1.0,
     form: str = "generalized",
     distance: str = "euclidean",
     normalize: bool = False,

@@ -16,6 +16,7 @@ from dmlap_kernels.functional.options import (
     Result,
     most_similar,
     run,
+    run_exponents,
 )
 from dmlap_kernels.problem import PairProblem
 
@@ -26,7 +27,7 @@ def fused_proxy_nca_loss(
     proxies: Tensor,
     proxy_labels: Tensor | None = None,
     *,
-    softmax_scale: float = 1.0,
+    softmax_scale: float | Tensor = 1.0,
     distance: str = "sqeuclidean",
     normalize: bool = True,
     reduction: str = "mean",
@@ -49,9 +50,9 @@ def fused_proxy_nca_loss(
         The loss, or (loss, `PairStats`). Agrees with pytorch-metric-learning's ``ProxyNCALoss``.
     """
     problem = checks.proxy_problem(embeddings, labels, proxies, proxy_labels)
-    return run(
+    return run_exponents(
         "proxy_nca",
-        (checks.number("softmax_scale", softmax_scale, above=0),),
+        checks.number("softmax_scale", softmax_scale, above=0),
         problem,
         distance=distance,
         accepted=SIMILARITY,
@@ -69,8 +70,8 @@ def fused_proxy_anchor_loss(
     proxies: Tensor,
     proxy_labels: Tensor | None = None,
     *,
-    margin: float = 0.1,
-    alpha: float = 32.0,
+    margin: float | Tensor = 0.1,
+    alpha: float | Tensor = 32.0,
     distance: str = "cosine",
     normalize: bool = False,
     reduction: str = "mean",
@@ -121,9 +122,9 @@ def fused_soft_triple_loss(
     proxies: Tensor,
     proxy_labels: Tensor | None = None,
     *,
-    la: float = 20.0,
-    gamma: float = 0.1,
-    margin: float = 0.01,
+    la: float | Tensor = 20.0,
+    gamma: float | Tensor = 0.1,
+    margin: float | Tensor = 0.01,
     distance: str = "cosine",
     normalize: bool = False,
     reduction: str = "mean",

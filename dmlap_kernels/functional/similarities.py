@@ -11,6 +11,7 @@ from dmlap_kernels.functional.options import (
     Result,
     most_similar,
     run,
+    run_exponents,
 )
 
 _LARGEST_ANGLE = 70.0
@@ -23,9 +24,9 @@ def fused_multi_similarity_loss(
     ref_labels: Tensor | None = None,
     *,
     self_index: Tensor | None = None,
-    alpha: float = 2.0,
-    beta: float = 50.0,
-    base: float = 0.5,
+    alpha: float | Tensor = 2.0,
+    beta: float | Tensor = 50.0,
+    base: float | Tensor = 0.5,
     epsilon: float | None = None,
     distance: str = "cosine",
     normalize: bool = False,
@@ -60,8 +61,8 @@ def fused_multi_similarity_loss(
         checks.number("alpha", alpha, above=0),
         checks.number("beta", beta, above=0),
         most_similar(distance) - base if distance in INNER_PRODUCT else base,
-        float(epsilon is not None),
-        0.0 if epsilon is None else checks.number("epsilon", epsilon),
+        epsilon is not None,
+        0.0 if epsilon is None else checks.constant("epsilon", epsilon),
     )
     return run(
         "multi_similarity",
@@ -129,7 +130,7 @@ def fused_nt_xent_loss(
     ref_labels: Tensor | None = None,
     *,
     self_index: Tensor | None = None,
-    temperature: float = 0.07,
+    temperature: float | Tensor = 0.07,
     distance: str = "cosine",
     normalize: bool = False,
     reduction: str = "mean",
@@ -152,9 +153,10 @@ def fused_nt_xent_loss(
         The loss, or (loss, `PairStats`). Agrees with pytorch-metric-learning's ``NTXentLoss``.
     """
     problem = checks.pair_problem(embeddings, labels, ref_embeddings, ref_labels, self_index)
-    return run(
+    temperature = checks.number("temperature", temperature, above=0)
+    return run_exponents(
         "nt_xent",
-        (checks.number("temperature", temperature, above=0),),
+        temperature,
         problem,
         distance=distance,
         accepted=SIMILARITY,
@@ -173,7 +175,7 @@ def fused_sup_con_loss(
     ref_labels: Tensor | None = None,
     *,
     self_index: Tensor | None = None,
-    temperature: float = 0.1,
+    temperature: float | Tensor = 0.1,
     distance: str = "cosine",
     normalize: bool = False,
     reduction: str = "mean",
@@ -197,9 +199,10 @@ def fused_sup_con_loss(
         ``MeanReducer`` (``"mean"``) and ``AvgNonZeroReducer`` (``"mean_nonzero"``, its default).
     """
     problem = checks.pair_problem(embeddings, labels, ref_embeddings, ref_labels, self_index)
-    return run(
+    temperature = checks.number("temperature", temperature, above=0)
+    return run_exponents(
         "sup_con",
-        (checks.number("temperature", temperature, above=0),),
+        temperature,
         problem,
         distance=distance,
         accepted=SIMILARITY,
@@ -218,7 +221,7 @@ def fused_angular_loss(
     ref_labels: Tensor | None = None,
     *,
     self_index: Tensor | None = None,
-    alpha: float = 40.0,
+    alpha: float | Tensor = 40.0,
     reduction: str = "mean",
     backend: str = "auto",
     precision: str | None = None,
@@ -240,12 +243,9 @@ def fused_angular_loss(
         rows of length 1, to which that library brings anchors and positives, but not negatives.
     """
     problem = checks.pair_problem(embeddings, labels, ref_embeddings, ref_labels, self_index)
-    alpha = checks.number("alpha", alpha, above=0)
-    if alpha > _LARGEST_ANGLE:
-        raise ValueError(f"alpha must be at most {_LARGEST_ANGLE:g} degrees, got {alpha!r}")
     return run(
         "angular",
-        (alpha,),
+        (checks.number("alpha", alpha, above=0, maximum=_LARGEST_ANGLE),),
         problem,
         distance="cosine",
         accepted=SIMILARITY,
@@ -264,8 +264,8 @@ def fused_circle_loss(
     ref_labels: Tensor | None = None,
     *,
     self_index: Tensor | None = None,
-    m: float = 0.4,
-    gamma: float = 80.0,
+    m: float | Tensor = 0.4,
+    gamma: float | Tensor = 80.0,
     reduction: str = "mean",
     backend: str = "auto",
     precision: str | None = None,

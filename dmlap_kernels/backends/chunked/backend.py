@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dmlap_kernels.backends.chunked.blocks import Sides, full_precision, make_block
-from dmlap_kernels.backends.chunked.gradients import gradients, log_sums_before
+from dmlap_kernels.backends.chunked.gradients import at_numbers, gradients, log_sums_before
 from dmlap_kernels.backends.chunked.policies import POLICIES, groups_of
 from dmlap_kernels.backends.chunked.search import hard_classes, nearest
 from dmlap_kernels.backends.chunked.stats import StatsSummary
@@ -49,7 +49,7 @@ class TorchBackend:
         x, refs = sides.x, sides.refs
         wanted = stats or scores
         summary = StatsSummary(spec, problem, refs, scores, x) if wanted else None
-        sums = GroupSums(x, groups_of(spec.loss))
+        sums = GroupSums(x, groups_of(spec.loss), spec.reduction)
         of_refs = log_sums_before(spec, problem, sides)
         for at in sides.blocks():
             block = make_block(spec, problem, at, x[at], refs, of_refs)
@@ -57,7 +57,7 @@ class TorchBackend:
                 sums.add(at, terms)
             if summary is not None:
                 summary.add(at, block)
-        loss, weights = sums.reduce(spec.reduction)
+        loss, weights = sums.reduce()
         return Forward(loss + sides.poison, weights, summary.result(sums) if summary else None)
 
     def backward(
@@ -70,6 +70,25 @@ class TorchBackend:
     ) -> Gradients:
         with full_precision(problem.x):
             return gradients(spec, problem, saved * grad.reshape(-1, 1))
+
+    def at_numbers(
+        self,
+        spec: PairSpec,
+        problem: PairProblem,
+        numbers: Tensor,
+        saved: Tensor | None,
+        grad: Tensor,
+    ) -> Tensor:
+        """The gradient at ``numbers`` (P,), which stand where a param of ``spec`` is None.
+
+        No other backend has it, and all of them take it from here. ``saved`` is what this
+        backend's forward sweep left; None where another one ran it.
+        """
+        with full_precision(problem.x):
+            if saved is None:
+                values = numbers.detach().unbind()
+                saved = self._forward(spec.filled(values), problem, False, False).saved
+            return at_numbers(spec, problem, numbers, saved * grad.reshape(-1, 1))
 
     def nearest(
         self, queries: Tensor, refs: Tensor | None, k: int, distance: str, normalize: bool

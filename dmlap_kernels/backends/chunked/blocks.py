@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,8 @@ from dmlap_kernels.problem import PairProblem, PairSpec, compute_dtype
 
 # About a dozen (block, N) tensors live at once; this bounds one of them.
 _BLOCK_BYTES = 4 << 20
+# Of the differences between rows that the gradient of Euclidean distances holds on a GPU.
+DIFFERENCE_BYTES = 64 << 20
 
 
 class References(NamedTuple):
@@ -92,9 +94,49 @@ def distances(x: Tensor, y: Tensor, distance: str) -> Tensor:
         return -(x @ y.T)
     if distance == "cosine":
         return 1 - x @ y.T
-    # Not through a matrix product: its cancellation for near pairs is what a fallback must not add.
-    d = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+    d = Euclidean.apply(x, y)
     return d if distance == "euclidean" else d.square()
+
+
+class Euclidean(torch.autograd.Function):
+    """Distances (B, N) by differences, not through a matrix product: its cancellation for near
+    pairs is what a fallback must not add.
+
+    The derivative that PyTorch has for GPUs keeps a difference for each pair and feature. Here it
+    is taken of so few pairs at a time that they fit into `DIFFERENCE_BYTES`.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
+        d = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+        ctx.save_for_backward(x, y, d)
+        return d
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        x, y, d = ctx.saved_tensors
+        gx, gy = torch.zeros_like(x), torch.zeros_like(y)
+        for rows, columns in _pieces(x, y):
+            pieces = grad[rows, columns], x[rows], y[columns], d[rows, columns]
+            at_d, xs, ys, ds = (piece.contiguous() for piece in pieces)
+            gx[rows] += torch.ops.aten._cdist_backward(at_d, xs, ys, 2.0, ds)
+            turned = at_d.T.contiguous(), ys, xs, 2.0, ds.T.contiguous()
+            gy[columns] += torch.ops.aten._cdist_backward(*turned)
+        return gx, gy
+
+
+def _pieces(x: Tensor, y: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Slices of rows and columns that cover all pairs; all at once where PyTorch keeps no
+    differences, which is on the CPU."""
+    if x.device.type == "cpu":
+        yield slice(None), slice(None)
+        return
+    pairs = max(1, DIFFERENCE_BYTES // (x.shape[1] * x.element_size()))
+    width = min(y.shape[0], pairs)
+    height = max(1, pairs // max(1, width))
+    for i in range(0, x.shape[0], height):
+        for j in range(0, y.shape[0], width):
+            yield slice(i, i + height), slice(j, j + width)
 
 
 def row_distances(p: Tensor, n: Tensor, distance: str) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from dmlap_kernels.backends.chunked.blocks import Block, Sides, make_block, through_rows
 from dmlap_kernels.backends.chunked.policies import LOG_SUMS_BEFORE, POLICIES
+from dmlap_kernels.backends.chunked.terms import Terms
 from dmlap_kernels.problem import Gradients, PairProblem, PairSpec
 
 
@@ -33,8 +34,7 @@ def gradients(spec: PairSpec, problem: PairProblem, weights: Tensor) -> Gradient
             x, rows, block = _with_leaf_rows(spec, problem, at, sides, of_refs)
             cut = _cut(block)
             for terms in POLICIES[spec.loss](spec.params, cut):
-                totals = torch.stack([group.total for group in terms.groups], 1)
-                (weights[at] * totals).sum().backward(inputs=_leaves(cut))
+                _accumulate(_weighed(spec, terms, weights[at]), _leaves(cut))
         sums.add(at, *torch.autograd.grad(block.d, (x, rows), _at(cut.d)))
         sums.add_refs(_at(cut.refs.rows))
         if at_params is not None and cut.anchor_params is not None:
@@ -44,6 +44,53 @@ def gradients(spec: PairSpec, problem: PairProblem, weights: Tensor) -> Gradient
     if of_refs is not None and at_of_refs is not None:
         _add_through_log_sums(spec, problem, sides, sums, of_refs, at_of_refs)
     return sums.result(at_params)
+
+
+@torch.no_grad()
+def at_numbers(spec: PairSpec, problem: PairProblem, numbers: Tensor, weights: Tensor) -> Tensor:
+    """The gradient of the same sum at ``numbers`` (P,), which fill the params of ``spec``."""
+    sides = Sides.of(spec, problem)
+    leaves = [_leaf(number) for number in numbers.unbind()]
+    spec = spec.filled(leaves)
+    of_refs = log_sums_before(spec, problem, sides)
+    at_of_refs = None if of_refs is None else torch.zeros_like(of_refs)
+    for at in sides.blocks() if sides.y.shape[0] else ():
+        known = None if of_refs is None else _leaf(of_refs)
+        block = make_block(spec, problem, at, sides.x[at], sides.refs, known)
+        inputs = leaves if known is None else [*leaves, known]
+        with torch.enable_grad():
+            for terms in POLICIES[spec.loss](spec.params, block):
+                _accumulate(_weighed(spec, terms, weights[at]), inputs)
+        if at_of_refs is not None and known is not None:
+            at_of_refs += _at(known)
+    if of_refs is not None and at_of_refs is not None:
+        for at in sides.blocks() if sides.y.shape[0] else ():
+            block = make_block(spec, problem, at, sides.x[at], sides.refs, None)
+            with torch.enable_grad():
+                part = LOG_SUMS_BEFORE[spec.loss](spec.params, block)
+            _accumulate(part, leaves, _share(part, of_refs, at_of_refs))
+    return torch.stack([_at(leaf) for leaf in leaves]) + sides.poison
+
+
+def _accumulate(total: Tensor, leaves: list[Tensor], grad: Tensor | None = None) -> None:
+    """As `Tensor.backward(inputs=leaves)`, which PyTorch does not have inside a transform."""
+    if not total.requires_grad:
+        return
+    found = torch.autograd.grad(total, leaves, grad, allow_unused=True)
+    for leaf, part in zip(leaves, found, strict=True):
+        if part is not None:
+            leaf.grad = part if leaf.grad is None else leaf.grad + part
+
+
+def _weighed(spec: PairSpec, terms: Terms, weights: Tensor) -> Tensor:
+    totals = torch.stack([group.sum_for(spec.reduction) for group in terms.groups], 1)
+    return (weights * totals).sum()
+
+
+def _share(part: Tensor, of_refs: Tensor, at_of_refs: Tensor) -> Tensor:
+    """The gradient at one block's log-sums (N,), given that at the log-sums of all."""
+    share = torch.where(of_refs > -torch.inf, (part.detach() - of_refs).exp(), 0)
+    return share * at_of_refs
 
 
 def _add_through_log_sums(
@@ -59,8 +106,7 @@ def _add_through_log_sums(
         with torch.enable_grad():
             x, rows, block = _with_leaf_rows(spec, problem, at, sides, None)
             part = LOG_SUMS_BEFORE[spec.loss](spec.params, block)
-        share = torch.where(of_refs > -torch.inf, (part.detach() - of_refs).exp(), 0)
-        sums.add(at, *torch.autograd.grad(part, (x, rows), share * at_of_refs))
+        sums.add(at, *torch.autograd.grad(part, (x, rows), _share(part, of_refs, at_of_refs)))
 
 
 class _GradientSums:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,8 @@ from dmlap_kernels.backends.chunked.terms import (
     softplus,
 )
 
-Params = tuple[float, ...]
+# Numbers, or tensors () where the caller gave them so.
+Params = tuple[Any, ...]
 
 
 def contrastive(params: Params, block: Block) -> Iterator[Terms]:
@@ -80,9 +82,11 @@ def lifted_structure_original(params: Params, block: Block) -> Iterator[Terms]:
     pos_margin, neg_margin = params
     assert block.of_refs is not None
     own = log_sum_exp(neg_margin - block.d, block.negative)[:, None]
+    # Where neither side has negatives the sum is empty, its logarithm -inf and the term 0.
     neither = (own == -torch.inf) & (block.of_refs == -torch.inf)
     push = torch.logaddexp(torch.where(neither, 0, own), block.of_refs)
-    yield matrix_terms(((push + block.d - pos_margin).relu().square() / 2, block.positive))
+    hinge = (push + block.d - pos_margin).relu().masked_fill(neither, 0)
+    yield matrix_terms((hinge.square() / 2, block.positive))
 
 
 def log_sums_of_negatives(params: Params, block: Block) -> Tensor:
@@ -129,7 +133,8 @@ def sup_con(params: Params, block: Block) -> Iterator[Terms]:
 
 
 def angular(params: Params, block: Block) -> Iterator[Terms]:
-    t = math.tan(math.radians(params[0])) ** 2
+    (alpha,) = params
+    t = (alpha.deg2rad().tan() if isinstance(alpha, Tensor) else math.tan(math.radians(alpha))) ** 2
     for rows, columns in block.positive_pairs(block.d.shape[1]):
         with_anchor, with_positive = 1 - block.d[rows], 1 - block.from_refs(columns)
         between = 1 - block.d[rows, columns]

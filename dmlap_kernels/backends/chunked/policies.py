@@ -11,7 +11,7 @@ from dmlap_kernels.backends.chunked.blocks import Block
 from dmlap_kernels.backends.chunked.terms import Terms
 
 # Yields terms of a block, in as many parts as bounded memory takes.
-Policy = Callable[[tuple[float, ...], Block], Iterator[Terms]]
+Policy = Callable[[pairs.Params, Block], Iterator[Terms]]
 
 POLICIES: dict[str, Policy] = {
     "triplet_hard": triplets.hard,
@@ -43,6 +43,6 @@ def groups_of(loss: str) -> int:
 
 # What a loss must know of each reference (N,) before its terms, which find it in `block.of_refs`:
 # the logarithm of a sum over anchors, here over those of a block. Gradients flow through it.
-LOG_SUMS_BEFORE: dict[str, Callable[[tuple[float, ...], Block], Tensor]] = {
+LOG_SUMS_BEFORE: dict[str, Callable[[pairs.Params, Block], Tensor]] = {
     "lifted_structure_original": pairs.log_sums_of_negatives,
 }

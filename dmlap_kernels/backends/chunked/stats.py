@@ -13,7 +13,7 @@ from dmlap_kernels.problem import ClassScores, PairProblem, PairSpec, PairStats
 def thresholds(spec: PairSpec, block: Block) -> Tensor:
     """The bound (b, 1) of each anchor's negatives in the scores of classes."""
     if spec.loss == "contrastive":
-        return block.d.new_full((len(block.d), 1), spec.params[1])
+        return block.d.new_zeros((len(block.d), 1)) + spec.params[1]
     if spec.loss == "margin":
         assert block.anchor_params is not None
         return block.anchor_params[:, None] + spec.params[0]

@@ -11,12 +11,20 @@ from torch import Tensor
 class Group(NamedTuple):
     """One group of terms: for each anchor (b,) their sum and numbers, of all and of positive ones.
 
-    The means of the batch divide by the sums of these numbers.
+    The means of the batch divide by the sums of these numbers. ``positive`` is the sum of the
+    positive terms, None where no term can be negative.
     """
 
     total: Tensor
     terms: Tensor
     nonzero: Tensor
+    positive: Tensor | None = None
+
+    def sum_for(self, reduction: str) -> Tensor:
+        """The sum (b,) of the terms that a reduction takes."""
+        if reduction == "mean_nonzero" and self.positive is not None:
+            return self.positive
+        return self.total
 
 
 class Terms(NamedTuple):
@@ -36,7 +44,8 @@ def anchor_terms(*groups: tuple[Tensor, Tensor], hinge: Tensor | None = None) ->
     made = []
     for term, counted in groups:
         term = torch.where(counted, term, 0)
-        made.append(Group(term, counted, term > 0))
+        positive = term > 0
+        made.append(Group(term, counted, positive, torch.where(positive, term, 0)))
     if hinge is None:
         return _with_statistics(made)
     hinge = torch.where(groups[0][1], hinge, 0)
@@ -44,7 +53,7 @@ def anchor_terms(*groups: tuple[Tensor, Tensor], hinge: Tensor | None = None) ->
 
 
 def matrix_terms(*groups: tuple[Tensor, Tensor]) -> Terms:
-    """A term (b, N) for each pair of a mask (b, N), in each group."""
+    """A term (b, N), never negative, for each pair of a mask (b, N), in each group."""
     made = []
     for term, pairs in groups:
         term = torch.where(pairs, term, 0)
@@ -62,7 +71,7 @@ def listed_terms(
 ) -> Terms:
     """A term (k,), or (k, N) where it exists, for each of k pairs with their anchors ``rows``.
 
-    ``hinge`` is what the statistics take for the term.
+    No term is negative. ``hinge`` is what the statistics take for the term.
     """
     if exists is None:
         exists = torch.ones_like(term, dtype=torch.bool)
@@ -83,7 +92,7 @@ def _with_statistics(groups: list[Group]) -> Terms:
         tuple(groups),
         _sum_of([g.terms for g in groups]),
         _sum_of([g.nonzero for g in groups]),
-        _sum_of([g.total for g in groups]),
+        _sum_of([g.sum_for("mean_nonzero") for g in groups]),
     )
 
 
@@ -110,7 +119,8 @@ class GroupSums:
     """The terms' sums of every anchor. Filled in place: small tensors kept between the large ones
     of successive blocks would leave the allocator with holes of no use."""
 
-    def __init__(self, x: Tensor, groups: int) -> None:
+    def __init__(self, x: Tensor, groups: int, reduction: str) -> None:
+        self.reduction = reduction
         shape = (x.shape[0], groups)
         self.total = x.new_zeros(shape)
         self.count = torch.zeros(shape, dtype=torch.int64, device=x.device)
@@ -121,16 +131,16 @@ class GroupSums:
 
     def add(self, at: slice, terms: Terms) -> None:
         for g, group in enumerate(terms.groups):
-            self.total[at, g] += group.total
+            self.total[at, g] += group.sum_for(self.reduction)
             self.count[at, g] += group.terms
             self.nonzero[at, g] += group.nonzero
         self.constraints += terms.constraints
         self.violated += terms.violated
         self.violation += terms.violation
 
-    def reduce(self, reduction: str) -> tuple[Tensor, Tensor]:
+    def reduce(self) -> tuple[Tensor, Tensor]:
         """The loss, and the weight (B, groups) of each anchor's sum in it."""
-        real = self.total.dtype
+        real, reduction = self.total.dtype, self.reduction
         if reduction == "none":
             weights = 1 / self.count.clamp(min=1).to(real)
             return (self.total * weights).sum(1), weights

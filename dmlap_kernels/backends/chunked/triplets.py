@@ -47,7 +47,7 @@ def distance_weighted(params: Params, block: Block) -> Iterator[Terms]:
         running = weights.cumsum(1)
         total = running[:, -1:].contiguous()
         rank = block.positive.cumsum(1) - 1
-        u = uniform01(int(seed), block.anchors[:, None], rank)
+        u = uniform01(seed, block.anchors[:, None], rank)
         drawn = torch.searchsorted(running, u * total, right=True)
         # Rounding may make u * total the total itself, which no running sum exceeds.
         drawn = torch.minimum(drawn, torch.searchsorted(running, total))
@@ -111,9 +111,12 @@ def _weights(block: Block, cutoff: float, nonzero_loss_cutoff: float) -> Tensor:
     return (log_weight - torch.where(top > -torch.inf, top, 0)).exp()
 
 
-def uniform01(seed: int, anchor: Tensor, rank: Tensor) -> Tensor:
+def uniform01(seed: float | Tensor, anchor: Tensor, rank: Tensor) -> Tensor:
     """Counter-based random numbers in [0, 1), float64: the same for equal arguments everywhere."""
-    z = torch.full((), seed, dtype=torch.int64, device=anchor.device)
+    if isinstance(seed, Tensor):
+        z = seed.to(anchor.device, torch.int64)
+    else:
+        z = torch.full((), int(seed), dtype=torch.int64, device=anchor.device)
     for counter in (None, anchor, rank):
         z = _splitmix64(z if counter is None else z ^ counter)
     return _shifted(z, 11).double() * 2.0**-53
