@@ -198,9 +198,7 @@ def _batched_gradients(
             "a fused loss takes batched gradients (is_grads_batched, vectorize) of one level only"
         )
     found = _one_by_one(call, wants_numbers, batch.unbind(), tensors)
-    return tuple(
-        None if part is None else torch._add_batch_dim(part, 0, level) for part in found
-    )
+    return tuple(None if part is None else torch._add_batch_dim(part, 0, level) for part in found)
 
 
 _NO_FORWARD_MODE = (

@@ -124,12 +124,12 @@ def compare_clusters(labels: Tensor, clusters: Tensor) -> dict[str, float]:
         ValueError, TypeError: the lengths differ or are 0, or these are no labels.
         MissingExtra: scikit-learn is not installed.
     """
+    labels, clusters = torch.as_tensor(labels).cpu(), torch.as_tensor(clusters).cpu()
     if labels.ndim != 1 or labels.shape != clusters.shape or not len(labels):
         raise ValueError(
             f"labels and clusters must have the same shape (N,), N at least 1, got "
             f"{tuple(labels.shape)} and {tuple(clusters.shape)}"
         )
-    labels, clusters = labels.cpu(), clusters.cpu()
     labels = checks.labels("labels", labels, clusters, "clusters")
     clusters = checks.labels("clusters", clusters, labels, "labels")
     metrics = require("sklearn.metrics", purpose=_PURPOSE)

@@ -243,27 +243,25 @@ def _query_metrics(
 ) -> dict[str, Tensor]:
     """The metrics (Q,) of each query; hits (Q, k) by rank, relevant (Q,)."""
     rank = torch.arange(1, hits.shape[1] + 1, device=hits.device)
+    so_far = hits.cumsum(1, dtype=torch.float64)  # [Q, k]
+    # P(i) [reference i is relevant]
+    gains = (so_far / rank).mul_(hits) if {"map", "map@r"} & set(metrics) else so_far
     found: dict[str, Tensor] = {}
-    precision = None
-    if {"map", "map@r"} & set(metrics):
-        precision = hits.cumsum(1, dtype=torch.float64).div_(rank).mul_(hits)
     for metric in metrics:
         for name, wanted in zip(_names(metric, ks), ks, strict=False):
             k = min(wanted, hits.shape[1])
             if metric == "recall":
-                found[name] = hits[:, :k].any(1)
+                found[name] = so_far[:, k - 1] > 0
             elif metric == "precision":
-                found[name] = hits[:, :k].sum(1).double() / k
+                found[name] = so_far[:, k - 1] / k
             elif metric == "mrr":
                 found[name] = (hits[:, :k] / rank[:k].double()).amax(1)
             elif metric == "map":
-                assert precision is not None
-                found[name] = precision[:, :k].sum(1) / relevant.clamp(max=k)
+                found[name] = gains[:, :k].sum(1) / relevant.clamp(max=k)
             elif metric == "r_precision":
-                found[name] = (hits & (rank <= relevant[:, None])).sum(1) / relevant.double()
+                found[name] = so_far.gather(1, relevant[:, None] - 1)[:, 0] / relevant
             elif metric == "map@r":
-                assert precision is not None
-                found[name] = (precision * (rank <= relevant[:, None])).sum(1) / relevant
+                found[name] = gains.masked_fill(rank > relevant[:, None], 0).sum(1) / relevant
     return found
 
 

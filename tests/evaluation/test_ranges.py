@@ -111,9 +111,11 @@ def test_what_is_in_range_is_left_alone() -> None:
 
 
 CLUSTERS = """
-import torch
+import faiss, torch
 from dmlap_kernels.evaluation import assign_clusters, clustering_metrics, retrieval_metrics
 
+faiss.omp_set_num_threads(1)
+torch.set_num_threads(1)
 random = torch.Generator().manual_seed(0)
 labels = torch.arange(60) % 6
 x = 50 * torch.eye(6)[labels] + torch.randn(60, 6, generator=random)
