@@ -7,6 +7,7 @@ import contextlib
 import json
 import signal
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
@@ -14,7 +15,7 @@ from typing import Any
 
 from dmlap_kernels import __version__, info
 from dmlap_kernels.cli_train import FLAGS, add_train
-from dmlap_kernels.data import DataError, parse_source
+from dmlap_kernels.data import DataError, DataWarning, parse_source
 from dmlap_kernels.extras import MissingExtra
 from dmlap_kernels.report.page import REPORT_FILE, write_report
 from dmlap_kernels.trainer import (
@@ -40,6 +41,7 @@ from dmlap_kernels.trainer.tensorboard import EventWriter
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status."""
     args = _parser().parse_args(argv)
+    warnings.formatwarning = _format_warning
     try:
         return args.run(args)
     except _Refusal as error:
@@ -52,6 +54,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"dmlap {args.command}: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
+
+
+_format_code_warning = warnings.formatwarning
+
+
+def _format_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,
+) -> str:
+    """A warning about data in one line; those about code with their line of code, as usual."""
+    if issubclass(category, DataWarning):
+        return f"dmlap: {message}\n"
+    return _format_code_warning(message, category, filename, lineno, line)
 
 
 class _Refusal(Exception):
@@ -88,13 +106,24 @@ def _train(args: argparse.Namespace) -> int:
             )
             return 128 + (stop.signal or signal.SIGINT)
     data = results["data"]["test"]
-    print(f"\n{data['classes']} classes never seen in training, {data['images']:,} images:")
+    print(f"\n{_which_classes(data)}, {data['images']:,} images:")
     _print_table({"model": results["test"], "raw pixels": results["raw_pixels"]})
     print(
         f"\n{1000 * results['seconds_per_step']:.1f} ms a step; {METRICS_FILE}, {CURVES_FILE} and "
         f"the checkpoint are in {trainer.out}"
     )
     return 0
+
+
+def _which_classes(test: dict[str, Any]) -> str:
+    """The test classes, and whether they were trained on: by the names of classes."""
+    seen, classes = test["seen_in_training"], test["classes"]
+    if not seen:
+        return f"{classes} classes never seen in training"
+    if len(seen) == classes:
+        return f"{classes} classes, all of them also in training"
+    names = ", ".join(seen[:3]) + (", ..." if len(seen) > 3 else "")
+    return f"{classes} classes, {len(seen)} of them also in training ({names})"
 
 
 def _fresh(args: argparse.Namespace, given: dict[str, Any]) -> Trainer:

@@ -76,11 +76,17 @@ def nearest(
 
 def _without(found: Nearest, itself: Tensor) -> Nearest:
     """One neighbour less: the query itself, or the last where it is not among them."""
-    is_self = found.indices == itself[:, None]
-    is_self[:, -1] |= ~is_self.any(1)
-    kept = ~is_self
-    shape = found.indices.shape[0], found.indices.shape[1] - 1
-    return Nearest(found.distances[kept].view(shape), found.indices[kept].view(shape))
+    # Nearly always it is the first, and the rest need not be gathered.
+    distances, indices = found.distances[:, 1:], found.indices[:, 1:]
+    rows = (found.indices[:, 0] != itself).nonzero().flatten()
+    if len(rows):
+        distances, indices = distances.contiguous(), indices.contiguous()
+        is_self = found.indices[rows] == itself[rows, None]
+        is_self[:, -1] |= ~is_self.any(1)
+        shape = len(rows), indices.shape[1]
+        distances[rows] = found.distances[rows][~is_self].view(shape)
+        indices[rows] = found.indices[rows][~is_self].view(shape)
+    return Nearest(distances, indices)
 
 
 def hard_classes(

@@ -1,4 +1,4 @@
-"""Data sources: `load_data` returns class-disjoint splits of labelled images.
+"""Data sources: `load_data` returns splits of labelled images, class-disjoint where they can be.
 
 ========================  ====================================================================
 ``glyphs``                characters rendered from the fonts that matplotlib ships
@@ -11,7 +11,8 @@
 ``inshop:PATH``           In-shop Clothes Retrieval, with queries and gallery
 ========================  ====================================================================
 
-Images of the last four stay in their files until a batch asks for them.
+Images of the last four, and those of a large folder, stay in their files until a batch asks for
+them. Whatever the source, pictures are decoded as `dmlap_kernels.data.pictures` says.
 """
 
 from __future__ import annotations
@@ -21,14 +22,15 @@ from dataclasses import replace
 import torch.nn.functional as F
 from torch import Tensor
 
+from dmlap_kernels.data.cars import load_cars
 from dmlap_kernels.data.digits import load_digits
 from dmlap_kernels.data.distortion import Distortion
-from dmlap_kernels.data.files import DataError
+from dmlap_kernels.data.files import DataError, DataWarning
 from dmlap_kernels.data.folder import load_folder
 from dmlap_kernels.data.glyphs import load_glyphs
 from dmlap_kernels.data.in_shop import load_in_shop
 from dmlap_kernels.data.omniglot import load_omniglot
-from dmlap_kernels.data.photo_sets import load_cars, load_cub, load_sop
+from dmlap_kernels.data.photo_sets import load_cub, load_sop
 from dmlap_kernels.data.photos import DEFAULT_SIZE, ImageFiles, RandomCrop
 from dmlap_kernels.data.splits import DEFAULT_KS, Augmentation, Dataset, Split
 
@@ -37,6 +39,7 @@ __all__ = [
     "SOURCES",
     "Augmentation",
     "DataError",
+    "DataWarning",
     "Dataset",
     "Distortion",
     "ImageFiles",
@@ -98,6 +101,9 @@ def load_data(source: str, *, image_size: int | None = None, seed: int = 0) -> D
         FileNotFoundError: a file or folder is missing.
         DataError: a file is broken.
         MissingExtra: an optional dependency is not installed.
+
+    Warns:
+        DataWarning: files are left out, once for all of them.
     """
     kind, path = parse_source(source)
     if image_size is not None and image_size < 8:

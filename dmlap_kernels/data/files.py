@@ -1,75 +1,113 @@
-"""Reading images and archives; whatever is wrong with a file is said with its path."""
+"""Finding the files of a data set, and reading archives; what is wrong is said with its path."""
 
 from __future__ import annotations
 
+import warnings
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from dmlap_kernels.extras import require
+from dmlap_kernels.data.pictures import DataError, is_picture, picture_suffixes, shown
 
-IMAGE_SUFFIXES = frozenset(
-    (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
+__all__ = [
+    "DataError",
+    "DataWarning",
+    "LeftOut",
+    "existing",
+    "image_files",
+    "load_arrays",
+    "subfolders",
+]
+
+# What systems put into folders beside hidden files, in small letters: nobody misses it.
+_LITTER = frozenset(
+    ("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "@eadir", "$recycle.bin")
 )
+_NAMED = 3
 
 
-class DataError(ValueError):
-    """A file of a data set is broken or holds something else than it should."""
+class DataWarning(UserWarning):
+    """Part of a data set is left out; the message says what and why."""
+
+
+class LeftOut:
+    """What a source passes over, to be told in one line."""
+
+    def __init__(self, root: Path, purpose: str) -> None:
+        self._root, self._purpose = root, purpose
+        self._by_reason: dict[str, list[str]] = {}
+
+    def add(self, reason: str, path: Path) -> None:
+        """``path``, below the root, is left out for ``reason``: "that are no pictures"."""
+        name = shown(path.relative_to(self._root)) + ("/" if path.is_dir() else "")
+        self._by_reason.setdefault(reason, []).append(name)
+
+    def tell(self) -> None:
+        """Warn if there is anything to tell."""
+        if not self._by_reason:
+            return
+        parts = []
+        for reason, names in self._by_reason.items():
+            more = ", ..." if len(names) > _NAMED else ""
+            parts.append(f"{len(names):,} {reason} ({', '.join(names[:_NAMED])}{more})")
+        warnings.warn(
+            f"{self._purpose}: left out of {shown(self._root)}: {'; '.join(parts)}",
+            DataWarning,
+            stacklevel=4,
+        )
 
 
 def existing(path: str | Path, purpose: str) -> Path:
     """``path`` if there is something; else FileNotFoundError."""
     path = Path(path).expanduser()
     if not path.exists():
-        raise FileNotFoundError(f"{purpose}: {path} does not exist")
+        raise FileNotFoundError(f"{purpose}: {shown(path)} does not exist")
     return path
+
+
+def visible(path: Path) -> list[Path]:
+    """What lies in the folder ``path``, by name, but hidden files and what systems put there."""
+    return sorted(
+        p for p in path.iterdir() if not p.name.startswith(".") and p.name.casefold() not in _LITTER
+    )
 
 
 def subfolders(path: Path) -> list[Path]:
     """Visible folders in ``path``, by name."""
-    return sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+    return [p for p in visible(path) if p.is_dir()]
 
 
-def image_files(path: Path) -> list[Path]:
-    """Visible image files in ``path``, by name."""
-    return sorted(
-        p
-        for p in path.iterdir()
-        if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")
-    )
+def image_files(path: Path, purpose: str, left_out: LeftOut) -> list[Path]:
+    """Visible pictures in ``path`` and in folders below, by name.
 
-
-def open_image(path: Path, purpose: str) -> Any:
-    """The decoded `PIL.Image.Image` in ``path``, mode L for grey images and RGB for others.
-
-    Raises:
-        DataError: the file is not a readable image.
+    A picture is a file with an ending that Pillow reads, in letters of either case, or one whose
+    content it knows. The others go to ``left_out``.
     """
-    pil = require("PIL.Image", purpose=purpose)
-    try:
-        with pil.open(path) as image:
-            grey = image.mode in ("1", "L", "LA", "I", "I;16", "F")
-            if image.mode in ("I", "I;16", "F"):
-                raise DataError(
-                    f"{purpose}: {path} has pixels of mode {image.mode}; save it with 8 bits a "
-                    "channel"
-                )
-            return image.convert("L" if grey else "RGB")
-    except (OSError, SyntaxError, ValueError, pil.DecompressionBombError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{purpose}: {path} is not a readable image: {error}") from error
+    suffixes = picture_suffixes(purpose)
+    found = []
+    for file in _walk(path, set()):
+        if not file.is_file():
+            left_out.add("that are not files", file)
+        elif file.suffix.lower() in suffixes or is_picture(file, purpose):
+            found.append(file)
+        else:
+            left_out.add("that are not pictures which Pillow reads", file)
+    return found
 
 
-def to_tensor(image: Any) -> Tensor:
-    """(channels, height, width) uint8 of a PIL image."""
-    array = np.array(image)
-    return torch.from_numpy(array if array.ndim == 3 else array[:, :, None]).permute(2, 0, 1)
+def _walk(folder: Path, seen: set[Path]) -> Iterator[Path]:
+    """Everything visible below ``folder`` but folders; each folder once, whatever links say."""
+    resolved = folder.resolve()
+    if resolved in seen:
+        return
+    seen.add(resolved)
+    for path in visible(folder):
+        if path.is_dir():
+            yield from _walk(path, seen)
+        else:
+            yield path
 
 
 def load_arrays(path: Path, names: Sequence[str], purpose: str) -> dict[str, np.ndarray]:
@@ -82,11 +120,11 @@ def load_arrays(path: Path, names: Sequence[str], purpose: str) -> dict[str, np.
         with np.load(path, allow_pickle=False) as archive:
             if missing := [name for name in names if name not in archive.files]:
                 raise DataError(
-                    f"{purpose}: {path} lacks the arrays {', '.join(missing)}; it has "
+                    f"{purpose}: {shown(path)} lacks the arrays {', '.join(missing)}; it has "
                     f"{', '.join(archive.files)}"
                 )
             return {name: archive[name] for name in names}
     except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{purpose}: {path} is not a readable .npz file: {error}") from error
+        raise DataError(f"{purpose}: {shown(path)} is not a readable .npz file: {error}") from error

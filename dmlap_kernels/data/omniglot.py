@@ -14,13 +14,13 @@ from torch import Tensor
 from dmlap_kernels.data.distortion import Distortion
 from dmlap_kernels.data.files import (
     DataError,
+    LeftOut,
     existing,
     image_files,
     load_arrays,
-    open_image,
     subfolders,
-    to_tensor,
 )
+from dmlap_kernels.data.pictures import open_image, shown, to_tensor
 from dmlap_kernels.data.splits import Dataset, Split
 from dmlap_kernels.extras import require
 
@@ -49,7 +49,9 @@ def load_omniglot(path: str | Path) -> Dataset:
     if path.is_file():
         train, test = _from_archive(path)
     elif all((path / name).is_dir() for name in FOLDERS):
-        train, test = (_from_folder(path / name) for name in FOLDERS)
+        left_out = LeftOut(path, _PURPOSE)
+        train, test = (_from_folder(path / name, left_out) for name in FOLDERS)
+        left_out.tell()
     elif (path / ARCHIVE).is_file():
         train, test = _from_archive(path / ARCHIVE)
     else:
@@ -90,7 +92,7 @@ def _archive_split(arrays: dict[str, np.ndarray], number: int, path: Path) -> Sp
     )
 
 
-def _from_folder(path: Path) -> Split:
+def _from_folder(path: Path, left_out: LeftOut) -> Split:
     box = require("PIL.Image", purpose=_PURPOSE).Resampling.BOX
     images: list[Tensor] = []
     labels: list[int] = []
@@ -98,14 +100,14 @@ def _from_folder(path: Path) -> Split:
     groups: list[int] = []
     for group, alphabet in enumerate(subfolders(path)):
         for character in subfolders(alphabet):
-            files = image_files(character)
+            files = image_files(character, _PURPOSE, left_out)
             if not files:
-                raise FileNotFoundError(f"{_PURPOSE}: {character} holds no image files")
+                raise FileNotFoundError(f"{_PURPOSE}: {shown(character)} holds no image files")
             for file in files:
                 image = open_image(file, _PURPOSE).convert("L").resize((_SIZE, _SIZE), box)
                 images.append(255 - to_tensor(image))
             labels += [len(names)] * len(files)
-            names.append(f"{alphabet.name}/{character.name}")
+            names.append(f"{shown(alphabet.name)}/{shown(character.name)}")
             groups.append(group)
     if not images:
         raise FileNotFoundError(f"{_PURPOSE}: {path} holds no ALPHABET/CHARACTER folders")

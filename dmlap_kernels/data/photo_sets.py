@@ -2,7 +2,7 @@
 
 ==================  ========================================================================
 ``cub:PATH``        CUB-200-2011, 200 species of birds (Wah et al., 2011)
-``cars:PATH``       Cars196, 196 models of cars (Krause et al., 2013)
+``cars:PATH``       Cars196, 196 models of cars (Krause et al., 2013), in `cars`
 ``sop:PATH``        Stanford Online Products, 22,634 products (Song et al., 1511.06452)
 ==================  ========================================================================
 
@@ -11,21 +11,21 @@ In CUB and Cars the classes in the order of their numbers are cut in the middle:
 class to training. Products names the classes of either side in its own files.
 
 Recall@K is reported at 1, 2, 4 and 8 on CUB and Cars, at 1, 10, 100 and 1,000 on Products. Lists
-are read at once, images when a batch asks for them.
+are read at once, images when a batch asks for them. The lists may lack their headers, begin with a
+byte order mark and end their lines as on Windows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from dmlap_kernels.data.files import DataError, existing
 from dmlap_kernels.data.photos import DEFAULT_SIZE, ImageFiles, RandomCrop
+from dmlap_kernels.data.pictures import shown
 from dmlap_kernels.data.splits import Dataset, Split
-from dmlap_kernels.extras import require
 
 # The number of a class, its name, and an image below the root.
 Entry = tuple[int, str, str]
@@ -53,46 +53,11 @@ def load_cub(path: str | Path, image_size: int = DEFAULT_SIZE) -> Dataset:
         if image not in labels:
             raise DataError(
                 f"{purpose}: {root / 'image_class_labels.txt'} has no class for image {image} "
-                f"({name}) of images.txt"
+                f"({shown(name)}) of images.txt"
             )
         number = integer(labels[image], root / "image_class_labels.txt", purpose)
-        entries.append((number, Path(name).parent.name, f"images/{name}"))
-    return _halves("cub", root, entries, image_size, purpose)
-
-
-def load_cars(path: str | Path, image_size: int = DEFAULT_SIZE) -> Dataset:
-    """Read Cars196: ``cars_annos.mat`` and ``car_ims/``.
-
-    Args:
-        path: the folder that holds both.
-        image_size: side of the images.
-
-    Raises:
-        FileNotFoundError: the list or an image is missing.
-        DataError: the list is broken.
-        MissingExtra: scipy is not installed.
-    """
-    purpose = "data 'cars'"
-    root = root_of(path, "cars196", "cars_annos.mat", purpose)
-    file = root / "cars_annos.mat"
-    reader = require("scipy.io", purpose=purpose)
-    try:
-        content = reader.loadmat(file, squeeze_me=True)
-        annotations = np.atleast_1d(content["annotations"])
-        numbers = [int(number) for number in annotations["class"]]
-        images = [str(name) for name in annotations["relative_im_path"]]
-        titles = [str(title) for title in np.atleast_1d(content.get("class_names", []))]
-    # What a broken byte leads to is up to the reader: any kind of exception.
-    except Exception as error:
-        raise DataError(
-            f"{purpose}: {file} is not a MATLAB file with annotations of fields class and "
-            f"relative_im_path: {type(error).__name__}: {error}"
-        ) from error
-    entries: list[Entry] = []
-    for number, image in zip(numbers, images, strict=True):
-        known = 1 <= number <= len(titles)
-        entries.append((number, titles[number - 1] if known else f"class {number}", image))
-    return _halves("cars", root, entries, image_size, purpose)
+        entries.append((number, shown(Path(name).parent.name), f"images/{name}"))
+    return halves("cub", root, entries, image_size, purpose)
 
 
 def load_sop(path: str | Path, image_size: int = DEFAULT_SIZE) -> Dataset:
@@ -116,9 +81,12 @@ def load_sop(path: str | Path, image_size: int = DEFAULT_SIZE) -> Dataset:
 
 
 def _products(file: Path, purpose: str) -> list[Entry]:
+    def is_header(fields: list[str]) -> bool:
+        return not any(map(_is_integer, fields[:3]))
+
     entries: list[Entry] = []
     columns = "image_id class_id super_class_id path"
-    for _, number, _, image in table(file, 4, columns, purpose, header=1):
+    for _, number, _, image in table(file, 4, columns, purpose, is_header):
         entries.append((integer(number, file, purpose), f"product {number}", image))
     return entries
 
@@ -136,23 +104,44 @@ def root_of(path: str | Path, folder: str, marker: str, purpose: str) -> Path:
 
 
 def table(
-    file: Path, width: int, columns: str, purpose: str, *, header: int = 0
+    file: Path,
+    width: int,
+    columns: str,
+    purpose: str,
+    is_header: Callable[[list[str]], bool] = lambda fields: False,
 ) -> list[list[str]]:
-    """The lines of a list as ``width`` fields each, without its header and blank lines."""
+    """The lines of a list as ``width`` fields each, without its header and blank lines.
+
+    The header are the first lines, two at most, that ``is_header`` says yes to.
+    """
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        # Names of images may be in any encoding: their bytes are kept.
+        text = file.read_text(encoding="utf-8-sig", errors="surrogateescape")
     except FileNotFoundError:
-        raise FileNotFoundError(f"{purpose}: the list {file} ({columns}) is missing") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{purpose}: {file} is not a readable text file: {error}") from error
-    rows = []
-    for number, line in enumerate(lines[header:], header + 1):
-        fields = line.split(maxsplit=width - 1)
-        if len(fields) == width:
-            rows.append(fields)
-        elif fields:
-            raise DataError(f"{purpose}: line {number} of {file} must be {columns}, got {line!r}")
+        raise FileNotFoundError(
+            f"{purpose}: the list {shown(file)} ({columns}) is missing"
+        ) from None
+    except OSError as error:
+        raise DataError(f"{purpose}: {shown(file)} is not a readable text file: {error}") from error
+    rows: list[list[str]] = []
+    headers = 0
+    for number, line in enumerate(text.split("\n"), 1):
+        fields = line.strip().split(maxsplit=width - 1)
+        if not fields:
+            continue
+        if not rows and headers < 2 and is_header(fields):
+            headers += 1
+            continue
+        if len(fields) < width:
+            raise DataError(
+                f"{purpose}: line {number} of {shown(file)} must be {columns}, got {shown(line)!r}"
+            )
+        rows.append(fields)
     return rows
+
+
+def _is_integer(text: str) -> bool:
+    return text.lstrip("+-").isdecimal()
 
 
 def integer(text: str, file: Path, purpose: str) -> int:
@@ -160,7 +149,9 @@ def integer(text: str, file: Path, purpose: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise DataError(f"{purpose}: {file} must number its classes, got {text!r}") from None
+        raise DataError(
+            f"{purpose}: {shown(file)} must number its classes, got {shown(text)!r}"
+        ) from None
 
 
 def split_of(entries: Sequence[Entry], root: Path, side: int, purpose: str) -> Split:
@@ -178,10 +169,16 @@ def split_of(entries: Sequence[Entry], root: Path, side: int, purpose: str) -> S
 
 
 def _numbered(file: Path, columns: str, purpose: str) -> dict[str, str]:
-    return {image: value for image, value in table(file, 2, columns, purpose)}
+    rows = table(file, 2, columns, purpose, lambda fields: not _is_integer(fields[0]))
+    numbered: dict[str, str] = {}
+    for image, value in rows:
+        if image in numbered:
+            raise DataError(f"{purpose}: {shown(file)} lists image {image} twice")
+        numbered[image] = value
+    return numbered
 
 
-def _halves(name: str, root: Path, entries: Sequence[Entry], side: int, purpose: str) -> Dataset:
+def halves(name: str, root: Path, entries: Sequence[Entry], side: int, purpose: str) -> Dataset:
     """Classes cut in the middle of their order; the first half trains."""
     both = split_of(entries, root, side, purpose)
     if both.num_classes < 4:

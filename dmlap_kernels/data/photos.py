@@ -12,7 +12,7 @@ import math
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dmlap_kernels.data.files import open_image, to_tensor
+from dmlap_kernels.data.pictures import open_image, shown, to_tensor
 from dmlap_kernels.extras import require
 
 DEFAULT_SIZE = 224
 
 # The shorter side of a photograph is scaled to this multiple of the side of the centre crop.
 _MARGIN = 256 / 224
+# A JPEG is not decoded at its full size where this multiple of what is asked for will do, as in
+# Pillow's own thumbnails; files of fewer bytes are not worth the trouble.
+_GAP = 2.0
+_LARGE_FILE = 2**16
 _TRIES = 10
 _DRAWS = 4 * _TRIES + 1
 
@@ -96,7 +100,7 @@ class RandomCrop:
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """The images of a `Split` as the files they lie in: a column of N colour images, unread.
+    """The images of a `Split` as the files they lie in: a column of N images, unread.
 
     Indexing gives another one; `read` decodes.
 
@@ -106,6 +110,10 @@ class ImageFiles:
         sizes: bytes of each file.
         side: side of the images that `read` returns.
         purpose: what needs them, for messages, for example ``"data 'cub'"``.
+        mode: ``"RGB"``, or ``"L"`` for grey images of one channel.
+        margin: the shorter side is scaled to this multiple of ``side`` before the centre is cut
+            out; 1 leaves nothing of it out.
+        resampling: Pillow's name of the filter that scales images to their centre crops.
     """
 
     root: Path
@@ -113,28 +121,38 @@ class ImageFiles:
     sizes: tuple[int, ...]
     side: int
     purpose: str
+    mode: str = "RGB"
+    margin: float = _MARGIN
+    resampling: str = "BILINEAR"
 
     @staticmethod
-    def found(root: Path, names: Sequence[str], side: int, purpose: str) -> ImageFiles:
+    def found(
+        root: Path, names: Sequence[str], side: int, purpose: str, **options: Any
+    ) -> ImageFiles:
         """The files ``names`` below ``root``, which are looked up, not read.
+
+        ``options`` are the attributes ``mode``, ``margin`` and ``resampling``.
 
         Raises:
             FileNotFoundError: one is missing.
         """
-        sizes = []
+        sizes, missing = [], []
         for name in names:
             try:
                 sizes.append(os.stat(root / name).st_size)
-            except OSError:
-                raise FileNotFoundError(
-                    f"{purpose}: the image {root / name} is listed but missing"
-                ) from None
-        return ImageFiles(root, tuple(names), tuple(sizes), side, purpose)
+            except (OSError, ValueError):  # a name that no file can have, with a null byte
+                missing.append(shown(root / name))
+        if missing:
+            more = f" (and {len(missing) - 1:,} more)" if len(missing) > 1 else ""
+            raise FileNotFoundError(
+                f"{purpose}: the image {missing[0]} is listed but missing{more}"
+            )
+        return ImageFiles(root, tuple(names), tuple(sizes), side, purpose, **options)
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """(N, 3, side, side)."""
-        return len(self), 3, self.side, self.side
+        """(N, 3, side, side), or (N, 1, side, side) of grey images."""
+        return len(self), len(self.mode), self.side, self.side
 
     def __len__(self) -> int:
         return len(self.names)
@@ -146,16 +164,23 @@ class ImageFiles:
         chosen = rows.tolist()
         names = tuple(self.names[row] for row in chosen)
         sizes = tuple(self.sizes[row] for row in chosen)
-        return ImageFiles(self.root, names, sizes, self.side, self.purpose)
+        return replace(self, names=names, sizes=sizes)
 
     def read(
-        self, crop: RandomCrop | None = None, generator: torch.Generator | None = None
+        self,
+        crop: RandomCrop | None = None,
+        generator: torch.Generator | None = None,
+        *,
+        threads: int | None = None,
     ) -> Tensor:
-        """Decode the files as uint8 (N, 3, side, side), all at once and on several threads.
+        """Decode the files as uint8 tensor of this `shape`.
+
+        Each thread holds one decoded photograph, and gives it up for the image that is cut out.
 
         Args:
             crop: random parts of the photographs; default: their centres.
             generator: source of all randomness; needed with ``crop``.
+            threads: how many photographs are decoded at once; default: as many as there are cores.
 
         Raises:
             DataError: a file is not a readable image.
@@ -170,25 +195,36 @@ class ImageFiles:
             draws = list(crop.draw(len(self), generator))
         # Looked up once and before any thread needs it.
         pil = require("PIL.Image", purpose=self.purpose)
+        visible = self.margin if crop is None else 1 / math.sqrt(crop.area[0] / crop.ratio)
+        least = math.ceil(_GAP * self.side * visible)
 
-        def decode(name: str, draw: list[float] | None) -> Tensor:
-            image = open_image(self.root / name, self.purpose).convert("RGB")
+        def decode(row: int) -> Tensor:
+            options = {"least": least} if self.sizes[row] > _LARGE_FILE else {}
+            image = open_image(self.root / self.names[row], self.purpose, **options)
+            image, draw = image.convert(self.mode), draws[row]
             if crop is None or draw is None:
-                return to_tensor(_centre(image, self.side, pil))
+                return to_tensor(self._centre(image, pil))
             width, height = image.size
             box = crop.box(width, height, draw)
             part = image.resize((self.side, self.side), pil.Resampling.BILINEAR, box=box)
             mirrored = pil.Transpose.FLIP_LEFT_RIGHT
             return to_tensor(part.transpose(mirrored) if crop.mirrors(draw) else part)
 
+        images = torch.empty(self.shape, dtype=torch.uint8)
+        workers = min(len(self), threads or os.cpu_count() or 1)
         # Pillow decodes and scales without the interpreter's lock.
-        with ThreadPoolExecutor(min(len(self), os.cpu_count() or 1)) as pool:
-            return torch.stack(list(pool.map(decode, self.names, draws)))
+        with ThreadPoolExecutor(workers) as pool:
+            try:
+                for row, image in enumerate(pool.map(decode, range(len(self)))):
+                    images[row] = image
+            except BaseException:
+                pool.shutdown(cancel_futures=True)  # of many, the rest is not worth a wait
+                raise
+        return images
 
-
-def _centre(image: Any, side: int, pil: Any) -> Any:
-    """The centre crop of an image whose shorter side is scaled to a little more than ``side``."""
-    visible = min(image.size) * side / round(side * _MARGIN)
-    left, top = ((length - visible) / 2 for length in image.size)
-    box = (left, top, left + visible, top + visible)
-    return image.resize((side, side), pil.Resampling.BILINEAR, box=box)
+    def _centre(self, image: Any, pil: Any) -> Any:
+        """The centre crop of an image whose shorter side is scaled to ``margin * side``."""
+        visible = min(image.size) * self.side / round(self.side * self.margin)
+        left, top = ((length - visible) / 2 for length in image.size)
+        box = (left, top, left + visible, top + visible)
+        return image.resize((self.side, self.side), pil.Resampling[self.resampling], box=box)

@@ -81,7 +81,7 @@ class Split:
     ) -> Tensor:
         """Distorted copies of the images at ``indices``, as from `batch`.
 
-        A `RandomCrop` of images in files is cut out of the photographs at their full resolution.
+        A `RandomCrop` of images in files is cut out of the photographs before they are scaled.
         """
         images = self.images[indices]
         if isinstance(images, ImageFiles) and isinstance(augment, RandomCrop):
@@ -117,6 +117,10 @@ class Split:
             digest.update(part.contiguous().numpy().data)
         return digest.hexdigest()
 
+    def sparse_classes(self, least: int = 2) -> Tensor:
+        """The labels (n,) int64, ascending, of all classes with fewer than ``least`` images."""
+        return (torch.bincount(self.labels) < least).nonzero().flatten()
+
     def select(self, classes: Tensor) -> Split:
         """The split of the given classes alone, relabelled 0, 1, ... in ascending order."""
         classes = torch.unique(classes)
@@ -134,11 +138,13 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Class-disjoint splits and the augmentation that suits them.
+    """Splits, class-disjoint but where a folder says otherwise, and the augmentation for them.
 
     Attributes:
         name: the kind of data, for example ``"glyphs"``.
-        train, test: the splits; ``validation`` is None unless classes were held out of training.
+        train, test: the splits.
+        validation: classes held out of training, or a validation split that the data came with;
+            else None.
         gallery: what the images of ``test`` are looked up in, with the same classes; None: in the
             other images of ``test``.
         augment: callable on float images (B, channels, height, width) and a `torch.Generator`
@@ -160,6 +166,12 @@ class Dataset:
         if self.ks[:1] != (1,) or any(a >= b for a, b in itertools.pairwise(self.ks)):
             raise ValueError(f"ks must be ascending from 1, got {self.ks!r}")
 
+    @property
+    def seen_classes(self) -> tuple[str, ...]:
+        """The classes of ``test`` that are trained on as well: those with the name of one."""
+        trained = set(self.train.class_names)
+        return tuple(name for name in self.test.class_names if name in trained)
+
     def hold_out(self, share: float, seed: int) -> Dataset:
         """Move about ``share`` of the training classes to ``validation``, whole groups at a time.
 
@@ -168,8 +180,10 @@ class Dataset:
             seed: chooses the groups.
 
         Raises:
-            ValueError: the share is out of range, or leaves fewer than two classes on one side.
+            ValueError: the share is out of range, or leaves fewer than two classes on one side, or
+                the data came with a validation split.
         """
+        self._check_not_held_out(f"validation={share}")
         if not 0 < share < 1:
             raise ValueError(f"validation must be between 0 and 1, both excluded, got {share}")
         train = self.train
@@ -196,8 +210,10 @@ class Dataset:
             fold: which quarter, 0 to 3.
 
         Raises:
-            ValueError: no such fold, or one side is left with fewer than two classes.
+            ValueError: no such fold, or one side is left with fewer than two classes, or the data
+                came with a validation split.
         """
+        self._check_not_held_out(f"validation_fold={fold}")
         if not 0 <= fold < FOLDS:
             raise ValueError(f"validation_fold must be from 0 to {FOLDS - 1}, got {fold}")
         classes = torch.arange(self.train.num_classes)
@@ -208,6 +224,13 @@ class Dataset:
                 "classes on one side"
             )
         return self._held_out(mask)
+
+    def _check_not_held_out(self, option: str) -> None:
+        if self.validation is not None:
+            raise ValueError(
+                f"{option} would take the place of the {self.validation.num_classes} validation "
+                "classes that the data have already; leave it out"
+            )
 
     def _held_out(self, mask: Tensor) -> Dataset:
         return replace(

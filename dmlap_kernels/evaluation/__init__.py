@@ -7,6 +7,12 @@ from dmlap_kernels.evaluation.clustering import (
     clustering_metrics,
     compare_clusters,
 )
-from dmlap_kernels.evaluation.retrieval import retrieval_metrics
+from dmlap_kernels.evaluation.retrieval import METRICS, retrieval_metrics
 
-__all__ = ["assign_clusters", "clustering_metrics", "compare_clusters", "retrieval_metrics"]
+__all__ = [
+    "METRICS",
+    "assign_clusters",
+    "clustering_metrics",
+    "compare_clusters",
+    "retrieval_metrics",
+]

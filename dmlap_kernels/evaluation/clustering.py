@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dmlap_kernels import checks
+from dmlap_kernels.evaluation.ranges import check_finite, in_range
 from dmlap_kernels.extras import require
 from dmlap_kernels.problem import NONNEGATIVE_DISTANCES
 
@@ -38,7 +39,7 @@ def clustering_metrics(
     AMI alone takes 18 seconds of a core.
 
     Args:
-        embeddings: (N, D) floating point.
+        embeddings: (N, D) floating point, finite.
         labels: (N,) integers.
         distance: ``"euclidean"``, ``"sqeuclidean"`` or ``"cosine"``; rows are L2-normalised for the
             last.
@@ -56,7 +57,9 @@ def clustering_metrics(
     labels = checks.labels("labels", labels, embeddings, "embeddings")
     checks.choice("distance", distance, NONNEGATIVE_DISTANCES)
     checks.flag("normalize", normalize)
+    check_finite("embeddings", embeddings)
     if normalize or distance == "cosine":
+        embeddings = in_range(embeddings, None, directions=True, dtype=torch.float32)[0]
         embeddings = F.normalize(embeddings.float(), dim=1)
     # What is missing is said before k-means runs.
     require("sklearn.metrics", purpose=_PURPOSE)
@@ -67,7 +70,9 @@ def clustering_metrics(
 def assign_clusters(embeddings: Tensor, clusters: int, *, seed: int = SEED) -> Tensor:
     """The cluster of every row, (N,) int64 on the CPU, by 20 rounds of k-means in float32.
 
-    All rows take part in every round. The same seed gives the same clusters on one machine.
+    All rows take part in every round. The same seed gives the same clusters on one machine. Values
+    whose squares are too large or too small for float32 are multiplied by a power of two first, the
+    same for all.
 
     Args:
         embeddings: (N, D) floating point, N at least 1, finite.
@@ -81,10 +86,11 @@ def assign_clusters(embeddings: Tensor, clusters: int, *, seed: int = SEED) -> T
     checks.embeddings("embeddings", embeddings)
     checks.count("clusters", clusters, minimum=1, maximum=len(embeddings), why="the rows")
     checks.count("seed", seed, minimum=0, maximum=2**31 - 1, why="what faiss takes")
+    check_finite("embeddings", embeddings)
     faiss = require("faiss", purpose=_PURPOSE, extra="faiss")
-    if not bool(embeddings.isfinite().all()):
-        raise ValueError("embeddings must be finite to be clustered")
-    x = embeddings.detach().to("cpu", torch.float32).contiguous().numpy()
+    # Of distances that are infinite faiss would end the process.
+    embeddings = in_range(embeddings.detach(), None, directions=False, dtype=torch.float32)[0]
+    x = embeddings.to("cpu", torch.float32).contiguous().numpy()
     kmeans = faiss.Kmeans(
         x.shape[1],
         clusters,
@@ -115,25 +121,28 @@ def compare_clusters(labels: Tensor, clusters: Tensor) -> dict[str, float]:
         The three by name, at most 1; NMI and F1 at least 0, AMI about 0 for random clusters.
 
     Raises:
-        ValueError: the lengths differ or are 0.
+        ValueError, TypeError: the lengths differ or are 0, or these are no labels.
         MissingExtra: scikit-learn is not installed.
     """
+    labels, clusters = torch.as_tensor(labels).cpu(), torch.as_tensor(clusters).cpu()
     if labels.ndim != 1 or labels.shape != clusters.shape or not len(labels):
         raise ValueError(
             f"labels and clusters must have the same shape (N,), N at least 1, got "
             f"{tuple(labels.shape)} and {tuple(clusters.shape)}"
         )
+    labels = checks.labels("labels", labels, clusters, "clusters")
+    clusters = checks.labels("clusters", clusters, labels, "labels")
     metrics = require("sklearn.metrics", purpose=_PURPOSE)
-    pair: tuple[Any, Any] = (labels.cpu().numpy(), clusters.cpu().numpy())
+    pair: tuple[Any, Any] = (labels.numpy(), clusters.numpy())
     return {
         "nmi": float(metrics.normalized_mutual_info_score(*pair)),
-        "f1": _pair_f1(labels.cpu(), clusters.cpu()),
+        "f1": _pair_f1(labels, clusters),
         "ami": float(metrics.adjusted_mutual_info_score(*pair)),
     }
 
 
 def _pair_f1(labels: Tensor, clusters: Tensor) -> float:
-    both = torch.stack((labels.long(), clusters.long()))  # [2, N]
+    both = torch.stack((labels, clusters))  # [2, N]
     shared, of_a_class, of_a_cluster = (
         _pairs(torch.unique(rows, dim=1, return_counts=True)[1])
         for rows in (both, both[:1], both[1:])

@@ -80,11 +80,19 @@ def render_pairs(embedded: Embedded) -> Html:
         return element("p", "There is one test class only: no pairs.")
     intro = element(
         "p",
-        "Classes that the encoder, which has never seen them, puts closest. The score is the mean "
-        f"over pairs of their images of [{margin:.3g} - distance]+, where {margin:.3g} is the mean "
-        "distance of images of different classes.",
+        f"{_which(embedded)} closest. The score is the mean over pairs of their images of "
+        f"[{margin:.3g} - distance]+, where {margin:.3g} is the mean distance of images of "
+        "different classes.",
     )
     return element("div", intro, *(_render_pair(embedded, pair) for pair in pairs))
+
+
+def _which(embedded: Embedded) -> str:
+    seen, classes = len(embedded.seen), embedded.split.num_classes
+    if not seen:
+        return "Classes that the encoder, which has never seen them, puts"
+    some = "all" if seen == classes else f"{seen} of the {classes}"
+    return f"Test classes ({some} also in training) that the encoder puts"
 
 
 def _render_pair(embedded: Embedded, pair: ClassPair) -> Html:

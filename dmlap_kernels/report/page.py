@@ -110,16 +110,19 @@ def _section(identifier: str, title: str, content: Html) -> Html:
     return element("section", element("h2", title), content, id=identifier)
 
 
+def _describe_split(part: dict[str, Any]) -> str:
+    text = f"{part['images']:,} images of {part['classes']:,} classes"
+    seen = len(part.get("seen_in_training", ()))
+    return f"{text}, {seen:,} of them also in training" if seen else text
+
+
 def _facts(run: Run) -> Html:
     """What was run, with what, for how long."""
     config, results = run.config, run.results
     options = ", ".join(f"{k}={v}" for k, v in config.get("loss_options", {}).items())
     rows: list[tuple[str, Any]] = [
         ("data", config["data"]),
-        *(
-            (f"{name} split", f"{part['images']:,} images of {part['classes']:,} classes")
-            for name, part in results["data"].items()
-        ),
+        *((f"{name} split", _describe_split(part)) for name, part in results["data"].items()),
         ("loss", f"{config['loss']} ({options})" if options else config["loss"]),
         ("method", config["method"]),
         ("steps", f"{config['steps']:,}, {results['seconds_per_step']:.4g} seconds each"),

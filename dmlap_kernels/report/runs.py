@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dmlap_kernels.data import Split, load_data
+from dmlap_kernels.evaluation.ranges import LARGEST
 from dmlap_kernels.trainer.checkpoint import CheckpointError, load_checkpoint
 from dmlap_kernels.trainer.config import TrainConfig
 from dmlap_kernels.trainer.embedding import embed, search_options
@@ -49,12 +50,14 @@ class Embedded:
     Attributes:
         gallery: what the images are looked up in, with its embeddings (M, D); None: in the other
             test images.
+        seen: the test classes that were trained on as well.
     """
 
     split: Split
     embeddings: Tensor
     options: dict[str, Any]
     gallery: tuple[Split, Tensor] | None = None
+    seen: tuple[str, ...] = ()
 
     def comparable(self) -> Tensor:
         """Embeddings whose Euclidean distances order as those that the run searches by."""
@@ -142,4 +145,8 @@ def embed_test(run: Run) -> Embedded:
         raise NoPictures("its encoder is not the built-in one") from error
     options = search_options(config.loss, config.loss_options)
     gallery = None if data.gallery is None else (data.gallery, embed(encoder, data.gallery).cpu())
-    return Embedded(data.test, embed(encoder, data.test).cpu(), options, gallery)
+    embeddings = embed(encoder, data.test).cpu()
+    for each in (embeddings, *(() if gallery is None else gallery[1:])):
+        if not bool(each.abs().amax() <= LARGEST):  # of NaN, too
+            raise NoPictures("its embeddings are not finite, or too large to be compared")
+    return Embedded(data.test, embeddings, options, gallery, data.seen_classes)

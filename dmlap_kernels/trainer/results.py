@@ -66,11 +66,13 @@ def _describe(data: Dataset) -> dict[str, Any]:
         "test": data.test,
         "gallery": data.gallery,
     }
-    return {
+    described: dict[str, dict[str, Any]] = {
         name: {"images": len(split), "classes": split.num_classes}
         for name, split in splits.items()
         if split is not None
     }
+    described["test"]["seen_in_training"] = list(data.seen_classes)
+    return described
 
 
 def _versions() -> dict[str, Any]:

@@ -42,6 +42,27 @@ def make_cars(root: Path, classes: int = 8, images: int = 4) -> Path:
     return root
 
 
+def make_cars_today(
+    root: Path, classes: int = 8, images: int = 4, lists: str = "devkit", nested: bool = False
+) -> Path:
+    """The same photographs in two folders; every class lies in both."""
+    matlab = pytest.importorskip("scipy.io")
+    (root / lists).mkdir(parents=True, exist_ok=True)
+    for part, name in (("train", "cars_train_annos"), ("test", "cars_test_annos_withlabels")):
+        folder = root / f"cars_{part}" / (f"cars_{part}" if nested else "")
+        rows = [(c, f"{c:03}{i:02}.jpg") for c in range(classes, 0, -1) for i in range(images // 2)]
+        fields = [("bbox_x1", object), ("class", object), ("fname", object)]
+        annotations = np.zeros((1, len(rows)), fields)
+        for n, (c, image) in enumerate(rows):
+            photo(folder / image, c)
+            annotations[0, n] = (np.uint8(7), np.uint8(c), image)
+        beside = root if part == "test" else root / lists
+        matlab.savemat(beside / f"{name}.mat", {"annotations": annotations})
+    titles = np.array([[f"Car {c}" for c in range(1, classes + 1)]], object)
+    matlab.savemat(root / lists / "cars_meta.mat", {"class_names": titles})
+    return root
+
+
 def make_sop(root: Path, classes: int = 8, images: int = 4) -> Path:
     number = 0
     for part, first in (("train", 1), ("test", classes // 2 + 1)):

@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from dmlap_kernels.data import DataError, ImageFiles, load_data, photos
-from tests.data.photo_layouts import KINDS, LISTS, MAKERS, make_cub, make_inshop
+from tests.data.photo_layouts import (
+    KINDS,
+    LISTS,
+    MAKERS,
+    make_cars_today,
+    make_cub,
+    make_inshop,
+)
 
 NAMES = {"cub": "001.Bird_1", "cars": "Car 1", "sop": "product 1", "inshop": "id_00000001"}
 KS = {
@@ -156,6 +163,124 @@ def test_a_broken_matlab_file_is_named(tmp_path: Path) -> None:
         file.write_bytes(content)
         with pytest.raises(DataError, match=r"cars_annos\.mat is not a MATLAB file"):
             load_data(f"cars:{tmp_path}")
+
+
+@pytest.mark.parametrize("lists", ["", "devkit", "car_devkit/devkit"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_cars_as_they_can_be_had_today(lists: str, nested: bool, tmp_path: Path) -> None:
+    """Halves of the classes, each with the images of both folders."""
+    make_cars_today(tmp_path, lists=lists, nested=nested)
+    data = load_data(f"cars:{tmp_path}", image_size=8)
+    assert data.name == "cars"
+    assert data.train.class_names == ("Car 1", "Car 2", "Car 3", "Car 4")
+    assert data.test.class_names == ("Car 5", "Car 6", "Car 7", "Car 8")
+    for split, first in ((data.train, 1), (data.test, 5)):
+        assert len(split) == 16
+        for label, name in zip(split.labels.tolist(), split.images.names, strict=True):
+            assert Path(name).name.startswith(f"{label + first:03}")
+        assert len({Path(name).parent for name in split.images.names}) == 2
+    assert data.test.batch(torch.arange(16)).shape == (16, 3, 8, 8)
+
+
+def test_the_two_layouts_of_cars(tmp_path: Path) -> None:
+    """The first one counts where both are; names of classes, a renamed list, what is missing."""
+    root = make_cars_today(tmp_path / "stanford_cars")
+    assert load_data(f"cars:{tmp_path}").train.class_names[0] == "Car 1"
+    (root / "devkit" / "cars_meta.mat").unlink()
+    test = root / "cars_test_annos_withlabels.mat"
+    test.rename(root / "devkit" / "cars_test_annos_withlabels (1).mat")
+    assert load_data(f"cars:{tmp_path}").train.class_names[0] == "class 1"
+    (root / "devkit" / "cars_test_annos_withlabels (1).mat").unlink()
+    with pytest.raises(FileNotFoundError, match=r"cars_test_annos_withlabels\.mat must lie in"):
+        load_data(f"cars:{tmp_path}")
+    (root / "devkit" / "cars_train_annos.mat").write_bytes(b"hello")
+    test.write_bytes(b"hello")
+    with pytest.raises(DataError, match=r"cars_train_annos\.mat is not a MATLAB file"):
+        load_data(f"cars:{tmp_path}")
+    MAKERS["cars"](root, images=2)
+    assert len(load_data(f"cars:{tmp_path}").train) == 8
+
+
+def _texts(root: Path) -> list[Path]:
+    return sorted(root.rglob("*.txt"))
+
+
+def _without_header(kind: str, file: Path, lines: list[str]) -> list[str]:
+    return lines[{"sop": 1, "inshop": 2}[kind] :]
+
+
+def _with_header(kind: str, file: Path, lines: list[str]) -> list[str]:
+    return ["image_id class_id" if "label" in file.name else "image_id image_name", *lines]
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        ("sop", _without_header),
+        ("inshop", _without_header),
+        ("inshop", lambda kind, file, lines: lines[1:]),
+        ("inshop", lambda kind, file, lines: [lines[0], *lines[2:]]),
+        ("cub", _with_header),
+        *((kind, "windows") for kind in ("cub", "sop", "inshop")),
+        *((kind, "blanks") for kind in ("cub", "sop", "inshop")),
+    ],
+)
+def test_lists_come_in_many_spellings(kind: str, change: object, tmp_path: Path) -> None:
+    """No image is lost, none is made up."""
+    source = f"{kind}:{MAKERS[kind](tmp_path)}"
+    before = load_data(source, image_size=8)
+    for file in _texts(tmp_path):
+        lines = file.read_text().splitlines()
+        if change == "windows":
+            file.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
+        elif change == "blanks":
+            file.write_text("\n".join(f"  {line}\t  " for line in ["", *lines, "", " "]))
+        else:
+            file.write_text("\n".join(change(kind, file, lines)))
+    after = load_data(source, image_size=8)
+    for a, b in ((before.train, after.train), (before.test, after.test)):
+        assert a.images.names == b.images.names and a.class_names == b.class_names
+        assert torch.equal(a.labels, b.labels)
+
+
+def test_names_that_are_no_utf_8(tmp_path: Path) -> None:
+    MAKERS["cub"](tmp_path)
+    try:
+        (tmp_path / "images/001.Bird_1").rename(tmp_path / "images/001.Caf\udce9")
+    except OSError as error:
+        pytest.skip(f"this file system has no such names: {error}")
+    names = (tmp_path / "images.txt").read_bytes().replace(b"001.Bird_1", b"001.Caf\xe9")
+    (tmp_path / "images.txt").write_bytes(names)
+    data = load_data(f"cub:{tmp_path}", image_size=8)
+    assert data.train.class_names[0] == "001.Caf\\xe9"
+    data.train.batch(torch.arange(4))
+    assert len(data.train.fingerprint()) == 32
+
+
+def test_an_image_that_is_listed_twice_is_named(tmp_path: Path) -> None:
+    MAKERS["cub"](tmp_path)
+    lines = (tmp_path / "images.txt").read_text().splitlines()
+    (tmp_path / "images.txt").write_text("\n".join([*lines, "3 001.Bird_1/Bird_0.jpg"]))
+    with pytest.raises(DataError, match=r"images\.txt lists image 3 twice"):
+        load_data(f"cub:{tmp_path}")
+
+
+def test_missing_images_are_counted(tmp_path: Path) -> None:
+    MAKERS["sop"](tmp_path)
+    for i in range(3):
+        (tmp_path / f"bicycle_final/2_{i}.JPG").unlink()
+    with pytest.raises(FileNotFoundError, match=r"2_0\.JPG is listed but missing \(and 2 more\)"):
+        load_data(f"sop:{tmp_path}")
+
+
+def test_in_shop_beside_its_list(tmp_path: Path) -> None:
+    make_inshop(tmp_path)
+    before = load_data(f"inshop:{tmp_path}", image_size=8)
+    (tmp_path / LISTS["inshop"]).rename(tmp_path / Path(LISTS["inshop"]).name)
+    (tmp_path / "Img" / "img").rename(tmp_path / "img")
+    after = load_data(f"inshop:{tmp_path}", image_size=8)
+    assert torch.equal(before.test.labels, after.test.labels)
+    assert torch.equal(after.test.batch(torch.arange(2)), after.test.batch(torch.arange(2)))
 
 
 def test_the_folder_of_the_archive_is_found(tmp_path: Path) -> None:

@@ -171,7 +171,8 @@ def test_cosine_and_normalize_cluster_directions() -> None:
     ("changes", "error", "named"),
     [
         ({"labels": torch.arange(4)}, ValueError, r"labels must have shape \(5,\)"),
-        ({"labels": torch.zeros(5)}, TypeError, "labels must have an integer dtype"),
+        ({"labels": torch.full((5,), 0.5)}, ValueError, "labels must be whole numbers, got 0.5"),
+        ({"labels": ["a"] * 5}, TypeError, "labels must be a torch.Tensor or a NumPy array"),
         ({"embeddings": torch.zeros(5)}, ValueError, "embeddings must have shape"),
         ({"embeddings": torch.full((5, 2), torch.nan)}, ValueError, "embeddings must be finite"),
         ({"distance": "dot"}, ValueError, "distance must be one of"),
@@ -186,12 +187,27 @@ def test_bad_input_is_named(changes: dict, error: type[Exception], named: str) -
         clustering_metrics(**arguments | changes)
 
 
+def test_labels_of_other_kinds() -> None:
+    """NumPy, floats that are whole, a column: what is unambiguous."""
+    pytest.importorskip("faiss")
+    x, labels = _points(40, 4, 0)
+    want = clustering_metrics(x, labels)
+    for same in (labels.double(), labels[:, None], labels.numpy(), labels.to(torch.uint8)):
+        assert clustering_metrics(x, same) == want
+        assert retrieval_metrics(x, same) == retrieval_metrics(x, labels)
+        assert retrieval_metrics(x, same, x, same, ks=1)["recall@1"] == 1
+    found = compare_clusters(labels, labels % 2)
+    assert found == compare_clusters(labels.numpy(), (labels % 2).bool())
+
+
 def test_bad_clusters_are_named() -> None:
     pytest.importorskip("faiss")
     with pytest.raises(ValueError, match=r"clusters must be in 1\.\.5"):
         assign_clusters(torch.randn(5, 2), 6)
     with pytest.raises(ValueError, match="labels and clusters must have the same shape"):
         compare_clusters(torch.arange(3), torch.arange(4))
+    with pytest.raises(ValueError, match="clusters must be whole numbers, got 0.5"):
+        compare_clusters(torch.arange(3), torch.tensor([0.0, 0.5, 1.0]))
     with pytest.raises(TypeError, match="clustering must be True or False"):
         retrieval_metrics(torch.randn(4, 2), torch.arange(4) // 2, clustering="yes")
 

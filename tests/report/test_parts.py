@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from dmlap_kernels.data import Split
-from dmlap_kernels.report.class_pairs import hardest_pairs
+from dmlap_kernels.report import runs as reading
+from dmlap_kernels.report.class_pairs import hardest_pairs, render_pairs
 from dmlap_kernels.report.comparison import (
     best_runs,
     groups_of_seeds,
@@ -21,8 +22,9 @@ from dmlap_kernels.report.comparison import (
 )
 from dmlap_kernels.report.embedding_map import project
 from dmlap_kernels.report.gallery import choose_queries, render_gallery
+from dmlap_kernels.report.page import build_page
 from dmlap_kernels.report.run_curves import render_curves
-from dmlap_kernels.report.runs import Embedded, embed_test, read_runs
+from dmlap_kernels.report.runs import Embedded, NoPictures, embed_test, read_runs
 from dmlap_kernels.report.thumbnails import thumbnail
 from tests.report.conftest import Page
 
@@ -165,3 +167,35 @@ def test_the_best_of_the_same_data(runs: list[Path]) -> None:
     read[1].config["data_seed"] = 7
     assert best_runs(read)["recall@1"] == {2}
     assert best_runs(read[:1])["recall@1"] == set()
+
+
+@pytest.mark.parametrize(
+    ("seen", "said"),
+    [
+        ((), "Classes that the encoder, which has never seen them, puts closest."),
+        (("class 0", "class 3"), "Test classes (2 of the 6 also in training) that the encoder"),
+        (tuple(f"class {i}" for i in range(6)), "Test classes (all also in training) that the"),
+    ],
+)
+def test_classes_in_training_are_not_called_unseen(seen: tuple[str, ...], said: str) -> None:
+    text = Page(render_pairs(replace(_embedded(), seen=seen))).text
+    assert text.startswith(said)
+    assert ("never seen" in text) == (not seen)
+
+
+def test_the_page_counts_classes_in_training(runs: list[Path]) -> None:
+    run = read_runs(runs[2:])[0]
+    assert "also in training" not in Page(build_page([run])).text
+    shared = {"images": 9, "classes": 3, "seen_in_training": ["a", "b"]}
+    results = run.results | {"data": run.results["data"] | {"test": shared}}
+    text = Page(build_page([replace(run, results=results)])).text
+    assert "9 images of 3 classes, 2 of them also in training" in text
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e20])
+def test_embeddings_that_cannot_be_compared(
+    value: float, runs: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "embed", lambda encoder, split: torch.full((len(split), 4), value))
+    with pytest.raises(NoPictures, match="not finite, or too large to be compared"):
+        embed_test(read_runs(runs[2:])[0])
