@@ -22,6 +22,7 @@ from dmlap_kernels.trainer import (
     NonFiniteLoss,
     TrainConfig,
     Trainer,
+    defaults,
     evaluate_run,
 )
 from dmlap_kernels.trainer.checkpoint import load_checkpoint
@@ -251,7 +252,9 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="also NMI, F1 and AMI of a k-means clustering (extra: faiss)",
     )
-    evaluate.add_argument("--device", metavar="DEVICE", default="auto", help="default: auto")
+    evaluate.add_argument(
+        "--device", metavar="DEVICE", default=defaults.DEVICE, help=f"default: {defaults.DEVICE}"
+    )
     evaluate.add_argument("--json", action="store_true", help="print JSON")
     evaluate.set_defaults(run=_eval)
     report = commands.add_parser(

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from dmlap_kernels.data import SOURCES
 from dmlap_kernels.losses import LOSSES, PROXY_LOSSES
-from dmlap_kernels.trainer import TrainConfig
+from dmlap_kernels.trainer import TrainConfig, defaults
 from dmlap_kernels.trainer.config import (
     CLASS_CHOICES,
     METHODS,
@@ -20,8 +20,6 @@ from dmlap_kernels.trainer.config_files import CONFIGS
 from dmlap_kernels.trainer.mining import SEARCHES
 from dmlap_kernels.trainer.objective import SIDES
 from dmlap_kernels.trainer.optimization import OPTIMIZERS, SCHEDULES
-
-CHECKPOINT_EVERY = 200
 
 
 class Option(NamedTuple):
@@ -58,7 +56,11 @@ DATA = (
 )
 TRAINING = (
     Option(
-        "--classes-per-batch", "classes_per_batch", int, "C", "classes in a batch (default: 24)"
+        "--classes-per-batch",
+        "classes_per_batch",
+        int,
+        "C",
+        f"classes in a batch (default: {defaults.CLASSES_PER_BATCH})",
     ),
     Option("--samples-per-class", "samples_per_class", int, "M", "samples of each of them"),
     Option("--chunk-size", "chunk_size", int, "N", "images the encoder gets at a time"),
@@ -181,8 +183,8 @@ def add_train(commands: Any, run: Callable[[argparse.Namespace], int]) -> None:
         "--checkpoint-every",
         metavar="N",
         type=int,
-        default=CHECKPOINT_EVERY,
-        help=f"steps between checkpoints (default: {CHECKPOINT_EVERY})",
+        default=defaults.CHECKPOINT_EVERY,
+        help=f"steps between checkpoints (default: {defaults.CHECKPOINT_EVERY})",
     )
     data = train.add_argument_group("data")
     _add_options(data, DATA)

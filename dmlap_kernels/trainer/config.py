@@ -8,7 +8,9 @@ from typing import Any
 from dmlap_kernels import checks
 from dmlap_kernels.data import parse_source
 from dmlap_kernels.data.splits import FOLDS
+from dmlap_kernels.encoders import EMBEDDING_DIM
 from dmlap_kernels.losses import LOSSES, PROXY_LOSSES
+from dmlap_kernels.trainer import defaults
 from dmlap_kernels.trainer.mining import SEARCHES
 from dmlap_kernels.trainer.objective import SIDES
 from dmlap_kernels.trainer.optimization import OPTIMIZERS, SCHEDULES
@@ -120,43 +122,43 @@ class TrainConfig:
     validation: float = 0.0
     validation_fold: int | None = None
     augment: bool = True
-    loss: str = "contrastive"
+    loss: str = defaults.LOSS
     loss_options: dict[str, Any] = field(default_factory=dict)
     loss_rate: float = 10.0
     method: str = "dmlap"
     steps: int = 1500
-    seed: int = 0
+    seed: int = defaults.SEED
     classes_per_batch: int | None = None
-    samples_per_class: int = 4
+    samples_per_class: int = defaults.SAMPLES_PER_CLASS
     chunk_size: int | None = None
     encoder: str = "conv"
     pretrained: bool = False
     freeze_batch_norm: bool = False
-    embedding_dim: int = 128
+    embedding_dim: int = EMBEDDING_DIM
     optimizer: str = "adam"
     optimizer_options: dict[str, Any] = field(default_factory=dict)
     learning_rate: float = 1e-3
     schedule: str = "one_cycle"
-    device: str = "auto"
+    device: str = defaults.DEVICE
     eval_every: int | None = None
-    projection_steps: int = 25
+    projection_steps: int = defaults.PROJECTION_STEPS
     patience: int | None = None
     monitor_every: int = 20
-    proximal_weight: float = 2e-4
-    proximal_decay: float = 1.0
-    in_batch_weight: float = 1.0
-    between_weight: float = 0.0
-    representatives: str = "references"
-    representatives_per_class: int = 1
+    proximal_weight: float = defaults.PROXIMAL_WEIGHT
+    proximal_decay: float = defaults.PROXIMAL_DECAY
+    in_batch_weight: float = defaults.IN_BATCH_WEIGHT
+    between_weight: float = defaults.BETWEEN_WEIGHT
+    representatives: str = defaults.SIDE
+    representatives_per_class: int = defaults.REPRESENTATIVES_PER_CLASS
     representative_choice: str = "random"
     representative_pool: int = 8
     augment_representatives: bool = False
     classes: str = "hard"
-    hard_share: float = 0.25
+    hard_share: float = defaults.HARD_SHARE
     hard_pool: int = 16
     hard_refresh: int = 100
-    hard_warmup: int = 0
-    hard_search: str = "exact"
+    hard_warmup: int = defaults.HARD_WARMUP
+    hard_search: str = defaults.HARD_SEARCH
 
     def __post_init__(self) -> None:
         parse_source(self.data)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dmlap_kernels.data import DEFAULT_KS, Split
 from dmlap_kernels.evaluation import retrieval_metrics
 from dmlap_kernels.losses import LOSSES, PROXY_LOSSES
+from dmlap_kernels.trainer import defaults
 
 _IMAGES_AT_ONCE = 512
 
@@ -74,7 +75,7 @@ def evaluate(
     *,
     gallery: Split | None = None,
     ks: Sequence[int] = DEFAULT_KS,
-    loss: str = "contrastive",
+    loss: str = defaults.LOSS,
     loss_options: dict[str, Any] | None = None,
     stop: Callable[[], bool] | None = None,
     clustering: bool = False,

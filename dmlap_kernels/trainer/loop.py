@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dmlap_kernels.data import Dataset, Split
 from dmlap_kernels.trainer import checkpoint as files
+from dmlap_kernels.trainer import defaults
 from dmlap_kernels.trainer.batches import Batch, ClassBatchSampler
 from dmlap_kernels.trainer.config import TrainConfig
 from dmlap_kernels.trainer.diagnosis import diagnose
@@ -37,8 +38,6 @@ from dmlap_kernels.trainer.results import collect_results, write_results
 from dmlap_kernels.trainer.seeds import generator
 
 Stop = Callable[[], bool]
-
-_DEFAULT_CLASSES = 24
 
 
 class Observer(Protocol):
@@ -88,7 +87,7 @@ class Trainer:
         optimizer: OptimizerFactory | None = None,
         schedule: Schedule | None = None,
         out: str | Path | None = None,
-        checkpoint_every: int = 200,
+        checkpoint_every: int = defaults.CHECKPOINT_EVERY,
         observers: Sequence[Observer] = (),
     ) -> None:
         self.out = _unused_folder(out)
@@ -103,7 +102,7 @@ class Trainer:
         encoder: nn.Module | None = None,
         optimizer: OptimizerFactory | None = None,
         schedule: Schedule | None = None,
-        checkpoint_every: int = 200,
+        checkpoint_every: int = defaults.CHECKPOINT_EVERY,
         observers: Sequence[Observer] = (),
     ) -> Trainer:
         """The trainer of the run in ``out`` as it was at its last checkpoint.
@@ -140,7 +139,7 @@ class Trainer:
             raise ValueError(f"checkpoint_every must be at least 1, got {checkpoint_every}")
         self.data = data = prepare_data(config, data)
         train = data.train
-        classes = config.classes_per_batch or min(_DEFAULT_CLASSES, train.num_classes)
+        classes = config.classes_per_batch or min(defaults.CLASSES_PER_BATCH, train.num_classes)
         self.config = config = replace(config, classes_per_batch=classes)
         self._fingerprint = data.train.fingerprint()
         self.device = resolve_device(config.device)

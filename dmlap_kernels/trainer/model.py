@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dmlap_kernels.data import load_data
 from dmlap_kernels.encoders import WIDTHS, ConvEncoder, TimmEncoder
+from dmlap_kernels.trainer import defaults
 from dmlap_kernels.trainer.checkpoint import CheckpointError, load_checkpoint, of_prefix
 from dmlap_kernels.trainer.config import TrainConfig, parse_widths
 from dmlap_kernels.trainer.embedding import evaluate
@@ -58,7 +59,7 @@ def evaluate_run(
     *,
     data: str | None = None,
     ks: Sequence[int] | None = None,
-    device: str = "auto",
+    device: str = defaults.DEVICE,
     clustering: bool = False,
 ) -> dict[str, float]:
     """`retrieval_metrics` of the run in ``folder`` on its test classes.
