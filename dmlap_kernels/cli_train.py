@@ -154,6 +154,7 @@ DMLAP = (
 )
 FLAGS = {o.field: o.flag for o in (*MAIN, *DATA, *TRAINING, *DMLAP)} | {
     "augment": "--no-augment",
+    "drop_small_classes": "--drop-small-classes",
     "pretrained": "--pretrained",
     "freeze_batch_norm": "--freeze-batch-norm",
     "augment_representatives": "--augment-representatives",
@@ -177,7 +178,14 @@ def add_train(commands: Any, run: Callable[[argparse.Namespace], int]) -> None:
         metavar="NAME",
         help=f"start from the values of {', '.join(CONFIGS)} or of a JSON file; options win",
     )
-    train.add_argument("--resume", metavar="DIR", type=Path, help="continue the run in DIR")
+    train.add_argument(
+        "--resume",
+        metavar="DIR",
+        type=Path,
+        help="continue the run in DIR, with the same configuration; but --data may say where the "
+        "same images are now, --steps prolong a run of a constant schedule, --chunk-size save "
+        "memory",
+    )
     train.add_argument("--tensorboard", action="store_true", help="also write event files")
     train.add_argument(
         "--checkpoint-every",
@@ -195,6 +203,7 @@ def add_train(commands: Any, run: Callable[[argparse.Namespace], int]) -> None:
         default=argparse.SUPPRESS,
         help="no random distortion of the samples",
     )
+    _add_switches(data, drop_small_classes="leave out training classes of a single image")
     training = train.add_argument_group("training")
     _add_options(training, TRAINING)
     for name, what, example in (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -15,6 +16,17 @@ from dmlap_kernels.trainer.mining import SEARCHES
 from dmlap_kernels.trainer.objective import SIDES
 from dmlap_kernels.trainer.optimization import OPTIMIZERS, SCHEDULES
 from dmlap_kernels.trainer.representatives import CHOICES
+
+# What torch's generators take.
+_LARGEST_SEED = 2**63 - 1
+
+_FLAGS = (
+    "drop_small_classes",
+    "augment",
+    "pretrained",
+    "freeze_batch_norm",
+    "augment_representatives",
+)
 
 METHODS = ("dmlap", "plain")
 CLASS_CHOICES = ("uniform", "hard")
@@ -65,6 +77,8 @@ class TrainConfig:
             watched on the test classes. Nothing is chosen by it in either case.
         validation_fold: hold out one of four runs of the training classes instead, 0 to 3
             (`Dataset.hold_out_fold`).
+        drop_small_classes: leave training classes of a single image out, which otherwise are
+            refused: before any are held out.
         augment: distort samples at random.
         loss: a name in `dmlap_kernels.losses.LOSSES` or ``PROXY_LOSSES``.
         loss_options: keywords of that loss, as in `AlternatingObjective`.
@@ -121,6 +135,7 @@ class TrainConfig:
     data_seed: int = 0
     validation: float = 0.0
     validation_fold: int | None = None
+    drop_small_classes: bool = False
     augment: bool = True
     loss: str = defaults.LOSS
     loss_options: dict[str, Any] = field(default_factory=dict)
@@ -161,6 +176,12 @@ class TrainConfig:
     hard_search: str = defaults.HARD_SEARCH
 
     def __post_init__(self) -> None:
+        for name in ("data", "device"):
+            _check_text(name, getattr(self, name))
+        for name in _FLAGS:
+            checks.flag(name, getattr(self, name))
+        for name in ("loss_options", "optimizer_options"):
+            _check_options(name, getattr(self, name))
         parse_source(self.data)
         checks.choice("loss", self.loss, (*LOSSES, *PROXY_LOSSES))
         checks.choice("method", self.method, METHODS)
@@ -186,7 +207,11 @@ class TrainConfig:
             ("representative_pool", 2),
         ):
             _at_least(name, getattr(self, name), minimum)
+        for name in ("seed", "data_seed"):
+            if getattr(self, name) > _LARGEST_SEED:
+                raise ValueError(f"{name} must be less than 2**63, got {getattr(self, name)}")
         for name, minimum in (
+            ("image_size", 8),
             ("eval_every", 1),
             ("classes_per_batch", 2),
             ("chunk_size", 1),
@@ -305,6 +330,22 @@ def parse_widths(text: str) -> tuple[int, ...] | None:
     if not all(part.isascii() and part.isdigit() and int(part) for part in parts):
         return None
     return tuple(map(int, parts))
+
+
+def _check_text(name: str, value: Any) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a string, got {checks.describe(value)}")
+
+
+def _check_options(name: str, value: Any) -> None:
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise TypeError(
+            f"{name} must be a dict from names of keywords to values, got {checks.describe(value)}"
+        )
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must hold values that JSON knows, got {value!r}") from error
 
 
 def _at_least(name: str, value: Any, minimum: int) -> None:
