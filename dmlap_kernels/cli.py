@@ -36,6 +36,7 @@ from dmlap_kernels.trainer.config import (
     TIMM_FIELDS,
 )
 from dmlap_kernels.trainer.config_files import merged
+from dmlap_kernels.trainer.diagnosis import is_out_of_memory
 from dmlap_kernels.trainer.progress import Progress
 from dmlap_kernels.trainer.results import CURVES_FILE, METRICS_FILE
 from dmlap_kernels.trainer.saving import prolonged
@@ -74,7 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _sentence(error: Exception) -> str:
     """What an error says, on one line of bounded length."""
-    text = " ".join(str(error).split())
+    # Some errors of torch go on with a trace of its C++ code.
+    text = " ".join(str(error).partition("\nException raised from")[0].split())
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
@@ -89,10 +91,12 @@ def _refusals() -> Iterator[None]:
     except BrokenPipeError:
         raise
     # Of torch's errors most are RuntimeErrors: sizes that no memory holds, devices that fail.
-    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error) and not isinstance(error, OutOfMemory):
+            raise _Refusal(f"out of memory: {error}") from error
         raise _Refusal(error) from error
-    except (MemoryError, OverflowError) as error:
-        raise _Refusal(f"out of memory, or a number out of range: {error}") from error
+    except OverflowError as error:
+        raise _Refusal(f"a number is too large: {error}") from error
 
 
 def _train(args: argparse.Namespace) -> int:

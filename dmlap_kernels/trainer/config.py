@@ -17,8 +17,11 @@ from dmlap_kernels.trainer.objective import SIDES
 from dmlap_kernels.trainer.optimization import OPTIMIZERS, SCHEDULES
 from dmlap_kernels.trainer.representatives import CHOICES
 
-# What torch's generators take.
-_LARGEST_SEED = 2**63 - 1
+# What torch's generators and tensors hold.
+_LARGEST = 2**63 - 1
+
+# Pixels of a side, of which a single image takes a gigabyte.
+_LARGEST_SIDE = 16384
 
 _FLAGS = (
     "drop_small_classes",
@@ -207,9 +210,6 @@ class TrainConfig:
             ("representative_pool", 2),
         ):
             _at_least(name, getattr(self, name), minimum)
-        for name in ("seed", "data_seed"):
-            if getattr(self, name) > _LARGEST_SEED:
-                raise ValueError(f"{name} must be less than 2**63, got {getattr(self, name)}")
         for name, minimum in (
             ("image_size", 8),
             ("eval_every", 1),
@@ -220,6 +220,8 @@ class TrainConfig:
         ):
             if getattr(self, name) is not None:
                 _at_least(name, getattr(self, name), minimum)
+        if self.image_size is not None and self.image_size > _LARGEST_SIDE:
+            raise ValueError(f"image_size must be at most {_LARGEST_SIDE}, got {self.image_size}")
         for name in (
             "proximal_weight",
             "in_batch_weight",
@@ -327,7 +329,7 @@ def _check_encoder(encoder: Any) -> None:
 def parse_widths(text: str) -> tuple[int, ...] | None:
     """The channels that ``conv:`` is followed by; None if they are not positive integers."""
     parts = text.split(",")
-    if not all(part.isascii() and part.isdigit() and int(part) for part in parts):
+    if not all(p.isascii() and p.isdigit() and len(p) < 10 and int(p) for p in parts):
         return None
     return tuple(map(int, parts))
 
@@ -353,3 +355,10 @@ def _at_least(name: str, value: Any, minimum: int) -> None:
         raise TypeError(f"{name} must be an integer, got {value!r}")
     if value < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value}")
+    if value > _LARGEST:
+        raise ValueError(f"{name} must be less than 2**63, got {_shortened(value)}")
+
+
+def _shortened(value: int) -> str:
+    text = hex(value)
+    return str(value) if len(text) < 40 else f"a number of {value.bit_length()} bits"

@@ -134,7 +134,8 @@ def resolve_device(name: str) -> torch.device:
         torch.zeros(1, device=device).add_(1).item()
     # Whatever the runtime of the device, or the import of its support, runs into.
     except Exception as error:
-        reason = str(error).partition("\n")[0]
+        # The first sentence: some go on with a list of all that torch knows.
+        reason = str(error).partition("\n")[0].partition(". ")[0][:200]
         raise ValueError(
             f"device must be auto or a device of this machine, got {name!r}: {reason}"
         ) from error

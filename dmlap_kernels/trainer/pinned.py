@@ -44,11 +44,13 @@ class PinnedRepresentatives:
         config = self._config
         if config.representative_choice == "random":
             return self._sampler.draw(projection)
-        pool, distinct = self._sampler.pool(projection, config.representative_pool)
+        # No class has more candidates than samples.
+        size = min(config.representative_pool, int(torch.bincount(self._train.labels).max()))
+        pool, distinct = self._sampler.pool(projection, size)
         rows = self._embedded(encoder, pool)
         choose = CHOICES[config.representative_choice]
         amount = config.representatives_per_class
-        limit = torch.minimum(distinct, self._sampler.distinct(config.representative_pool))
+        limit = torch.minimum(distinct, self._sampler.distinct(size))
         chosen = choose(rows, amount, distinct.to(rows.device)).cpu()
         # One sample of every class is left to meet its representatives.
         picks = torch.arange(amount) % limit[:, None]

@@ -91,8 +91,10 @@ def try_optimizer(config: TrainConfig, device: torch.device) -> None:
     weights = nn.Parameter(torch.zeros(2, 2, device=device))
     weights.grad = torch.ones_like(weights)
     options = dict(config.optimizer_options)
-    optimizer = build_optimizer(config.optimizer, [{"params": [weights]}], 1e-3, options)
-    with _suiting(f"optimizer_options do not suit optimizer {config.optimizer!r}"):
+    # The largest rate that a group will get.
+    rate = config.learning_rate * (max(1.0, config.loss_rate) if config.learns_in_loss else 1.0)
+    optimizer = build_optimizer(config.optimizer, [{"params": [weights]}], rate, options)
+    with _suiting(f"optimizer_options or rates do not suit optimizer {config.optimizer!r}"):
         optimizer.step()
 
 
