@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from dmlap_kernels.losses import LOSSES, PROXY_LOSSES
 from dmlap_kernels.problem import PairStats
+from dmlap_kernels.trainer import defaults
 
 SIDES = ("references", "anchors", "both")
 
@@ -39,9 +40,9 @@ class AlternatingObjective(nn.Module):
         loss: str,
         options: dict[str, Any],
         *,
-        in_batch_weight: float = 0.1,
-        side: str = "references",
-        between_weight: float = 0.0,
+        in_batch_weight: float = defaults.IN_BATCH_WEIGHT,
+        side: str = defaults.SIDE,
+        between_weight: float = defaults.BETWEEN_WEIGHT,
         num_classes: int | None = None,
         embedding_dim: int | None = None,
     ) -> None:
