@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dmlap_kernels.backends.precision import matmul_precision
 from dmlap_kernels.problem import PairProblem, PairSpec
 
 # Rows shorter than this are not brought to unit length, as in torch.nn.functional.normalize.
@@ -102,7 +103,7 @@ class Sides(NamedTuple):
 
 def pack(spec: PairSpec, problem: PairProblem) -> Sides:
     """The sides of a loss call."""
-    precision = spec.precision or torch.get_float32_matmul_precision()
+    precision = spec.precision or matmul_precision()
     labels = (problem.labels, problem.ref_labels)
     return pack_rows(problem.x, problem.y, labels, spec.distance, spec.normalize, precision)
 

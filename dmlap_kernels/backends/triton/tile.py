@@ -50,7 +50,9 @@ class Pairs(NamedTuple):
 class Tiling:
     """What a kernel is compiled for: distance, precision, and the tile's rows, columns, features.
 
-    Triton before 3.9 wants each of them to be a constexpr of its own.
+    Triton's compiler before 3.9 wants each of them to be a constexpr of its own. Its interpreter
+    takes plain values, as it does for parameters: that of 3.8 cannot compare with the product of a
+    constexpr and a tensor.
     """
 
     distance: tl.constexpr
@@ -72,7 +74,7 @@ class Tiling:
             BN,
             BK,
         )
-        return Tiling(*map(tl.constexpr, constants))
+        return Tiling(*(constants if INTERPRETED else map(tl.constexpr, constants)))
 
 
 @triton.jit
