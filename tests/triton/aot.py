@@ -19,8 +19,8 @@ from dmlap_kernels.backends.triton import configurations
 
 # Shared memory of a program, in bytes, by capability.
 SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
-# What ptxas and Triton make of a kernel is a matter of their versions: resources and instructions are
-# for the one Triton that is looked at closely, while any that is supported must compile.
+# What Triton and ptxas make of a kernel is a matter of their versions: resources and instructions
+# are for the one that is looked at closely, while any that is supported must compile.
 CHECKED = os.environ.get("DMLAP_CHECK_REGISTERS") == "1"
 _RUN = JITFunction.run
 _CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"

@@ -30,11 +30,14 @@ def packed(
     refs: bool = False,
     rows: int = 200,
     features: int = 128,
+    named: bool = False,
 ) -> Sides:
+    """With ``named`` each anchor has a column that is itself."""
     x, labels = torch.randn(rows, features), torch.arange(rows) // 4
     columns = rows + 100
     y = (torch.randn(columns, features), torch.arange(columns) // 4) if refs else (None, None)
-    return pack_rows(x, y[0], (labels, y[1]), distance, False, precision)
+    sides = pack_rows(x, y[0], (labels, y[1]), distance, False, precision)
+    return sides._replace(itself=torch.arange(rows, dtype=torch.int32) if named else None)
 
 
 def vectors(sides: Sides, rows: int = 1) -> torch.Tensor:
@@ -114,10 +117,11 @@ def test_gradients_of_many_features_fit(
         assert_fits(launch, tmp_path, instruction)
 
 
+@pytest.mark.parametrize("named", [False, True], ids=["", "self_index"])
 @pytest.mark.parametrize("name", ["hinge_sums", "log_sums", "gradient-mined"])
-def test_references_fit(name: str, monkeypatch: Any, tmp_path: Path) -> None:
+def test_references_fit(name: str, named: bool, monkeypatch: Any, tmp_path: Path) -> None:
     """A gradient is two launches, one for each side."""
-    sides = packed(refs=True)
+    sides = packed(refs=True, named=named)
     found = launches(monkeypatch, lambda: CALLS[name](TritonSweeps(), sides), 90)
     if name == "gradient-mined":
         assert [launch.arguments["rows_weigh"] for launch in found] == [True, False]
