@@ -21,6 +21,19 @@ CASES = [
 ]
 
 
+def few_cases() -> list[Case]:
+    """For backends that are slow in tests: every set of options of a loss, with some distance."""
+    found = []
+    for loss in WITH_REFERENCES:
+        distances = LOSSES[loss].distances or (LOSSES[loss].default_distance,)
+        ends = variants(loss)
+        for i in range(max(2, len(ends))):
+            pair = (distances[i % len(distances)], ends[i % len(ends)])
+            cases = (case for case in CASES if case.loss == loss)
+            found += [case for case in cases if (case.distance, case.options) == pair]
+    return found
+
+
 def containing_the_batch(case: Case, labels_agree: bool = True) -> Problem:
     """References that hold most of the anchors somewhere among others, and where."""
     for seed in range(1, 40):
