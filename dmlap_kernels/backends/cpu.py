@@ -193,6 +193,7 @@ class _Call:
         "labels",
         "params",
         "ref_labels",
+        "self_index",
         "source",
         "wants_refs",
         "x",
@@ -200,13 +201,14 @@ class _Call:
     )
 
     def __init__(self, spec: PairSpec, problem: PairProblem) -> None:
-        x, labels, y, ref_labels, params = problem[:5]
+        x, labels, y, ref_labels, params, self_index, _ = problem
         self.x = x = _rows(x)
         self.y = None if y is None else _rows(y)
         refs = x if self.y is None else self.y
         self.labels = labels.contiguous()
         self.ref_labels = self.labels if ref_labels is None else ref_labels.contiguous()
         self.params = None if params is None else params.contiguous()
+        self.self_index = None if self_index is None else self_index.contiguous()
         self.arguments = (
             *_pairs(x, refs, y is None, spec.distance, spec.normalize),
             self.labels.data_ptr(),
@@ -226,7 +228,8 @@ class _Call:
 
     def forward(self, loss: Tensor, saved: Tensor, keep: bool, *statistics: int) -> None:
         results = loss.data_ptr(), saved.data_ptr(), *statistics
-        self.kept = native().forward(*self.arguments, *results, _address(self.params), keep)
+        itself = _address(self.self_index)
+        self.kept = native().forward(*self.arguments, *results, _address(self.params), itself, keep)
 
     def backward(self, saved: Tensor, grad: Tensor) -> Gradients:
         gx = torch.empty(self.x.shape, dtype=self.x.dtype)
@@ -241,6 +244,7 @@ class _Call:
             gx.data_ptr(),
             _address(gy),
             _address(self.params),
+            _address(self.self_index),
             _address(g_anchor),
             self.kept,
         )
@@ -259,14 +263,17 @@ def _scores(
     first: int,
     count: int,
     ref_classes: Tensor,
+    self_index: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     mean = thresholds.new_empty(count, ref_classes.numel())
     low = torch.empty_like(mean)
     labels, ref_labels = labels.contiguous(), ref_labels.contiguous()
+    itself = None if self_index is None else self_index.contiguous()
     native().class_scores(
         *arguments,
         labels.data_ptr(),
         ref_labels.data_ptr(),
+        _address(itself),
         thresholds.data_ptr(),
         first,
         count,
@@ -285,6 +292,13 @@ def _loss_scores(
     ref_classes = torch.unique(y_labels)
     arguments = _pairs(x, y, problem.y is None, spec.distance, spec.normalize)
     mean, low = _scores(
-        arguments, problem.labels, y_labels, thresholds, 0, classes.numel(), ref_classes
+        arguments,
+        problem.labels,
+        y_labels,
+        thresholds,
+        0,
+        classes.numel(),
+        ref_classes,
+        problem.self_index,
     )
     return ClassScores(classes, ref_classes, mean, low)
