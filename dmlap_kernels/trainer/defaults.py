@@ -5,6 +5,8 @@ Where the numbers come from is told by `TrainConfig`.
 
 from __future__ import annotations
 
+from typing import Any
+
 LOSS = "contrastive"
 SEED = 0
 DEVICE = "auto"
@@ -25,3 +27,17 @@ HARD_WARMUP = 0
 HARD_SEARCH = "exact"
 
 CHECKPOINT_EVERY = 200
+
+# Whether embeddings have length 1 is the encoder's business, so no loss changes them by default.
+_OF_LOSS: dict[str, dict[str, Any]] = {
+    "contrastive": {"normalize": False},
+    "margin": {"normalize": False},
+    "lifted_structure": {"normalize": False, "form": "generalized"},
+    "n_pairs": {"normalize": False},
+}
+
+
+def loss_options(loss: str, given: dict[str, Any]) -> dict[str, Any]:
+    """The keywords of a loss in the trainer: ``given``, and its defaults where they differ from
+    those of the function."""
+    return {"reduction": "mean_nonzero", **_OF_LOSS.get(loss, {}), **given}

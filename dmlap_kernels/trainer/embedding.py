@@ -97,14 +97,15 @@ def search_options(loss: str, loss_options: dict[str, Any]) -> dict[str, Any]:
 
     Losses without a ``distance`` work on cosines; an inner product is searched by its cosine.
     """
+    loss_options = defaults.loss_options(loss, loss_options)
     kind: Any = PROXY_LOSSES.get(loss) or LOSSES[loss]
-    defaults = inspect.signature(kind.function).parameters
+    own = inspect.signature(kind.function).parameters
     options: dict[str, Any] = {
         name: loss_options[name] for name in ("normalize", "backend") if name in loss_options
     }
-    if "normalize" in defaults and defaults["normalize"].default:
+    if "normalize" in own and own["normalize"].default:
         options.setdefault("normalize", True)
-    distance = defaults["distance"].default if "distance" in defaults else "cosine"
+    distance = own["distance"].default if "distance" in own else "cosine"
     distance = loss_options.get("distance", distance)
     options["distance"] = "cosine" if distance == "dot" else distance
     if loss_options.get("mining") == "distance_weighted":
