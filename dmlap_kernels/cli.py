@@ -16,6 +16,7 @@ from typing import Any
 from dmlap_kernels import __version__, info
 from dmlap_kernels.cli_train import FLAGS, add_train
 from dmlap_kernels.data import DataError, DataWarning, parse_source
+from dmlap_kernels.evaluation import NonFiniteEmbeddings
 from dmlap_kernels.extras import MissingExtra
 from dmlap_kernels.report.page import REPORT_FILE, write_report
 from dmlap_kernels.trainer import (
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"dmlap {args.command}: {error}", file=sys.stderr)
         return 2
     # Photographs are read on the way: one may turn out to be broken.
-    except (NonFiniteLoss, DataError) as error:
+    except (NonFiniteLoss, NonFiniteEmbeddings, DataError) as error:
         print(f"dmlap {args.command}: stopped: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
