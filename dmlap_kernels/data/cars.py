@@ -29,6 +29,7 @@ from dmlap_kernels.extras import require
 
 _PURPOSE = "data 'cars'"
 _WHOLE = "cars_annos.mat"
+_IMAGES = "car_ims"
 _NAMES = "cars_meta.mat"
 # Each list with the folder of its photographs.
 _PARTS = {
@@ -57,7 +58,8 @@ def load_cars(path: str | Path, image_size: int = DEFAULT_SIZE) -> Dataset:
     path = existing(path, _PURPOSE)
     roots = [path / name for name in _ROOTS]
     for root in roots:
-        if (root / _WHOLE).is_file():
+        # The first list may lie beside the photographs of the second layout, of which it has none.
+        if (root / _WHOLE).is_file() and ((root / _IMAGES).is_dir() or not _list_of(root, *_PARTS)):
             return halves("cars", root, _first_layout(root / _WHOLE), image_size, _PURPOSE)
     for root in roots:
         if any((root / folder).is_dir() for folder in _PARTS.values()) or _list_of(root, *_PARTS):

@@ -19,6 +19,7 @@ from dmlap_kernels.data.files import (
     image_files,
     load_arrays,
     subfolders,
+    visible,
 )
 from dmlap_kernels.data.pictures import open_image, shown, to_tensor
 from dmlap_kernels.data.splits import Dataset, Split
@@ -98,6 +99,10 @@ def _from_folder(path: Path, left_out: LeftOut) -> Split:
     labels: list[int] = []
     names: list[str] = []
     groups: list[int] = []
+    for folder in (path, *subfolders(path)):
+        for entry in visible(folder):
+            if not entry.is_dir():
+                left_out.add("beside the folders of characters", entry)
     for group, alphabet in enumerate(subfolders(path)):
         for character in subfolders(alphabet):
             files = image_files(character, _PURPOSE, left_out)

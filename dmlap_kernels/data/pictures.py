@@ -104,7 +104,11 @@ def open_image(path: Path, purpose: str, *, least: int | None = None) -> Any:
         with pil.open(path) as image:
             if least is not None:
                 image.draft(None, (least, least))
+            step = _steps(image)
             image.load()
+            key = image.info.get("transparency")
+            if step > 1 and isinstance(key, int) and key * step <= 255:
+                image.info["transparency"] = key * step  # Pillow has scaled the pixels alone
             turn = _turn(image, pil)
             result = _eight_bits(image, pil)
             return result if turn is None else result.transpose(turn)
@@ -126,6 +130,13 @@ def _unreadable(path: Path, purpose: str, error: Exception) -> DataError:
 
 def _is_grey(image: Any) -> bool:
     return image.mode in _GREY or image.mode.startswith("I;")
+
+
+def _steps(image: Any) -> int:
+    """How far apart the grey values of a PNG of 1, 2 or 4 bits are once it is loaded; else 1."""
+    if image.format != "PNG" or not image.tile:
+        return 1
+    return {"1": 255, "L;2": 85, "L;4": 17}.get(str(image.tile[0][3]), 1)
 
 
 def _turn(image: Any, pil: Any) -> Any:
@@ -165,7 +176,7 @@ def _scaled(image: Any) -> np.ndarray:
     values = np.asarray(image)
     tags = getattr(image, "tag_v2", {})
     white = 0
-    if image.mode.startswith("I;") or image.format in ("PNG", "PPM"):
+    if image.mode.startswith("I;") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         bits = tags.get(_BITS, (16,))[0]
         white = 2 ** min(bits, 16) - 1
     else:

@@ -201,6 +201,14 @@ def test_the_two_layouts_of_cars(tmp_path: Path) -> None:
     assert len(load_data(f"cars:{tmp_path}").train) == 8
 
 
+def test_the_first_list_beside_photographs_of_the_second_layout(tmp_path: Path) -> None:
+    MAKERS["cars"](tmp_path, images=2)
+    make_cars_today(tmp_path)
+    assert len(load_data(f"cars:{tmp_path}").train) == 8
+    (tmp_path / "car_ims").rename(tmp_path / "gone")
+    assert len(load_data(f"cars:{tmp_path}").train) == 16
+
+
 def _texts(root: Path) -> list[Path]:
     return sorted(root.rglob("*.txt"))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import warnings
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,25 @@ def test_keyed_transparency_is_white(kind: str, tmp_path: Path) -> None:
         assert _read(path).tolist() == want
 
 
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+def test_the_transparent_grey_of_a_png_has_its_own_bits(bits: int, tmp_path: Path) -> None:
+    """Two pixels by hand: of the transparent grey and of another, both neither black nor white."""
+    clear, other = (1, 0) if bits == 1 else (1, 2)
+    values = clear << bits | other
+    row = (values << (-2 * bits) % 8).to_bytes(-(-2 * bits // 8), "big")
+    content = b"\x89PNG\r\n\x1a\n"
+    for kind, data in (
+        (b"IHDR", struct.pack(">IIBBBBB", 2, 1, bits, 0, 0, 0, 0)),
+        (b"tRNS", struct.pack(">H", clear)),
+        (b"IDAT", zlib.compress(b"\0" + row)),
+        (b"IEND", b""),
+    ):
+        checksum = struct.pack(">I", zlib.crc32(kind + data))
+        content += struct.pack(">I", len(data)) + kind + data + checksum
+    (tmp_path / "a.png").write_bytes(content)
+    assert _read(tmp_path / "a.png").tolist() == [[255, round(other * 255 / (2**bits - 1))]]
+
+
 @pytest.mark.parametrize("name", ["png", "jp2", "little.tif", "big.tif", "pgm", "inverse.tif"])
 def test_sixteen_bits_are_scaled(name: str, tmp_path: Path) -> None:
     path = tmp_path / f"a.{name}"
@@ -158,8 +178,9 @@ def test_twelve_bits_are_scaled(tmp_path: Path) -> None:
 def test_numbers_of_32_bits_are_scaled_by_their_range(
     scale: float, dtype: type, tmp_path: Path
 ) -> None:
-    path = _saved(tmp_path / "a.tif", (RAMP.astype(np.float64) * scale).astype(dtype))
-    assert np.array_equal(_read(path), RAMP)
+    array = (RAMP.astype(np.float64) * scale).astype(dtype)
+    for name in ("a.tif", "a.pfm") if dtype is np.float32 else ("a.tif",):
+        assert np.array_equal(_read(_saved(tmp_path / name, array)), RAMP)
 
 
 @pytest.mark.parametrize("value", [-1.0, 1e6, np.nan, np.inf])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dmlap_kernels.data import DataError, Dataset, Split, load_data
+from dmlap_kernels.data import DataError, Dataset, DataWarning, Split, load_data
 
 pil = pytest.importorskip("PIL.Image")
 
@@ -111,6 +111,20 @@ def test_omniglot_folders(tmp_path: Path) -> None:
     assert data.test.images.shape == (4, 1, 28, 28)
     assert data.test.images[0, 0, :, :13].min() == 255
     assert data.test.images[0, 0, :, 15:].max() == 0
+
+
+def test_omniglot_folders_tell_what_is_left_out(tmp_path: Path) -> None:
+    for part in ("images_background", "images_evaluation"):
+        _class_folders(tmp_path / part / "A", classes=2)
+    for name in ("readme.txt", "A/stray.png", "A/class0/notes.txt"):
+        (tmp_path / "images_background" / name).write_text("hello")
+    with pytest.warns(DataWarning) as told:
+        load_data(f"omniglot:{tmp_path}")
+    assert str(told[0].message).endswith(
+        "2 beside the folders of characters (images_background/readme.txt, "
+        "images_background/A/stray.png); 1 that are not pictures which Pillow reads "
+        "(images_background/A/class0/notes.txt)"
+    )
 
 
 def test_the_shared_omniglot_file(data_dir: Path) -> None:
