@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -97,7 +97,8 @@ class GradientCache:
 
         Raises:
             RuntimeError: nothing was embedded since the last call, the loss does not depend on
-                embeddings, they were used in a `backward` before, or weights have changed since.
+                embeddings, they were used in a `backward` before, or weights or inputs have changed
+                since.
         """
         if not self._calls:
             raise RuntimeError(
@@ -136,7 +137,8 @@ class _Call:
         self._devices = tuple(dict.fromkeys(t.device for t in (*tensors, *parameters)))
         self._autocast = Autocast(self._devices)
         self._modes = Modes(self._module)
-        self._versions = [(p, p._version) for p in parameters] if self.needed else []
+        self._parameters = _versions(parameters) if self.needed else []
+        self._tensors = _versions(tensors) if self.needed else []
         self._before: list[tuple[RandomState, Buffers]] = []
         self._spent = False
         self.gradient: Tensor | None = None
@@ -175,10 +177,15 @@ class _Call:
         gradient, self.gradient, self._spent = self.gradient, None, True
         inputs, self._inputs = self._inputs, None
         before, self._before = self._before, []
-        if any(parameter._version != version for parameter, version in self._versions):
+        if _written(self._parameters):
             raise RuntimeError(
                 "the encoder's parameters have changed between embed and backward: take the "
                 "optimizer's step after backward"
+            )
+        if _written(self._tensors):
+            raise RuntimeError(
+                "the inputs have been written to between embed and backward, by the encoder or "
+                "since, but the encoder needs them again: give it a copy"
             )
         after = RandomState(self._devices), Modes(self._module), Buffers(self._module)
         self._modes.restore()
@@ -241,6 +248,15 @@ class _Call:
         """Where each chunk begins, and its size."""
         begins = itertools.accumulate(self._sizes, initial=0)
         return list(zip(begins, self._sizes, strict=False))
+
+
+def _versions(tensors: Sequence[Tensor]) -> list[tuple[Tensor, int]]:
+    # Tensors made in inference mode do not count what is written to them.
+    return [(tensor, tensor._version) for tensor in tensors if not tensor.is_inference()]
+
+
+def _written(versions: list[tuple[Tensor, int]]) -> bool:
+    return any(tensor._version != version for tensor, version in versions)
 
 
 def _cut(tensor: Tensor, begin: int, size: int) -> Tensor:

@@ -345,6 +345,11 @@ def test_mistakes_are_one_sentence_each() -> None:
         encoder.layers[0].weight.add_(1)
     with pytest.raises(RuntimeError, match="parameters have changed between embed and backward"):
         cache.backward(loss)
+    inputs = _features()
+    loss = cache.embed(inputs).square().sum()
+    inputs.mul_(2)
+    with pytest.raises(RuntimeError, match="inputs have been written to between embed and back"):
+        cache.backward(loss)
 
 
 @pytest.mark.parametrize(

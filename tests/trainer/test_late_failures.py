@@ -388,6 +388,19 @@ def test_a_full_disk_keeps_the_last_checkpoint(
     assert Trainer.resume(tmp_path, tiny_data(), encoder=TinyEncoder()).run()["recall@1"] >= 0
 
 
+def test_metrics_are_written_if_the_picture_cannot_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: Any) -> None:
+        raise RuntimeError("no font")
+
+    monkeypatch.setattr("dmlap_kernels.trainer.results.plot_curves", fail)
+    trainer = Trainer(quick_config(steps=1), tiny_data(), encoder=TinyEncoder(), out=tmp_path)
+    with pytest.warns(UserWarning, match="curves.png could not be drawn: no font"):
+        trainer.run()
+    assert json.loads((tmp_path / "metrics.json").read_text())["config"]["steps"] == 1
+
+
 def test_an_evaluation_of_diverged_weights_names_the_image() -> None:
     class Diverging(TinyEncoder):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
