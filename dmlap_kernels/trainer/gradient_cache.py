@@ -33,6 +33,8 @@ class GradientCache:
         images, texts = cache.embed(images), cache.embed(tokens, encoder=text_encoder)
         cache.backward(fused_nt_xent_loss(images, labels, texts, labels))
 
+    So may embeddings of several caches, say of other chunks; `backward` of any of them serves all.
+
     The gradient is that of ``torch.cat([encoder(part) for part in images.split(chunk_size)])``, up
     to rounding: random numbers are drawn anew as they were (dropout), autocast and the mode of
     every module are those of `embed`, batch normalisation sees chunks, and buffers such as its
@@ -53,7 +55,6 @@ class GradientCache:
         self.chunk_size = chunk_size
         # The graph of the loss keeps the calls, so that nothing outlives it.
         self._calls: list[weakref.ref[_Call]] = []
-        self._receiving = False
 
     def embed(self, inputs: Any, *, encoder: nn.Module | Encoder | None = None) -> Tensor:
         """Embeddings (B, D): a leaf that requires grad, for a loss that `backward` gets.
@@ -82,10 +83,8 @@ class GradientCache:
             return embeddings
         embeddings.requires_grad_()
 
-        def receive(gradient: Tensor) -> None:
-            record.receive(gradient, expected=self._receiving)
-
-        embeddings.register_hook(receive)
+        # The graph of the loss holds the hook, and the hook the record.
+        embeddings.register_hook(record.receive)
         self._calls.append(weakref.ref(record))
         return embeddings
 
@@ -105,22 +104,23 @@ class GradientCache:
                 "backward needs embeddings that require grad: call embed before each backward, "
                 "with gradients enabled"
             )
-        alive = [record for kept in self._calls if (record := kept()) is not None]
-        if not alive or not loss.requires_grad:
-            raise RuntimeError("loss must depend on the embeddings that embed returned")
-        for record in alive:
-            record.gradient = None
-        self._receiving = True
+        used: list[_Call] = []
+        _receivers.append(used)
         try:
-            loss.backward()
+            if loss.requires_grad:
+                loss.backward()
         finally:
-            self._receiving = False
-        used = [record for record in alive if record.gradient is not None]
+            _receivers.remove(used)
         if not used:
             raise RuntimeError("loss must depend on the embeddings that embed returned")
-        self._calls = [weakref.ref(record) for record in alive if record not in used]
+        waiting = (kept for kept in self._calls if kept() not in used)
+        self._calls = [kept for kept in waiting if kept() is not None]
         for record in used:
             record.backward()
+
+
+# Of every backward of a cache that runs: the calls of embed whose gradients have come in.
+_receivers: list[list[_Call]] = []
 
 
 class _Call:
@@ -157,19 +157,21 @@ class _Call:
                 self._before.append((random, buffers.without_constants()))
         return torch.cat(parts)
 
-    def receive(self, gradient: Tensor, *, expected: bool) -> None:
+    def receive(self, gradient: Tensor) -> None:
         """Take the gradient at the embeddings."""
         if self._spent:
             raise RuntimeError(
                 "the embeddings were used in a backward before: embed again, or add the losses up"
             )
-        if not expected:
+        if not _receivers:
             warnings.warn(
                 "a gradient reached embeddings of a GradientCache outside of its backward, so the "
                 "encoder gets none of it: call cache.backward(loss) in place of loss.backward()",
                 stacklevel=2,
             )
+            return
         self.gradient = gradient
+        _receivers[-1].append(self)
 
     def backward(self) -> None:
         """Run every chunk again, with its part of the gradient."""
