@@ -146,9 +146,12 @@ class PinnedBatchSampler(Sampler[list[int]]):
         return max(0, self.steps - self.first_step) * (num_replicas if rank == "all" else 1)
 
     def __iter__(self) -> Iterator[list[int]]:
-        # An epoch begins with its first batch: loaders with workers ask for two iterators.
         num_replicas, rank = self.place()
         self._refuse_a_second_sharding(num_replicas, rank)
+        return self._iterate(num_replicas, rank)
+
+    def _iterate(self, num_replicas: int, rank: int | Literal["all"]) -> Iterator[list[int]]:
+        # An epoch begins with its first batch: loaders with workers ask for two iterators.
         if self._begun:
             self.epoch += 1
         self._begun = True
@@ -237,7 +240,8 @@ def _sharding_sampler(sampler: Sampler[Any]) -> tuple[str, int] | None:
     frame = inspect.currentframe()
     while frame is not None:
         owner = frame.f_locals.get("self")
-        if isinstance(owner, Sampler) and owner is not sampler:
+        wraps = getattr(owner, "batch_sampler", None) is sampler and hasattr(owner, "__iter__")
+        if owner is not sampler and (wraps or isinstance(owner, Sampler)):
             for name in ("num_processes", "num_replicas"):
                 shares = getattr(owner, name, None)
                 if isinstance(shares, int) and shares > 1:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 import subprocess
@@ -186,6 +187,16 @@ class Shard(Sampler[list[int]]):
                 yield batch
 
 
+class Plain:
+    """One of another library, which is no `Sampler` of torch."""
+
+    def __init__(self, batch_sampler: Any, num_replicas: int, rank: int) -> None:
+        self.batch_sampler, self.num_replicas, self.rank = batch_sampler, num_replicas, rank
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return itertools.islice(iter(self.batch_sampler), self.rank, None, self.num_replicas)
+
+
 class Listed(DistributedSampler):
     """As Lightning's ``DistributedSamplerWrapper``: shares out the list of all batches."""
 
@@ -198,7 +209,7 @@ class Listed(DistributedSampler):
         return (every[i] for i in super().__iter__())
 
 
-@pytest.mark.parametrize("wrapper", [Shard, Listed])
+@pytest.mark.parametrize("wrapper", [Shard, Listed, Plain])
 def test_batches_are_not_shared_out_twice(wrapper: Any) -> None:
     for rank in range(2):
         part = made(num_replicas=2, rank=rank)
@@ -208,7 +219,7 @@ def test_batches_are_not_shared_out_twice(wrapper: Any) -> None:
         assert (part.epoch, len(list(part))) == (0, 20)
 
 
-@pytest.mark.parametrize("wrapper", [Shard, Listed])
+@pytest.mark.parametrize("wrapper", [Shard, Listed, Plain])
 def test_the_parts_of_all_processes_are_shared_out_once(wrapper: Any) -> None:
     direct = [made(num_replicas=2, rank=rank) for rank in range(2)]
     shared = [made(num_replicas=2, rank="all") for _ in range(2)]
