@@ -5,12 +5,14 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
@@ -240,6 +242,7 @@ def test_whole_batches_may_be_shared_out() -> None:
 _RANKS = """
 import sys
 import torch
+from torch import Tensor
 import torch.distributed as dist
 from torch.utils.data import DataLoader, TensorDataset
 from dmlap_kernels.trainer import PinnedBatchSampler
@@ -317,3 +320,33 @@ def test_two_processes(kind: str, tmp_path: Path) -> None:
 def test_what_it_refuses(changes: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PinnedBatchSampler(LABELS, **({"steps": 5, "classes_per_batch": 4} | changes))
+
+
+LABEL_FORMS: dict[str, Callable[[Tensor], Any]] = {
+    "list": lambda t: t.tolist(),
+    "column": lambda t: t[:, None],
+    "floats": lambda t: t.double(),
+    "numpy": lambda t: t.numpy(),
+    "numpy-column": lambda t: t.numpy().astype(np.int16)[:, None],
+    "numpy-floats": lambda t: t.numpy().astype(np.float32),
+}
+
+
+@pytest.mark.parametrize("form", LABEL_FORMS)
+def test_forms_of_labels(form: str) -> None:
+    labels = 205 * (torch.arange(40) % 5)
+    options: dict[str, Any] = {"classes_per_batch": 3, "samples_per_class": 3}
+    plain = list(PinnedBatchSampler(labels, 4, **options))
+    assert list(PinnedBatchSampler(LABEL_FORMS[form](labels), 4, **options)) == plain
+
+
+def test_bad_labels_are_named_as_they_were_given() -> None:
+    options: dict[str, Any] = {"classes_per_batch": 2, "samples_per_class": 2}
+    with pytest.raises(ValueError, match="205"):
+        PinnedBatchSampler([3, 3, 205, 7, 7], 4, **options)
+    with pytest.raises(ValueError, match=r"labels must be whole numbers, got 0\.5"):
+        PinnedBatchSampler([0.0, 0.5], 4, **options)
+    with pytest.raises(TypeError, match="labels must be whole numbers"):
+        PinnedBatchSampler(["a", "a"], 4, **options)
+    with pytest.raises(ValueError, match=r"\(2, 3\)"):
+        PinnedBatchSampler(torch.zeros(2, 3), 4, **options)
