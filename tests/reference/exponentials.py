@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from tests.reference.distances import pair_distances
+from tests.reference.distances import distances_as_they_are
 from tests.reference.pairs import (
     Group,
     Pairs,
@@ -68,7 +68,7 @@ def lifted_structure_original(
     """[log(sum_n e^(neg_margin - d_in) + sum_n e^(neg_margin - d_pn)) + d_ip - pos_margin]+^2 / 2.
 
     Over positive pairs (1511.06452, eq. 4); the negatives of a reference are the anchors of other
-    labels.
+    labels. Where neither row has negatives the logarithm is that of 0, and the term 0.
     """
     push = torch.where(pairs.negatives, neg_margin - pairs.d, -torch.inf)
     some_i, some_p = pairs.negatives.any(1), pairs.negatives.any(0)
@@ -82,9 +82,9 @@ def lifted_structure_original(
         torch.where(some_p[None, :], of_reference[None, :], none),
     )
     known = some_i[:, None] | some_p[None, :]
-    argument = torch.where(known, both, torch.zeros_like(both)) + pairs.d - pos_margin
+    argument = torch.where(known, both + pairs.d - pos_margin, torch.zeros_like(both))
     values = hinge(argument) ** 2 / 2
-    return Terms([Group(values, pairs.positives)], [argument[pairs.positives].detach()])
+    return Terms([Group(values, pairs.positives)], [argument[pairs.positives & known].detach()])
 
 
 def nt_xent(pairs: Pairs, *, temperature: float = 0.07) -> Terms:
@@ -107,7 +107,7 @@ def n_pairs(pairs: Pairs) -> Terms:
     members = [(pairs.labels == c).nonzero()[:, 0] for c in torch.unique(pairs.labels)]
     members = [rows[:2] for rows in members if len(rows) > 1]
     first, second = torch.stack(members).T if members else torch.empty(2, 0, dtype=torch.int64)
-    d = pair_distances(pairs.x[first], pairs.x[second], distance=pairs.distance)
+    d = distances_as_they_are(pairs.x[first], pairs.x[second], pairs.distance)
     others = ~torch.eye(len(first), dtype=torch.bool)
     found = log_one_plus_sum_exp(d.diagonal()[:, None] - d, others)
     values = torch.zeros_like(pairs.d.sum(1)).index_put((first,), found)

@@ -80,9 +80,11 @@ def lifted_structure_original(params: Params, block: Block) -> Iterator[Terms]:
     pos_margin, neg_margin = params
     assert block.of_refs is not None
     own = log_sum_exp(neg_margin - block.d, block.negative)[:, None]
+    # Where neither row has negatives the logarithm is -inf and the term 0.
     neither = (own == -torch.inf) & (block.of_refs == -torch.inf)
     push = torch.logaddexp(torch.where(neither, 0, own), block.of_refs)
-    yield matrix_terms(((push + block.d - pos_margin).relu().square() / 2, block.positive))
+    hinge = (push + block.d - pos_margin).relu().masked_fill(neither, 0)
+    yield matrix_terms((hinge.square() / 2, block.positive))
 
 
 def log_sums_of_negatives(params: Params, block: Block) -> Tensor:
