@@ -76,12 +76,19 @@ void dispatch(bool is_double, F f) {
   }
 }
 
-size_t saved_bytes(int loss, int64_t nx, int64_t ny, int64_t dim, bool self, bool is_double) {
-  LossOptions options;
-  options.loss = static_cast<Loss>(loss);
-  const PairArguments a{is_double, 0, nx, dim, 0, ny, dim, dim, self, 0, false, 1};
-  return is_double ? kernels<double>().saved_bytes(a.as<double>(), options)
-                   : kernels<float>().saved_bytes(a.as<float>(), options);
+// constant, anchor, reference, panel, triangle: see SavedSize.
+py::tuple saved_size(int loss, bool self, bool is_double) {
+  const auto number = static_cast<Loss>(loss);
+  const cpu::SavedSize s = is_double ? kernels<double>().saved_size(number, self)
+                                     : kernels<float>().saved_size(number, self);
+  return py::make_tuple(s.constant, s.anchor, s.reference, s.panel, s.triangle);
+}
+
+// The size of a problem as the kernels count it.
+size_t saved_bytes(int loss, int64_t nx, int64_t ny, bool self, bool is_double) {
+  const auto number = static_cast<Loss>(loss);
+  return is_double ? kernels<double>().saved_size(number, self).bytes(nx, ny)
+                   : kernels<float>().saved_size(number, self).bytes(nx, ny);
 }
 
 #define DMLAP_PAIR_PARAMETERS                                                         \
@@ -153,12 +160,12 @@ void nearest(DMLAP_PAIR_PARAMETERS, int64_t k, uintptr_t distances, uintptr_t in
 
 void class_scores(DMLAP_PAIR_PARAMETERS, uintptr_t x_labels, uintptr_t y_labels,
                   uintptr_t self_index, uintptr_t thresholds, int64_t first, int64_t count,
-                  uintptr_t mean, uintptr_t least) {
+                  uintptr_t mean, uintptr_t least, int64_t classes) {
   const PairArguments a{DMLAP_PAIR_ARGUMENTS, x_labels, y_labels, 0, self_index};
   dispatch(is_double, [&](auto zero) {
     using T = decltype(zero);
     kernels<T>().class_scores(a.as<T>(), address<const T>(thresholds), first, count,
-                              address<T>(mean), address<T>(least));
+                              address<T>(mean), address<T>(least), classes);
   });
 }
 
@@ -187,6 +194,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("simd_level", [] { return std::string(cpu::kernels().name); });
   m.def("simd_levels", simd_levels);
   m.def("losses", losses);
+  m.def("saved_size", saved_size);
   m.def("saved_bytes", saved_bytes);
   m.def("forward", forward);
   m.def("backward", backward);

@@ -29,10 +29,30 @@ inline void subtract_row(const T* __restrict b, T w, int64_t dim, T* __restrict 
 // Prepared::factor.
 template <class T>
 inline void add_pair(const Prepared<T>& p, const T* a, const T* b, T w, T* out) {
-  if (p.dot()) {
+  if (p.products()) {
     subtract_row(b, w, p.dim, out);
   } else {
     add_difference(a, b, w, p.dim, out);
+  }
+}
+
+// The same at both rows, of `width` features from theirs on; b_grad may be null.
+template <class T>
+inline void scatter_pair(const Prepared<T>& p, const T* __restrict a, const T* __restrict b, T w,
+                         int64_t width, T* __restrict a_grad, T* __restrict b_grad) {
+  if (p.products()) {
+    for (int64_t k = 0; k < width; ++k) a_grad[k] -= w * b[k];
+    for (int64_t k = 0; b_grad != nullptr && k < width; ++k) b_grad[k] -= w * a[k];
+    return;
+  }
+  if (b_grad == nullptr) {
+    for (int64_t k = 0; k < width; ++k) a_grad[k] += w * (a[k] - b[k]);
+    return;
+  }
+  for (int64_t k = 0; k < width; ++k) {
+    const T v = w * (a[k] - b[k]);
+    a_grad[k] += v;
+    b_grad[k] -= v;
   }
 }
 
@@ -222,7 +242,7 @@ class BackwardWorker {
     T* w = weights_.get();
     T* wt = transposed_.get();
     last = last < rows ? last : rows;
-    if (!p.dot()) add_weights(px, py, first, last);
+    if (!p.products()) add_weights(px, py, first, last);
     for (int64_t i = 0; i < first; ++i) fill(w + i * W, W, T(0));
     for (int64_t i = last; i < W; ++i) fill(w + i * W, W, T(0));
     for (int64_t i = 0; i < W; ++i) {

@@ -230,7 +230,7 @@ class LargeBackward {
         tables_(tables),
         near_(near),
         y_(y),
-        products_(problem.p, problem.layout, x, y, Terms::kDifferences) {}
+        products_(problem.p, problem.layout, x, y, takes_differences<Terms>(problem.p)) {}
 
   void operator()(int64_t py) {
     const Prepared<T>& p = problem_.p;
@@ -249,7 +249,7 @@ class LargeBackward {
       const int64_t slot = px - block_.first;
       const int used = problem_.layout.used[px];
       if (!close_weights(terms_, values_[slot], weights_[slot], used)) continue;
-      if (Terms::kDifferences && values_[slot].has_near) {
+      if (takes_differences<Terms>(p) && values_[slot].has_near) {
         const auto out = [&](int r) { return near_ + (slot * W + r) * p.dim; };
         take_near(p, values_[slot], weights_[slot], px, used, py, out, y_.out);
       }

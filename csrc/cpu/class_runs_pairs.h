@@ -157,10 +157,16 @@ inline void own_values(const RunProblem<T>& problem, const PairPlaces<T>& places
   });
 }
 
+// Whether the weights of a loss belong to differences of rows: see Prepared::products.
+template <class Terms, class T>
+inline bool takes_differences(const Prepared<T>& p) {
+  return Terms::kDifferences && !p.products();
+}
+
 // What the pair of two positions adds to the gradient at the first.
 template <class T, class Terms>
 inline void pull_row(const Prepared<T>& p, int64_t to, int64_t from, T w, T* out) {
-  if (Terms::kDifferences) {
+  if (takes_differences<Terms>(p)) {
     add_difference(p.x.row(to), p.x.row(from), w, p.dim, out);
   } else {
     subtract_row(p.x.row(from), w, p.dim, out);

@@ -155,7 +155,8 @@ class SmallBackward {
         pulls_(pulls),
         x_(x),
         y_(y),
-        products_(shared.problem->p, shared.problem->layout, x, y, Terms::kDifferences) {}
+        products_(shared.problem->p, shared.problem->layout, x, y,
+                  takes_differences<Terms>(shared.problem->p)) {}
 
   void operator()(int64_t block_x, int64_t block_y) {
     const bool self = s_.problem->p.self;
@@ -182,7 +183,7 @@ class SmallBackward {
     }
     if (with.columns) column_runs(px, py);
     if (!close_weights(terms_, buffer_, weights_, used)) return;
-    if (Terms::kDifferences && buffer_.has_near) {
+    if (takes_differences<Terms>(p) && buffer_.has_near) {
       const auto out = [&](int r) { return x_.out + p.x.order[px * W + r] * p.dim; };
       take_near(p, buffer_, weights_, px, used, py, out, y_.out);
     }

@@ -12,7 +12,7 @@ struct SavedSoftTriple {
   SavedHeader* header;
   T* log_sum;  // [n]
 
-  static size_t bytes(int64_t n) { return sizeof(SavedHeader) + n * sizeof(T); }
+  static constexpr SavedSize size() { return {sizeof(SavedHeader), sizeof(T)}; }
   explicit SavedSoftTriple(uint8_t* base) {
     header = reinterpret_cast<SavedHeader*>(base);
     log_sum = reinterpret_cast<T*>(base + sizeof(SavedHeader));
@@ -60,10 +60,12 @@ class CentreRuns {
   static constexpr int W = P::kWidth;
 
  public:
-  // Running softmax over the centres of a class, a lane a sample.
+  // Running softmax over the centres of a class, a lane a sample. Exponents are taken of
+  // differences of similarities: those of large ones are rounded by more than 1, and not always
+  // alike.
   struct Class {
-    V top[P::kVectors];
-    V sum[P::kVectors];       // of e^(exponent - top)
+    V top[P::kVectors];       // similarity
+    V sum[P::kVectors];       // of e^exponent(similarity - top)
     V weighted[P::kVectors];  // the same times the similarity
 
     void clear() {
@@ -89,14 +91,14 @@ class CentreRuns {
     for (int c = 0; c < P::kVectors; ++c) {
       V top = k.top[c];
       for (int r = first; r < stop; ++r) {
-        const V e = policy_.exponent(similarity.at(r, c));
-        top = e > top ? e : top;
+        const V s = similarity.at(r, c);
+        top = s > top ? s : top;
       }
-      const V shrink = vexp(k.top[c] - top);
+      const V shrink = vexp(policy_.exponent(k.top[c] - top));
       V sum = k.sum[c] * shrink, weighted = k.weighted[c] * shrink;
       for (int r = first; r < stop; ++r) {
         const V s = similarity.at(r, c);
-        const V e = vexp(policy_.exponent(s) - top);
+        const V e = vexp(policy_.exponent(s - top));
         sum += e;
         weighted += e * s;
       }
@@ -261,7 +263,7 @@ class SoftTripleBackward {
       const V mean = class_.similarity(c), scale = 1 / class_.sum[c];
       for (int r = first; r < stop; ++r) {
         const V s = runs_.similarity.at(r, c);
-        const V share = vexp(policy_.exponent(s) - class_.top[c]) * scale;
+        const V share = vexp(policy_.exponent(s - class_.top[c])) * scale;
         store(weights_.row(r) + c * P::kLanes, -pull * policy_.slope(share, s, mean));
       }
     }
@@ -306,7 +308,8 @@ inline void forward_soft_triple(const Pairs<T>& pairs, const LossOptions& option
     const double above = double(logits[j].top) - double(logits[j].own);
     const double loss = counted ? above + std::log(logits[j].sum) : 0.0;
     const double term = loss < 0 ? 0.0 : loss;  // rounding of a sum that own logit dominates
-    saved.log_sum[row] = counted ? logits[j].top + T(std::log(logits[j].sum)) : kInf<T>;
+    const bool taken = counted && GroupTotal::takes(options.reduction, term);
+    saved.log_sum[row] = taken ? logits[j].top + T(std::log(logits[j].sum)) : kInf<T>;
     total.term += term;
     total.count += counted;
     total.nonzero += term > 0;
@@ -366,9 +369,7 @@ template <class T>
 struct SoftTripleKernels {
   static constexpr bool kSkipsReferences = false;
 
-  static size_t saved_bytes(const Pairs<T>& pairs, const LossOptions&) {
-    return SavedSoftTriple<T>::bytes(pairs.x.n);
-  }
+  static constexpr SavedSize saved_size(bool) { return SavedSoftTriple<T>::size(); }
   static void forward(const Pairs<T>& pairs, const LossOptions& options, const ForwardOut<T>& out) {
     forward_soft_triple(pairs, options, out);
   }

@@ -85,7 +85,7 @@ template <class T>
 struct TripletSwapKernels {
   static constexpr bool kSkipsReferences = false;
 
-  static size_t saved_bytes(const Pairs<T>&, const LossOptions&) { return sizeof(SavedHeader); }
+  static constexpr SavedSize saved_size(bool) { return {sizeof(SavedHeader)}; }
   static void forward(const Pairs<T>& pairs, const LossOptions& options, const ForwardOut<T>& out) {
     with_terms(pairs, options, [&](auto terms) {
       forward_runs<T, typename decltype(terms)::Type>(pairs, options, out);
@@ -116,11 +116,8 @@ template <class T, class Plain>
 struct WithSwapKernels {
   static constexpr bool kSkipsReferences = false;
 
-  static size_t saved_bytes(const Pairs<T>& pairs, const LossOptions& options) {
-    const size_t plain = Plain::saved_bytes(pairs, options);
-    const size_t swap = TripletSwapKernels<T>::saved_bytes(pairs, options);
-    return plain > swap ? plain : swap;
-  }
+  // With the swap, a header.
+  static constexpr SavedSize saved_size(bool self) { return Plain::saved_size(self); }
   static void forward(const Pairs<T>& pairs, const LossOptions& options, const ForwardOut<T>& out) {
     if (options.params[2] != 0) return TripletSwapKernels<T>::forward(pairs, options, out);
     Plain::forward(pairs, options, out);

@@ -179,7 +179,7 @@ template <class T, class Terms>
 struct RunKernels {
   static constexpr bool kSkipsReferences = false;
 
-  static size_t saved_bytes(const Pairs<T>&, const LossOptions&) { return sizeof(SavedHeader); }
+  static constexpr SavedSize saved_size(bool) { return {sizeof(SavedHeader)}; }
   static void forward(const Pairs<T>& pairs, const LossOptions& options, const ForwardOut<T>& out) {
     forward_runs<T, Terms>(pairs, options, out);
   }

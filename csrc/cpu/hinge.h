@@ -118,10 +118,12 @@ struct SavedHinge {
   int64_t* nonzero;  // [2][n] active terms of each anchor, where anchors bring numbers along
   uint8_t* active;   // [panel pairs]
 
-  static int64_t counts(int64_t n, bool anchor_params) { return anchor_params ? 2 * n : 0; }
-  static size_t bytes(const Pairs<T>& pairs, bool anchor_params) {
-    return sizeof(SavedHeader) + counts(pairs.x.n, anchor_params) * sizeof(int64_t) +
-           active_bytes(pairs);
+  static constexpr int64_t counts(int64_t n, bool anchor_params) {
+    return anchor_params ? 2 * n : 0;
+  }
+  static constexpr SavedSize size(bool anchor_params, bool self) {
+    const int64_t anchor = counts(1, anchor_params) * int64_t{sizeof(int64_t)};
+    return with_active<T>({sizeof(SavedHeader), anchor}, self);
   }
   SavedHinge(uint8_t* base, int64_t n, bool anchor_params) {
     header = reinterpret_cast<SavedHeader*>(base);
@@ -193,9 +195,7 @@ struct HingeKernels {
   static constexpr bool kParams = Policy::kAnchorParams;
   static constexpr bool kSkipsReferences = true;
 
-  static size_t saved_bytes(const Pairs<T>& pairs, const LossOptions&) {
-    return SavedHinge<T>::bytes(pairs, kParams);
-  }
+  static constexpr SavedSize saved_size(bool self) { return SavedHinge<T>::size(kParams, self); }
 
   static void forward(const Pairs<T>& pairs, const LossOptions& options, const ForwardOut<T>& out) {
     const Policy policy(options.params);

@@ -15,10 +15,11 @@
 #include "triplets_all_backward.h"
 #include "triplets_distance_weighted.h"
 #include "triplets_semihard.h"
+#include "wide.h"
 
 namespace dmlap::cpu::DMLAP_ISA {
 
-// Calls f with the kernels of a loss: an empty struct of static saved_bytes, forward and backward,
+// Calls f with the kernels of a loss: an empty struct of static saved_size, forward and backward,
 // and kSkipsReferences: whether backward does without BackwardArgs::gy.
 template <class T, class F>
 inline void with_kernels(Loss loss, F f) {
@@ -31,20 +32,37 @@ inline void with_kernels(Loss loss, F f) {
 }
 
 template <class T>
-size_t saved_bytes(const Pairs<T>& pairs, const LossOptions& options) {
-  size_t bytes = 0;
-  with_kernels<T>(options.loss, [&](auto k) { bytes = k.saved_bytes(pairs, options); });
-  return bytes;
+SavedSize saved_size(Loss loss, bool self) {
+  SavedSize size;
+  with_kernels<T>(loss, [&](auto k) { size = k.saved_size(self); });
+  return size;
+}
+
+inline bool needs_double(const Pairs<double>&, bool) { return false; }
+inline bool needs_double(const Pairs<float>& pairs, bool poisoned) {
+  return poisoned && can_widen(pairs);
 }
 
 template <class T>
 void forward(const Pairs<T>& pairs, const LossOptions& options, const ForwardOut<T>& out) {
   with_kernels<T>(options.loss, [&](auto k) { k.forward(pairs, options, out); });
+  if (!needs_double(pairs, poisoned(out.saved))) return;
+  if constexpr (sizeof(T) == sizeof(float)) {
+    with_kernels<double>(options.loss,
+                         [&](auto k) { forward_wide<decltype(k)>(pairs, options, out); });
+  }
 }
 
 // Losses that cannot leave out the gradient of the references write it where nobody looks.
 template <class T>
 void backward(const Pairs<T>& pairs, const LossOptions& options, const BackwardArgs<T>& args) {
+  if (needs_double(pairs, poisoned(args.saved))) {
+    if constexpr (sizeof(T) == sizeof(float)) {
+      with_kernels<double>(options.loss,
+                           [&](auto k) { backward_wide<decltype(k)>(pairs, options, args); });
+    }
+    return;
+  }
   with_kernels<T>(options.loss, [&](auto k) {
     if (pairs.self || args.gy != nullptr || k.kSkipsReferences) {
       return k.backward(pairs, options, args);
@@ -57,8 +75,33 @@ void backward(const Pairs<T>& pairs, const LossOptions& options, const BackwardA
 }
 
 template <class T>
+void nearest(const Pairs<T>& pairs, int64_t k, T* distances, int64_t* indices) {
+  if (!needs_double(pairs, find_nearest(pairs, k, distances, indices))) return;
+  if constexpr (sizeof(T) == sizeof(float)) {
+    const WidePairs wide(pairs);
+    const Buffer<double> found(pairs.x.n * k);
+    find_nearest(wide.pairs, k, found.get(), indices);
+    convert(found.get(), pairs.x.n * k, distances);
+  }
+}
+
+template <class T>
+void class_scores(const Pairs<T>& pairs, const T* thresholds, int64_t first, int64_t count, T* mean,
+                  T* least, int64_t classes) {
+  if (!needs_double(pairs, find_scores(pairs, thresholds, first, count, mean, least))) return;
+  if constexpr (sizeof(T) == sizeof(float)) {
+    const WidePairs wide(pairs);
+    const Buffer<double> bounds(pairs.x.n), means(count * classes), low(count * classes);
+    convert(thresholds, pairs.x.n, bounds.get());
+    find_scores(wide.pairs, bounds.get(), first, count, means.get(), low.get());
+    convert(means.get(), count * classes, mean);
+    convert(low.get(), count * classes, least);
+  }
+}
+
+template <class T>
 constexpr Kernels<T> table() {
-  return {saved_bytes<T>, forward<T>, backward<T>, nearest<T>, class_scores<T>};
+  return {saved_size<T>, forward<T>, backward<T>, nearest<T>, class_scores<T>};
 }
 
 }  // namespace dmlap::cpu::DMLAP_ISA

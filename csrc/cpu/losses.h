@@ -110,6 +110,16 @@ struct GroupTotal {
   int64_t count = 0;
   int64_t nonzero = 0;
 
+  // The terms of one anchor. mean_nonzero is a mean over terms that are > 0: others are left out.
+  void add(Reduction reduction, double terms, int64_t counted, int64_t positive) {
+    if (takes(reduction, terms)) term += terms;
+    count += counted;
+    nonzero += positive;
+  }
+  static bool takes(Reduction reduction, double terms) {
+    return reduction != Reduction::mean_nonzero || !(terms <= 0);  // a NaN passes
+  }
+
   double denominator(Reduction reduction) const {
     if (reduction == Reduction::sum) return 1;
     const int64_t n = reduction == Reduction::mean ? count : nonzero;

@@ -57,11 +57,8 @@ struct NPairsKernels {
 
   using Inner = SoftKernels<T, NPairs<T>>;
 
-  static size_t saved_bytes(const Pairs<T>& pairs, const LossOptions& options) {
-    Pairs<T> most = pairs;  // pairs of the self case are at most half as many as its rows
-    most.self = false;
-    return Inner::saved_bytes(most, options);
-  }
+  // Pairs of the self case are anchors against references, at most half as many as its rows.
+  static constexpr SavedSize saved_size(bool) { return Inner::saved_size(false); }
 
   static void forward(const Pairs<T>& pairs, const LossOptions& options, const ForwardOut<T>& out) {
     if (!pairs.self) return Inner::forward(pairs, options, out);
@@ -80,7 +77,7 @@ struct NPairsKernels {
     }
     Inner::forward(chosen.problem(pairs), options, inner);
     // Rows that take no part may hold numbers that are not finite.
-    const bool trouble = has_trouble(pairs.x, pairs.dim);
+    const bool trouble = has_trouble(pairs);
     const T poison = trouble ? std::numeric_limits<T>::quiet_NaN() : T(0);
     if (each) {
       fill(out.loss, pairs.x.n, poison);

@@ -141,8 +141,9 @@ class NearestWorker {
   T bound_[P::kWidth];
 };
 
+// Whether distances overflowed, or some row is not finite.
 template <class T>
-inline void nearest(const Pairs<T>& pairs, int64_t k, T* distances, int64_t* indices) {
+inline bool find_nearest(const Pairs<T>& pairs, int64_t k, T* distances, int64_t* indices) {
   Prepared<T> p;
   prepare(p, pairs, true);
   std::atomic<int64_t> next(0);
@@ -151,6 +152,7 @@ inline void nearest(const Pairs<T>& pairs, int64_t k, T* distances, int64_t* ind
     NearestWorker<T> worker(p, k, distances, indices);
     for (int64_t px; (px = next.fetch_add(1)) < p.x.panels;) worker(px);
   }
+  return p.poisoned;
 }
 
 }  // namespace dmlap::cpu::DMLAP_ISA

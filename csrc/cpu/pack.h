@@ -77,6 +77,9 @@ struct Prepared {
 
   bool euclidean() const { return distance == Distance::euclidean; }
   bool dot() const { return distance == Distance::dot; }
+  // Whether gradients are sums of weight * -x_j and not of weight * (x_i - x_j). Of the cosine it
+  // makes no difference where rows have length 1, as they lose what lies along them.
+  bool products() const { return dot() || any_short; }
   // Squared distance -> distance, where no square root is taken.
   T linear() const {
     return distance == Distance::cosine || distance == Distance::dot ? T(0.5) : T(1);
@@ -98,7 +101,7 @@ struct Prepared {
     if (!(d > 0)) return 0;
     return euclidean() ? d * d : d / linear();
   }
-  // d distance / d x_i = factor * (x_i - x_j); for the inner product, factor * -x_j.
+  // d distance / d x_i = factor * (x_i - x_j); with products(), factor * -x_j.
   T factor(T d) const {
     if (!euclidean()) return 2 * linear();
     return d > 0 ? 1 / d : T(0);
@@ -150,6 +153,26 @@ inline double inner_product(const T* a, const T* b, int64_t dim) {
   return sums[0];
 }
 
+// 1 / max(length of a row, eps), whatever the size of its numbers; NaN if some are not finite.
+template <class T>
+inline double inverse_length(const T* row, int64_t dim) {
+  const double squares = inner_product(row, row, dim);
+  if (squares < kInf<double>) {
+    const double length = std::sqrt(squares);
+    return 1 / (length > kNormalizeEps ? length : kNormalizeEps);
+  }
+  double largest = 0, sum = 0;
+  bool finite = true;
+  for (int64_t k = 0; k < dim; ++k) {
+    const double v = row[k] < 0 ? -double(row[k]) : double(row[k]);
+    finite &= v < kInf<double>;
+    largest = v > largest ? v : largest;
+  }
+  if (!finite) return std::numeric_limits<double>::quiet_NaN();
+  for (int64_t k = 0; k < dim; ++k) sum += (row[k] / largest) * (row[k] / largest);
+  return 1 / largest / std::sqrt(sum);
+}
+
 // L2-normalised copies of the rows.
 template <class T>
 inline void normalize_rows(Side<T>& side, int64_t dim, int threads) {
@@ -162,9 +185,8 @@ inline void normalize_rows(Side<T>& side, int64_t dim, int threads) {
     const int64_t last = block * 64 + 64 < side.n ? block * 64 + 64 : side.n;
     for (int64_t i = block * 64; i < last; ++i) {
       const T* row = rows + i * stride;
-      const double norm = std::sqrt(inner_product(row, row, dim));
-      const double inverse = 1 / (norm > kNormalizeEps ? norm : kNormalizeEps);
-      scale[i] = static_cast<T>(norm != norm ? norm : inverse);
+      const double inverse = inverse_length(row, dim);
+      scale[i] = static_cast<T>(inverse);
       for (int64_t k = 0; k < dim; ++k) {
         unit[i * dim + k] = static_cast<T>(double(row[k]) * inverse);
       }
@@ -208,12 +230,26 @@ inline void exact_centre(const Prepared<T>& p, T* centre) {
 template <class T>
 constexpr double kLargestNorm = double(std::numeric_limits<T>::max()) / 16;
 
-// Whether some row is not finite, or its square overflows.
+// Whether some row is not finite.
 template <class T>
-inline bool has_trouble(const Rows<T>& rows, int64_t dim) {
+inline bool not_finite(const Rows<T>& rows, int64_t dim) {
   for (int64_t i = 0; i < rows.n; ++i) {
     const T* row = rows.data + i * rows.stride;
-    if (!(inner_product(row, row, dim) < kLargestNorm<T>)) return true;
+    for (int64_t k = 0; k < dim; ++k) {
+      if (!(row[k] - row[k] == 0)) return true;
+    }
+  }
+  return false;
+}
+
+// Whether some row is not finite, or rows that are not normalised have squares that overflow.
+template <class T>
+inline bool has_trouble(const Pairs<T>& pairs) {
+  if (not_finite(pairs.x, pairs.dim)) return true;
+  if (pairs.normalize || pairs.distance == Distance::cosine) return false;
+  for (int64_t i = 0; i < pairs.x.n; ++i) {
+    const T* row = pairs.x.data + i * pairs.x.stride;
+    if (!(inner_product(row, row, pairs.dim) < kLargestNorm<T>)) return true;
   }
   return false;
 }

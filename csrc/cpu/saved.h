@@ -4,6 +4,7 @@
 
 #include <cstring>
 
+#include "kernels.h"
 #include "tile.h"
 
 namespace dmlap::cpu::DMLAP_ISA {
@@ -14,18 +15,18 @@ struct SavedHeader {
   double reserved;
 };
 
-// Triplet hard: rows of the triplet and the two pair weights, by anchor row.
+// Triplet hard: rows of the triplet and its pair weights, by anchor row.
 template <class T>
 struct SavedTriplet {
   SavedHeader* header;
   int64_t* positive;  // [n] row of y, -1 where the anchor has no term
   int64_t* negative;  // [n]
   T* pull;            // [n] d term / d d_ap * factor of the pair (anchor, positive)
-  T* push;            // [n] the same for the pair with the negative, taken from the anchor,
-  uint8_t* swapped;   // [n] or from the positive
+  T* push;            // [n] the same for (anchor, negative)
+  T* between;         // [n] and for (positive, negative), which a swap may take instead
 
-  static size_t bytes(int64_t n) {
-    return sizeof(SavedHeader) + n * (2 * sizeof(int64_t) + 2 * sizeof(T) + 1);
+  static constexpr SavedSize size() {
+    return {sizeof(SavedHeader), 2 * sizeof(int64_t) + 3 * sizeof(T)};
   }
   SavedTriplet(uint8_t* base, int64_t n) {
     header = reinterpret_cast<SavedHeader*>(base);
@@ -33,15 +34,16 @@ struct SavedTriplet {
     negative = positive + n;
     pull = reinterpret_cast<T*>(negative + n);
     push = pull + n;
-    swapped = reinterpret_cast<uint8_t*>(push + n);
+    between = push + n;
   }
 };
 
-// The bits of the tiles that hold an active pair, a byte for each pair of panels.
+// With the bits of the tiles that hold an active pair, a byte for each pair of panels.
 template <class T>
-inline size_t active_bytes(const Pairs<T>& pairs) {
-  constexpr int64_t W = Tile<T>::kWidth;
-  return panel_pairs((pairs.x.n + W - 1) / W, (pairs.y.n + W - 1) / W, pairs.self);
+constexpr SavedSize with_active(SavedSize size, bool self) {
+  size.panel = Tile<T>::kWidth;
+  size.triangle = self;
+  return size;
 }
 
 }  // namespace dmlap::cpu::DMLAP_ISA

@@ -76,9 +76,10 @@ class ScoreWorker {
   Buffer<int64_t> pairs_;
 };
 
+// Whether distances overflowed, or some row is not finite.
 template <class T>
-inline void class_scores(const Pairs<T>& pairs, const T* thresholds, int64_t first, int64_t count,
-                         T* mean, T* least) {
+inline bool find_scores(const Pairs<T>& pairs, const T* thresholds, int64_t first, int64_t count,
+                        T* mean, T* least) {
   Prepared<T> p;
   prepare(p, pairs, true);
   const Side<T>& y = p.y();
@@ -103,6 +104,7 @@ inline void class_scores(const Pairs<T>& pairs, const T* thresholds, int64_t fir
       worker(run[first + c], run[first + c + 1], mean + c * classes, least + c * classes);
     }
   }
+  return p.poisoned;
 }
 
 }  // namespace dmlap::cpu::DMLAP_ISA

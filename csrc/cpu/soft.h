@@ -25,9 +25,8 @@ struct SavedSoft {
 
   static constexpr int kArrays = 7;
 
-  static size_t bytes(const Pairs<T>& pairs) {
-    return sizeof(SavedHeader) + (kArrays * pairs.x.n + pairs.y.n) * sizeof(T) +
-           active_bytes(pairs);
+  static constexpr SavedSize size(bool self) {
+    return with_active<T>({sizeof(SavedHeader), kArrays * sizeof(T), sizeof(T)}, self);
   }
   SavedSoft(uint8_t* base, int64_t nx, int64_t ny) {
     header = reinterpret_cast<SavedHeader*>(base);
@@ -88,9 +87,7 @@ struct SoftKernels {
 
   static constexpr int kGroups = Policy::kGroups;
 
-  static size_t saved_bytes(const Pairs<T>& pairs, const LossOptions&) {
-    return SavedSoft<T>::bytes(pairs);
-  }
+  static constexpr SavedSize saved_size(bool self) { return SavedSoft<T>::size(self); }
 
   static void forward(const Pairs<T>& pairs, const LossOptions& options, const ForwardOut<T>& out) {
     const Policy policy(options.params);
@@ -114,7 +111,7 @@ struct SoftKernels {
     for (int64_t j = 0; Policy::kBothEnds && !p.self && j < p.y().n; ++j) {
       saved.column_zn[j] = state.references[j].log_sum();
     }
-    finish(policy, state, saved);
+    finish(policy, state, options.reduction, saved);
     write_loss(state, options.reduction, saved, out);
     if (stats) write_stats(state, saved, out);
     state.keep_rows(out);
@@ -205,7 +202,7 @@ struct SoftKernels {
   }
 
   // Terms and their derivatives, anchor by anchor.
-  static void finish(const Policy& policy, const ForwardState<T>& state,
+  static void finish(const Policy& policy, const ForwardState<T>& state, Reduction reduction,
                      const SavedSoft<T>& saved) {
     const Prepared<T>& p = state.p;
     parallel_for(p.row_threads, (p.x.n + 31) / 32, [&](int64_t block) {
@@ -214,14 +211,14 @@ struct SoftKernels {
         if constexpr (Policy::kPairTerms) {
           finish_pairs(policy, p, saved, i, state.anchors[i]);
         } else {
-          finish_anchor(policy, p, saved, i, state.anchors[i]);
+          finish_anchor(policy, p, reduction, saved, i, state.anchors[i]);
         }
       }
     });
   }
 
-  static void finish_anchor(const Policy& policy, const Prepared<T>& p, const SavedSoft<T>& saved,
-                            int64_t i, AnchorState<T>& a) {
+  static void finish_anchor(const Policy& policy, const Prepared<T>& p, Reduction reduction,
+                            const SavedSoft<T>& saved, int64_t i, AnchorState<T>& a) {
     ExponentSum<T> sum;
     const int64_t itself = p.itself(i);
     for (int64_t j = p.begin[i]; j < p.end[i]; ++j) {
@@ -234,12 +231,14 @@ struct SoftKernels {
     anchor.zn = saved.zn[i];
     anchor.positives = positives_of(p, i);
     anchor.negatives = negatives_of(p, i);
-    const SoftTerm t = policy.term(anchor);
+    SoftTerm t = policy.term(anchor);
     for (int g = 0; g < kGroups; ++g) {
       a.term[g] = t.value[g];
       a.counted[g] = t.counted[g];
       a.nonzero[g] = t.value[g] > 0;
     }
+    if (!GroupTotal::takes(reduction, t.value[0])) t.by_zp = t.by_exponent = 0;
+    if (!GroupTotal::takes(reduction, t.value[kGroups - 1])) t.by_zn = 0;
     saved.zp[i] = static_cast<T>(anchor.zp);
     saved.pull[i] = static_cast<T>(t.by_zp);
     saved.push[i] = static_cast<T>(t.by_zn);
@@ -286,9 +285,7 @@ struct SoftKernels {
       const AnchorState<T>& a = state.anchors[i];
       double own = 0;
       for (int g = 0; g < kGroups; ++g) {
-        total[g].term += a.term[g];
-        total[g].count += a.counted[g];
-        total[g].nonzero += a.nonzero[g];
+        total[g].add(reduction, a.term[g], a.counted[g], a.nonzero[g]);
         if (a.counted[g] > 0) own += a.term[g] / double(a.counted[g]);
       }
       if (reduction == Reduction::none) out.loss[p.x.order[i]] = poison(p, own);

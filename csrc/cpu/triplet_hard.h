@@ -2,7 +2,7 @@
 #pragma once
 
 #include "dmlap/policies/triplet_hard.h"
-#include "losses.h"
+#include "triplets_mined.h"
 
 namespace dmlap::cpu::DMLAP_ISA {
 
@@ -33,26 +33,22 @@ inline void forward_triplet_hard(const Pairs<T>& pairs, const LossOptions& optio
     const int64_t row = p.x.order[i];
     term[i] = hinge[i] = 0;
     saved.positive[row] = saved.negative[row] = -1;
-    saved.pull[row] = saved.push[row] = 0;
-    saved.swapped[row] = 0;
+    saved.pull[row] = saved.push[row] = saved.between[row] = 0;
     const T d_ap = a.positive_at < 0 ? T(0) : p.from_squared(a.hardest_positive);
     if (out.thresholds) out.thresholds[row] = a.positive_at < 0 ? -kInf<T> : d_ap + policy.margin;
     if (a.positive_at < 0 || a.negative_at < 0) return;
     const T* positive = p.y().row(a.positive_at);
     const T* negative = p.y().row(a.negative_at);
-    T d_an = p.from_squared(p.pair(p.x.row(i), negative));
-    if (policy.swap) {
-      const T d_pn = p.from_squared(p.pair(positive, negative));
-      saved.swapped[row] = d_pn < d_an;
-      d_an = d_pn < d_an ? d_pn : d_an;
-    }
-    term[i] = policy.term(d_ap, d_an);
-    hinge[i] = policy.hinge(d_ap, d_an);
-    const T slope = policy.slope(d_ap, d_an);
+    const T d_an = p.from_squared(p.pair(p.x.row(i), negative));
+    const T d_pn = policy.swap ? p.from_squared(p.pair(positive, negative)) : kInf<T>;
+    const ChosenTriplet<T> t(policy, d_ap, d_an, d_pn);
+    term[i] = policy.term(d_ap, t.d_n);
+    hinge[i] = policy.hinge(d_ap, t.d_n);
     saved.positive[row] = p.y().order[a.positive_at];
     saved.negative[row] = p.y().order[a.negative_at];
-    saved.pull[row] = slope * p.factor(d_ap);
-    saved.push[row] = slope * p.factor(d_an);
+    saved.pull[row] = t.slope * p.factor(d_ap);
+    saved.push[row] = t.of_anchor * p.factor(t.d_n);
+    saved.between[row] = t.of_positive() * p.factor(t.d_n);
   });
 
   GroupTotal total;
@@ -60,9 +56,7 @@ inline void forward_triplet_hard(const Pairs<T>& pairs, const LossOptions& optio
   int64_t violated = 0;
   for (int64_t i = 0; i < p.x.n; ++i) {
     const bool valid = anchors[i].positive_at >= 0 && anchors[i].negative_at >= 0;
-    total.term += term[i];
-    total.count += valid;
-    total.nonzero += term[i] > 0;
+    total.add(options.reduction, term[i], valid, term[i] > 0);
     violation += hinge[i];
     violated += hinge[i] > 0;
     if (options.reduction == Reduction::none) out.loss[p.x.order[i]] = poison(p, term[i]);
@@ -103,35 +97,19 @@ inline void backward_triplet_hard(const Pairs<T>& pairs, const LossOptions& opti
       for (int64_t j = 0; j < pairs.y.n; ++j) fill(args.gy + j * dim + k0, width, T(0));
     }
     for (int64_t i = 0; i < n; ++i) {
+      if (saved.positive[i] < 0) continue;
       const T c = upstream.at(i, 0, 1);
-      const T pull = c * saved.pull[i], push = c * saved.push[i];
-      if (saved.positive[i] < 0 || (pull == 0 && push == 0)) continue;
+      const T pull = c * saved.pull[i], push = c * saved.push[i], between = c * saved.between[i];
       const int64_t ip = saved.positive[i], in = saved.negative[i];
       const T* a = p.x.rows + i * p.x.stride + k0;
       const T* b = y.rows + ip * y.stride + k0;
       const T* e = y.rows + in * y.stride + k0;
       T* ga = args.gx + i * dim + k0;
-      if (gy == nullptr) {
-        for (int64_t k = 0; k < width; ++k) {
-          ga[k] += pull * (a[k] - b[k]);
-          if (!saved.swapped[i]) ga[k] -= push * (a[k] - e[k]);
-        }
-        continue;
-      }
-      T* gb = gy + ip * dim + k0;
-      T* ge = gy + in * dim + k0;
-      const T* s = saved.swapped[i] ? b : a;
-      T* gs = saved.swapped[i] ? gb : ga;
-      for (int64_t k = 0; k < width; ++k) {
-        const T toward = pull * (a[k] - b[k]);
-        ga[k] += toward;
-        gb[k] -= toward;
-      }
-      for (int64_t k = 0; k < width; ++k) {
-        const T away = push * (s[k] - e[k]);
-        gs[k] -= away;
-        ge[k] += away;
-      }
+      T* gb = gy == nullptr ? nullptr : gy + ip * dim + k0;
+      T* ge = gy == nullptr ? nullptr : gy + in * dim + k0;
+      if (pull != 0) scatter_pair(p, a, b, pull, width, ga, gb);
+      if (push != 0) scatter_pair(p, a, e, -push, width, ga, ge);
+      if (between != 0 && gy != nullptr) scatter_pair(p, b, e, -between, width, gb, ge);
     }
   });
   if (!p.unit) return;
@@ -143,9 +121,7 @@ template <class T>
 struct TripletHardKernels {
   static constexpr bool kSkipsReferences = true;
 
-  static size_t saved_bytes(const Pairs<T>& pairs, const LossOptions&) {
-    return SavedTriplet<T>::bytes(pairs.x.n);
-  }
+  static constexpr SavedSize saved_size(bool) { return SavedTriplet<T>::size(); }
   static void forward(const Pairs<T>& pairs, const LossOptions& options, const ForwardOut<T>& out) {
     forward_triplet_hard(pairs, options, out);
   }

@@ -71,7 +71,7 @@ inline void scatter_positives(const Prepared<T>& p, const PositiveSlots<T>& slot
         const int64_t slot = slots.index(i, m), j = slots.at[slot];
         if (slopes[slot] == 0) continue;
         const T w = coefficient[i] * slopes[slot] * p.factor(p.from_squared(slots.d2[slot]));
-        scatter_pair(a, y.row(j) + k0, w, width, gx + p.x.order[i] * p.dim + k0,
+        scatter_pair(p, a, y.row(j) + k0, w, width, gx + p.x.order[i] * p.dim + k0,
                      gy + y.order[j] * p.dim + k0);
       }
     }
@@ -128,8 +128,8 @@ template <class T>
 struct TripletAllKernels {
   static constexpr bool kSkipsReferences = false;
 
-  static size_t saved_bytes(const Pairs<T>& pairs, const LossOptions&) {
-    return sizeof(SavedHeader) + active_bytes(pairs);
+  static constexpr SavedSize saved_size(bool self) {
+    return with_active<T>({sizeof(SavedHeader)}, self);
   }
   static void forward(const Pairs<T>& pairs, const LossOptions& options, const ForwardOut<T>& out) {
     forward_triplet_all(pairs, options, out);

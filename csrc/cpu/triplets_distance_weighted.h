@@ -152,7 +152,7 @@ template <class T>
 struct TripletDistanceWeightedKernels {
   static constexpr bool kSkipsReferences = false;
 
-  static size_t saved_bytes(const Pairs<T>&, const LossOptions&) { return sizeof(SavedHeader); }
+  static constexpr SavedSize saved_size(bool) { return {sizeof(SavedHeader)}; }
   static void forward(const Pairs<T>& pairs, const LossOptions& options, const ForwardOut<T>& out) {
     forward_triplet_distance_weighted(pairs, options, out);
   }

@@ -16,8 +16,8 @@ struct MinedTriplets {
   Buffer<int64_t> positive;  // [triplets] row of y
   Buffer<int64_t> negative;  // [triplets] row of y, -1 where none was found
   Buffer<T> pull;            // [triplets] d term / d d_ap * factor of the pair (anchor, positive)
-  Buffer<T> push;            // [triplets] the same for the pair with the negative, taken from the
-  Buffer<uint8_t> swapped;   // [triplets] anchor, or from the positive
+  Buffer<T> push;            // [triplets] the same for (anchor, negative)
+  Buffer<T> between;         // [triplets] and for (positive, negative), which a swap may take
 
   // Room for the triplets of the anchors for which few(anchor) positives count.
   explicit MinedTriplets(const Prepared<T>& p) : anchors(p.x.n), first(p.x.n + 1), anchor(p.x.n) {
@@ -30,13 +30,13 @@ struct MinedTriplets {
     negative.reset(size());
     pull.reset(size());
     push.reset(size());
-    swapped.reset(size());
+    between.reset(size());
   }
 
   int64_t size() const { return first[anchors]; }
   int64_t bytes() const {
     return anchors * int64_t{2 * sizeof(int64_t)} +
-           size() * int64_t{2 * sizeof(int64_t) + 2 * sizeof(T) + 1};
+           size() * int64_t{2 * sizeof(int64_t) + 3 * sizeof(T)};
   }
 
   // Takes triplet m of an anchor, given by positions in label order; negative_at may be -1.
@@ -60,25 +60,21 @@ struct MinedTriplets {
  private:
   void weigh_one(const Prepared<T>& p, const Triplet<T>& policy, const T* a, int64_t m,
                  TripletTotals* totals) {
-    pull[m] = push[m] = 0;
-    swapped[m] = 0;
+    pull[m] = push[m] = between[m] = 0;
     if (negative[m] < 0) return;
     const Side<T>& y = p.y();
     const T* b = y.rows + positive[m] * y.stride;
     const T* e = y.rows + negative[m] * y.stride;
     const T d_ap = p.from_squared(p.pair(a, b));
-    T d_an = p.from_squared(p.pair(a, e));
-    if (policy.swap) {
-      const T d_pn = p.from_squared(p.pair(b, e));
-      swapped[m] = d_pn < d_an;
-      d_an = d_pn < d_an ? d_pn : d_an;
-    }
-    const T slope = policy.slope(d_ap, d_an);
-    pull[m] = slope * p.factor(d_ap);
-    push[m] = slope * p.factor(d_an);
+    const T d_an = p.from_squared(p.pair(a, e));
+    const T d_pn = policy.swap ? p.from_squared(p.pair(b, e)) : kInf<T>;
+    const ChosenTriplet<T> t(policy, d_ap, d_an, d_pn);
+    pull[m] = t.slope * p.factor(d_ap);
+    push[m] = t.of_anchor * p.factor(t.d_n);
+    between[m] = t.of_positive() * p.factor(t.d_n);
     if (totals == nullptr) return;
     totals->count += 1;
-    totals->add(policy, d_ap, d_an);
+    totals->add(policy, d_ap, t.d_n);
   }
 };
 
@@ -97,17 +93,6 @@ struct KeptTriplets : Kept {
     return mined.bytes() <= limit && !any_many_positives(p);
   }
 };
-
-// a_grad += w (a - b), b_grad -= w (a - b)
-template <class T>
-inline void scatter_pair(const T* __restrict a, const T* __restrict b, T w, int64_t width,
-                         T* __restrict a_grad, T* __restrict b_grad) {
-  for (int64_t k = 0; k < width; ++k) {
-    const T v = w * (a[k] - b[k]);
-    a_grad[k] += v;
-    b_grad[k] -= v;
-  }
-}
 
 constexpr int64_t kFeatureSlice = 64;
 
@@ -142,15 +127,15 @@ inline void scatter_triplets(const Prepared<T>& p, const MinedTriplets<T>& mined
       const T* a = p.x.rows + row * p.x.stride + k0;
       T* ga = args.gx + row * dim + k0;
       for (int64_t m = mined.first[i]; m < mined.first[i + 1]; ++m) {
-        const T pull = c * mined.pull[m], push = c * mined.push[m];
-        if (pull == 0 && push == 0) continue;
+        if (mined.negative[m] < 0) continue;
+        const T pull = c * mined.pull[m], push = c * mined.push[m], between = c * mined.between[m];
         const T* b = y.rows + mined.positive[m] * y.stride + k0;
         const T* e = y.rows + mined.negative[m] * y.stride + k0;
         T* gb = gy + mined.positive[m] * dim + k0;
-        scatter_pair(a, b, pull, width, ga, gb);
-        const bool swapped = mined.swapped[m];
-        scatter_pair(swapped ? b : a, e, -push, width, swapped ? gb : ga,
-                     gy + mined.negative[m] * dim + k0);
+        T* ge = gy + mined.negative[m] * dim + k0;
+        if (pull != 0) scatter_pair(p, a, b, pull, width, ga, gb);
+        if (push != 0) scatter_pair(p, a, e, -push, width, ga, ge);
+        if (between != 0) scatter_pair(p, b, e, -between, width, gb, ge);
       }
     }
   });

@@ -88,9 +88,8 @@ class RowMiner {
     const int64_t n = choose(i, d2);
     totals.count += n;
     for (int64_t m = 0; m < n; ++m) {
-      const T d_an = p_.from_squared(d2[negative(m)]);
-      const T d_pn = policy_.swap ? between_references(m) : d_an;
-      totals.add(policy_, p_.from_squared(d2[positive(m)]), d_pn < d_an ? d_pn : d_an);
+      const ChosenTriplet<T> t = chosen(i, d2, m);
+      totals.add(policy_, p_.from_squared(d2[positive(m)]), t.d_n);
     }
   }
 
@@ -101,26 +100,24 @@ class RowMiner {
     const T c = upstream.at(p_.x.order[i], 0, n);
     int64_t swaps = 0;
     for (int64_t m = 0; m < n; ++m) {
-      const T d_ap = p_.from_squared(d2[positive(m)]);
-      T d_an = p_.from_squared(d2[negative(m)]);
-      const T d_pn = policy_.swap ? between_references(m) : d_an;
-      const bool swap = d_pn < d_an;
-      d_an = swap ? d_pn : d_an;
-      const T slope = c * policy_.slope(d_ap, d_an);
-      if (slope == 0) continue;
-      w[positive(m)] += slope * p_.factor(d_ap);
-      if (swap) {
-        swapped[swaps++] = {positive(m), negative(m), slope * p_.factor(d_an)};
-      } else {
-        w[negative(m)] -= slope * p_.factor(d_an);
-      }
+      const ChosenTriplet<T> t = chosen(i, d2, m);
+      if (t.slope == 0) continue;
+      const T push = c * p_.factor(t.d_n), between = push * t.of_positive();
+      w[positive(m)] += c * t.slope * p_.factor(p_.from_squared(d2[positive(m)]));
+      w[negative(m)] -= push * t.of_anchor;
+      if (between != 0) swapped[swaps++] = {positive(m), negative(m), between};
     }
     return swaps;
   }
 
  private:
-  T between_references(int64_t m) const {
-    return p_.from_squared(p_.pair(p_.y().row(positive(m)), p_.y().row(negative(m))));
+  // Distances that a swap compares are all taken from differences: equal ones are then equal.
+  ChosenTriplet<T> chosen(int64_t i, const T* d2, int64_t m) const {
+    const T d_ap = p_.from_squared(d2[positive(m)]);
+    if (!policy_.swap) return {policy_, d_ap, p_.from_squared(d2[negative(m)]), kInf<T>};
+    const T *b = p_.y().row(positive(m)), *e = p_.y().row(negative(m));
+    return {policy_, d_ap, p_.from_squared(p_.pair(p_.x.row(i), e)),
+            p_.from_squared(p_.pair(b, e))};
   }
 
   const Prepared<T>& p_;
@@ -260,14 +257,14 @@ class AnchorBlocks {
         for (uint64_t m = lone_[held * y_panels_ + py]; m; m &= m - 1) {
           const int64_t j = py * W + __builtin_ctzll(m);
           if (p_.self && i == j) continue;
-          scatter_pair(a, y.row(j) + k0, w[j - py * W], width, ga,
+          scatter_pair(p_, a, y.row(j) + k0, w[j - py * W], width, ga,
                        gy_.out + y.order[j] * p_.dim + k0);
         }
       }
       if (!swap_) continue;
       for (int64_t s = swapped_first_[held]; s < swapped_first_[held] + swapped_count_[held]; ++s) {
         const int64_t b = swapped_[s].positive, e = swapped_[s].negative;
-        scatter_pair(y.row(b) + k0, y.row(e) + k0, -swapped_[s].push, width,
+        scatter_pair(p_, y.row(b) + k0, y.row(e) + k0, -swapped_[s].push, width,
                      gy_.out + y.order[b] * p_.dim + k0, gy_.out + y.order[e] * p_.dim + k0);
       }
     }
@@ -290,7 +287,7 @@ class AnchorBlocks {
       if (!dense_[t * y_panels_ + py]) continue;
       drop_lone(t, py);
       const T* w = tile(t, py);
-      for (int64_t k = 0; k < P::kRows * W; ++k) column_weight[k % W] += w[k];
+      for (int64_t k = 0; !p_.products() && k < P::kRows * W; ++k) column_weight[k % W] += w[k];
       const int64_t panel = t / P::kPerPanel, row = t % P::kPerPanel * P::kRows;
       weighted_sums(p_.x.packed.get() + (first_panel_ + panel) * size, w - row * W, row,
                     int64_t{P::kRows}, p_.packed_dim, gy_.weighted.get() + py * size);
@@ -315,7 +312,7 @@ class AnchorBlocks {
             transposed[j * W + i] = v;
             sum += v;
           }
-          gx_.weight[px * W + i] += sum;
+          if (!p_.products()) gx_.weight[px * W + i] += sum;
         }
       }
       if (!any) continue;

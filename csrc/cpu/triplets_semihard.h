@@ -109,7 +109,7 @@ template <class T>
 struct TripletSemihardKernels {
   static constexpr bool kSkipsReferences = false;
 
-  static size_t saved_bytes(const Pairs<T>&, const LossOptions&) { return sizeof(SavedHeader); }
+  static constexpr SavedSize saved_size(bool) { return {sizeof(SavedHeader)}; }
   static void forward(const Pairs<T>& pairs, const LossOptions& options, const ForwardOut<T>& out) {
     forward_triplet_semihard(pairs, options, out);
   }

@@ -2,9 +2,27 @@
 #pragma once
 
 #include "dmlap/policies/triplet.h"
+#include "dmlap/policies/triplet_swap.h"
 #include "losses.h"
 
 namespace dmlap::cpu::DMLAP_ISA {
+
+// A triplet whose negative is as near as it is to the anchor, or with a swap to the nearer one of
+// the anchor and the positive. d_pn: +inf without a swap.
+template <class T>
+struct ChosenTriplet {
+  T d_n;
+  T slope;      // d term / d d_ap
+  T of_anchor;  // of it, what belongs to (anchor, negative), with the sign turned
+
+  ChosenTriplet(const Triplet<T>& policy, T d_ap, T d_an, T d_pn)
+      : d_n(TripletSwap<T>::nearer(d_an, d_pn)),
+        slope(policy.slope(d_ap, d_n)),
+        of_anchor(TripletSwap<T>::share(d_an, d_pn, slope)) {}
+
+  // and to (positive, negative)
+  T of_positive() const { return slope - of_anchor; }
+};
 
 // Up to this many positives, an anchor keeps something for each of them during a sweep and every
 // pair is compared with all of them. Beyond it, anchors are taken one by one (triplets_rows.h),
@@ -131,9 +149,7 @@ inline void finish_triplets(const ForwardState<T>& state, const LossOptions& opt
   int64_t violated = 0;
   for (int64_t i = 0; i < p.x.n; ++i) {
     const TripletTotals& a = totals[i];
-    total.term += a.term;
-    total.count += a.count;
-    total.nonzero += a.nonzero;
+    total.add(options.reduction, a.term, a.count, a.nonzero);
     violation += a.violation;
     violated += a.violated;
     if (options.reduction == Reduction::none) {

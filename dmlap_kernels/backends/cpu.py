@@ -52,14 +52,48 @@ def _losses() -> dict[str, int]:
 
 def _rows(rows: Tensor) -> Tensor:
     """``rows`` as the kernels read them: float32 or float64 with contiguous features."""
+    rows = _plain(rows)
     if rows.dtype.itemsize == 2:
         rows = rows.float()
     row, feature = rows.stride()
     return rows if feature == 1 and row >= rows.shape[1] else rows.contiguous()
 
 
+def _dense(tensor: Tensor) -> Tensor:
+    """``tensor`` as the kernels read labels, numbers of anchors and gradients."""
+    return _plain(tensor).contiguous()
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """``tensor`` with the values that lie in its memory: a sign may be owed to them."""
+    if not tensor.is_cpu or tensor.layout != torch.strided:
+        raise _no_memory(tensor)
+    return tensor.resolve_neg()
+
+
 def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
+    """Where the elements lie. Tensors that only stand for others have no memory of the CPU."""
+    if tensor is None:
+        return 0
+    try:
+        address = tensor.data_ptr()
+    except RuntimeError:
+        raise _no_memory(tensor) from None
+    if (address == 0 and tensor.numel() != 0) or not tensor.is_cpu:
+        raise _no_memory(tensor)
+    return address
+
+
+def _no_memory(tensor: Tensor) -> TypeError:
+    return TypeError(
+        "backend 'cpu' reads dense tensors that lie in the memory of the CPU, got a "
+        f"{type(tensor).__name__} ({tensor.layout}, on {tensor.device}) that does not"
+    )
+
+
+def _empty(*shape: int, dtype: torch.dtype) -> Tensor:
+    """For results; whatever the default device is."""
+    return torch.empty(shape, dtype=dtype, device="cpu")
 
 
 class CpuBackend:
@@ -79,7 +113,7 @@ class CpuBackend:
         return None
 
     def saved_like(self, spec: PairSpec, problem: PairProblem) -> Tensor:
-        return torch.empty(_saved_bytes(spec, problem), dtype=torch.uint8)
+        return _empty(_saved_bytes(spec, problem), dtype=torch.uint8)
 
     def forward(self, spec: PairSpec, problem: PairProblem, stats: bool, scores: bool) -> Forward:
         call = _Call(spec, problem)
@@ -87,16 +121,15 @@ class CpuBackend:
         call.wants_refs = problem.y is not None and problem.y.requires_grad
         anchors = problem.x.shape[0]
         real = call.x.dtype
-        loss = torch.empty(anchors if spec.reduction == "none" else (), dtype=real)
+        loss = _empty(*((anchors,) if spec.reduction == "none" else ()), dtype=real)
         saved = self.saved_like(spec, problem)
         if not (stats or scores):
             call.forward(loss, saved, keep, 0, 0, 0)
             return Forward(loss, saved, None, call)
-        counts = torch.empty(2 + 2 * anchors, dtype=torch.int64)
-        values = torch.empty(3, dtype=real)
-        thresholds = torch.empty(anchors, dtype=real)
-        statistics = counts.data_ptr(), values.data_ptr(), thresholds.data_ptr()
-        call.forward(loss, saved, keep, *statistics)
+        counts = _empty(2 + 2 * anchors, dtype=torch.int64)
+        values = _empty(3, dtype=real)
+        thresholds = _empty(anchors, dtype=real)
+        call.forward(loss, saved, keep, *map(_address, (counts, values, thresholds)))
         class_scores = _loss_scores(spec, problem, call.x, thresholds) if scores else None
         return Forward(loss, saved, PairStats.unpack(counts, values, class_scores), call)
 
@@ -111,7 +144,7 @@ class CpuBackend:
         call = context if context and context.serves(problem) else _Call(spec, problem)
         if grad.dtype != call.x.dtype:
             grad = grad.to(call.x.dtype)
-        found = call.backward(saved, grad.contiguous())
+        found = call.backward(saved, _dense(grad))
         if problem.x.dtype == call.x.dtype:
             return found
         gx, gy = (None if g is None else g.to(problem.x.dtype) for g in found[:2])
@@ -122,13 +155,13 @@ class CpuBackend:
     ) -> Nearest:
         q = _rows(queries)
         r = q if refs is None else _rows(refs)
-        distances = q.new_empty(q.shape[0], k)
-        indices = torch.empty(q.shape[0], k, dtype=torch.int64)
+        distances = _empty(q.shape[0], k, dtype=q.dtype)
+        indices = _empty(q.shape[0], k, dtype=torch.int64)
         native().nearest(
             *_pairs(q, r, refs is None, distance, normalize),
             k,
-            distances.data_ptr(),
-            indices.data_ptr(),
+            _address(distances),
+            _address(indices),
         )
         return Nearest(distances, indices)
 
@@ -142,14 +175,14 @@ class CpuBackend:
             d, index = self.nearest(_rows(rows)[order], None, k, distance, normalize)
             return HardClasses(classes, classes[index], (margin - d).relu(), d)
         x = _rows(rows)
-        thresholds = torch.full((x.shape[0],), margin, dtype=x.dtype)
+        thresholds = x.new_full((x.shape[0],), margin)
         step = max(1, _SCORE_ELEMENTS // classes.numel())
         parts = []
         for first in range(0, classes.numel(), step):
             count = min(step, classes.numel() - first)
             arguments = _pairs(x, x, True, distance, normalize)
             mean, low = _scores(arguments, labels, labels, thresholds, first, count, classes)
-            own = torch.arange(count)
+            own = torch.arange(count, device="cpu")
             mean[own, own + first] = -1  # below every score: a class is not its own neighbour
             low[own, own + first] = torch.inf
             by_distance = torch.sort(low, dim=1, stable=True).indices
@@ -163,10 +196,10 @@ class CpuBackend:
 def _pairs(x: Tensor, y: Tensor, self_case: bool, distance: str, normalize: bool) -> tuple:
     return (
         x.dtype == torch.float64,
-        x.data_ptr(),
+        _address(x),
         x.shape[0],
         x.stride(0),
-        y.data_ptr(),
+        _address(y),
         y.shape[0],
         y.stride(0),
         x.shape[1],
@@ -177,11 +210,25 @@ def _pairs(x: Tensor, y: Tensor, self_case: bool, distance: str, normalize: bool
     )
 
 
+@functools.cache
+def _saved_size(loss: str, self_case: bool, is_double: bool) -> tuple[int, int, int, int, bool]:
+    """What a loss leaves for its backward: see SavedSize in csrc/cpu/kernels.h."""
+    return native().saved_size(_losses()[loss], self_case, is_double)
+
+
 def _saved_bytes(spec: PairSpec, problem: PairProblem) -> int:
-    rows, features = problem.x.shape
-    refs, self_case = problem.num_refs, problem.y is None
-    is_double = problem.x.dtype == torch.float64
-    return native().saved_bytes(_losses()[spec.loss], rows, refs, features, self_case, is_double)
+    """Arithmetic alone, so that sizes may be symbols, which stay what they are."""
+    rows, refs = problem.x.shape[0], problem.num_refs
+    constant, anchor, reference, panel, triangle = _saved_size(
+        spec.loss, problem.y is None, problem.x.dtype == torch.float64
+    )
+    size = constant + anchor * rows + reference * refs
+    if panel == 0:
+        return size
+    columns = (refs + panel - 1) // panel
+    if triangle:
+        return size + columns * (columns + 1) // 2
+    return size + (rows + panel - 1) // panel * columns
 
 
 class _Call:
@@ -205,14 +252,14 @@ class _Call:
         self.x = x = _rows(x)
         self.y = None if y is None else _rows(y)
         refs = x if self.y is None else self.y
-        self.labels = labels.contiguous()
-        self.ref_labels = self.labels if ref_labels is None else ref_labels.contiguous()
-        self.params = None if params is None else params.contiguous()
-        self.self_index = None if self_index is None else self_index.contiguous()
+        self.labels = _dense(labels)
+        self.ref_labels = self.labels if ref_labels is None else _dense(ref_labels)
+        self.params = None if params is None else _dense(params)
+        self.self_index = None if self_index is None else _dense(self_index)
         self.arguments = (
             *_pairs(x, refs, y is None, spec.distance, spec.normalize),
-            self.labels.data_ptr(),
-            self.ref_labels.data_ptr(),
+            _address(self.labels),
+            _address(self.ref_labels),
             _losses()[spec.loss],
             _REDUCTIONS[spec.reduction],
             spec.params,
@@ -227,21 +274,21 @@ class _Call:
         return self.source == _addresses(problem)
 
     def forward(self, loss: Tensor, saved: Tensor, keep: bool, *statistics: int) -> None:
-        results = loss.data_ptr(), saved.data_ptr(), *statistics
+        results = _address(loss), _address(saved), *statistics
         itself = _address(self.self_index)
         self.kept = native().forward(*self.arguments, *results, _address(self.params), itself, keep)
 
     def backward(self, saved: Tensor, grad: Tensor) -> Gradients:
-        gx = torch.empty(self.x.shape, dtype=self.x.dtype)
+        gx = _empty(*self.x.shape, dtype=self.x.dtype)
         gy = None
         if self.y is not None and self.wants_refs:
-            gy = torch.empty(self.y.shape, dtype=self.x.dtype)
+            gy = _empty(*self.y.shape, dtype=self.x.dtype)
         g_anchor = None if self.params is None else torch.empty_like(self.params)
         native().backward(
             *self.arguments,
-            saved.data_ptr(),
-            grad.data_ptr(),
-            gx.data_ptr(),
+            _address(saved),
+            _address(grad),
+            _address(gx),
             _address(gy),
             _address(self.params),
             _address(self.self_index),
@@ -267,18 +314,19 @@ def _scores(
 ) -> tuple[Tensor, Tensor]:
     mean = thresholds.new_empty(count, ref_classes.numel())
     low = torch.empty_like(mean)
-    labels, ref_labels = labels.contiguous(), ref_labels.contiguous()
-    itself = None if self_index is None else self_index.contiguous()
+    labels, ref_labels = _dense(labels), _dense(ref_labels)
+    itself = None if self_index is None else _dense(self_index)
     native().class_scores(
         *arguments,
-        labels.data_ptr(),
-        ref_labels.data_ptr(),
+        _address(labels),
+        _address(ref_labels),
         _address(itself),
-        thresholds.data_ptr(),
+        _address(thresholds),
         first,
         count,
-        mean.data_ptr(),
-        low.data_ptr(),
+        _address(mean),
+        _address(low),
+        ref_classes.numel(),
     )
     return mean, low
 

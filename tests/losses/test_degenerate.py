@@ -216,3 +216,23 @@ def test_hard_distances_have_all_their_digits_in_tight_clusters(backend: str) ->
     options: dict[str, Any] = {"margin": 5.0, "reduction": "none", "backend": backend}
     ours, true = (fused_triplet_loss(rows, labels, **options) for rows in (x, x.double()))
     assert (ours - true).abs().max() < 10 * torch.finfo(torch.float32).eps
+
+
+@REFS
+def test_original_lifted_structure_without_negatives(refs: bool, backend: str) -> None:
+    """1511.06452, eq. 4: the logarithm of an empty sum is -inf, and its hinge 0."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(6, 4, generator=g)
+    one, two = torch.zeros(6, dtype=torch.int64), torch.tensor([0, 0, 0, 0, 0, 1])
+    for labels in (one, two):
+        y, ref_labels = (x + 1, one) if refs else (None, None)
+        for reduction in ("mean", "sum", "mean_nonzero", "none"):
+            keywords = {"reduction": reduction, "pos_margin": 0.1, "neg_margin": 2.0}
+            problem = Problem(x, labels, y, ref_labels, keywords)
+            value, grads = run(LOSSES["lifted_structure_original"].fused, problem, backend=backend)
+            truth, true_grads = run_reference("lifted_structure_original", problem, torch.float64)
+            torch.testing.assert_close(value.double(), truth, rtol=1e-5, atol=1e-6)
+            for grad, true in zip(grads, true_grads, strict=True):
+                torch.testing.assert_close(grad.double(), true, rtol=1e-4, atol=1e-6)
+            if labels is one:
+                assert not value.any() and not any(grad.any() for grad in grads)

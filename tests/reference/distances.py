@@ -25,6 +25,14 @@ def pair_distances(
     """Distances (B, N) between the rows of x (B, D) and y (N, D); "dot" is minus the product."""
     if normalize or distance == "cosine":
         x, y = normalize_rows(x), normalize_rows(y)
+    return distances_as_they_are(x, y, distance)
+
+
+def distances_as_they_are(x: Tensor, y: Tensor, distance: str) -> Tensor:
+    """`pair_distances` of rows that are already normalised where the distance wants it.
+
+    A row too short to be normalised would be longer the second time.
+    """
     if distance in ("cosine", "dot"):
         products = (x[:, None, :] * y[None, :, :]).sum(dim=2)
         return 1 - products if distance == "cosine" else -products

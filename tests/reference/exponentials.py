@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tests.reference.distances import pair_distances
+from tests.reference.distances import distances_as_they_are
 from tests.reference.pairs import (
     Group,
     Pairs,
@@ -105,7 +105,7 @@ def n_pairs(pairs: Pairs) -> Terms:
     members = [(pairs.labels == c).nonzero()[:, 0] for c in torch.unique(pairs.labels)]
     members = [rows[:2] for rows in members if len(rows) > 1]
     first, second = torch.stack(members).T if members else torch.empty(2, 0, dtype=torch.int64)
-    d = pair_distances(pairs.x[first], pairs.x[second], distance=pairs.distance)
+    d = distances_as_they_are(pairs.x[first], pairs.x[second], pairs.distance)
     others = ~torch.eye(len(first), dtype=torch.bool)
     found = log_one_plus_sum_exp(d.diagonal()[:, None] - d, others)
     values = torch.zeros_like(pairs.d.sum(1)).index_put((first,), found)

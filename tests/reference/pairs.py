@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from tests.reference.distances import normalize_rows, pair_distances, pair_masks
+from tests.reference.distances import distances_as_they_are, normalize_rows, pair_masks
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Pairs:
 
     def among_references(self) -> Tensor:
         """Distances [N, N] between references."""
-        return pair_distances(self.y, self.y, distance=self.distance)
+        return distances_as_they_are(self.y, self.y, self.distance)
 
     def hardest_positive(self) -> Tensor:
         return first_extreme(self.d, self.positives, self.ref_labels, largest=True)
@@ -67,7 +67,7 @@ def make_pairs(
         y = None if y is None else normalize_rows(y)
     refs = x if y is None else y
     names = labels if ref_labels is None else ref_labels
-    d = pair_distances(x, refs, distance=distance)
+    d = distances_as_they_are(x, refs, distance)
     return Pairs(x, labels, refs, names, d, positives, negatives, distance, y is None)
 
 
@@ -168,4 +168,5 @@ def softplus(values: Tensor) -> Tensor:
 
 
 def hinge(values: Tensor) -> Tensor:
-    return values.clamp_min(0)
+    """[v]+, whose slope at 0 is 0 (that of `clamp_min` is 1)."""
+    return values.relu()

@@ -77,7 +77,7 @@ def triplet_distance_weighted(
     n = draw_negatives(pairs, weights, seed)
     p = torch.arange(pairs.d.shape[1]).expand(pairs.d.shape)
     kinks = [pairs.d.new_tensor(_doubt(pairs, weights, seed))]
-    d = pair_distances(pairs.x, pairs.y)[pairs.negatives].detach()
+    d = between_unit_rows(pairs)[pairs.negatives]
     kinks.append(d - nonzero_loss_cutoff)
     return _terms(
         pairs, p, n, pairs.positives & (n >= 0), kinks, margin=margin, smooth=smooth, swap=swap
@@ -90,7 +90,7 @@ def negative_weights(pairs: Pairs, cutoff: float, nonzero_loss_cutoff: float) ->
     Up to a factor for each anchor, which the draw does not see.
     """
     features = pairs.x.shape[1]
-    d = pair_distances(pairs.x, pairs.y).detach().double()
+    d = between_unit_rows(pairs)
     clipped = d.clamp_min(cutoff)
     log_w = (2 - features) * clipped.log() - (features - 3) / 2 * (1 - clipped**2 / 4).log()
     possible = pairs.negatives & log_w.isfinite() & (d < nonzero_loss_cutoff)
@@ -98,6 +98,13 @@ def negative_weights(pairs: Pairs, cutoff: float, nonzero_loss_cutoff: float) ->
     if d.shape[1] == 0:
         return log_w
     return (log_w - log_w.amax(1, keepdim=True)).exp().masked_fill(~possible, 0.0)
+
+
+def between_unit_rows(pairs: Pairs) -> Tensor:
+    """Euclidean distances, of which cosine distances are half the square."""
+    if pairs.distance == "cosine":
+        return (2 * pairs.d.detach().double()).clamp_min(0).sqrt()
+    return pair_distances(pairs.x, pairs.y).detach().double()
 
 
 def draw_negatives(pairs: Pairs, weights: Tensor, seed: int) -> Tensor:

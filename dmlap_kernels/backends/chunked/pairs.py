@@ -82,7 +82,7 @@ def lifted_structure_original(params: Params, block: Block) -> Iterator[Terms]:
     pos_margin, neg_margin = params
     assert block.of_refs is not None
     own = log_sum_exp(neg_margin - block.d, block.negative)[:, None]
-    # Where neither side has negatives the sum is empty, its logarithm -inf and the term 0.
+    # Where neither row has negatives the logarithm is -inf and the term 0.
     neither = (own == -torch.inf) & (block.of_refs == -torch.inf)
     push = torch.logaddexp(torch.where(neither, 0, own), block.of_refs)
     hinge = (push + block.d - pos_margin).relu().masked_fill(neither, 0)

@@ -29,9 +29,9 @@ struct LiftedStructureOriginal : LiftedStructure<T> {
 
   using LiftedStructure<T>::LiftedStructure;
 
-  // zn: of the negatives of both ends.
+  // zn: of the negatives of both ends; the logarithm of an empty sum is -inf, and the term 0.
   DMLAP_HD PairTerm<T> pair(T exponent, T zn) const {
-    const T z = exponent + (zn > -INFINITY ? zn : T(0));
+    const T z = exponent + zn;
     const T h = z < 0 ? T(0) : z;
     return {h * h / 2, h, h};
   }

@@ -6,6 +6,7 @@
 namespace dmlap {
 
 // All functions are of the violation d_ap - min(d_an, d_pn) + margin. V is a scalar or a vector.
+// The minimum and its gradient are those of torch.minimum.
 template <class T>
 struct TripletSwap {
   T margin;
@@ -14,7 +15,11 @@ struct TripletSwap {
 
   template <class V>
   DMLAP_HD V violation(V d_ap, V d_an, V d_pn) const {
-    return (d_ap + margin) - (d_an < d_pn ? d_an : d_pn);
+    return (d_ap + margin) - nearer(d_an, d_pn);
+  }
+  template <class V>
+  DMLAP_HD static V nearer(V d_an, V d_pn) {
+    return d_an < d_pn ? d_an : d_pn;
   }
   template <class V>
   DMLAP_HD V hinge(V violation) const {
@@ -22,7 +27,7 @@ struct TripletSwap {
   }
   // The anchor's share in a slope: all of it, none, or half where both distances are the same.
   template <class V>
-  DMLAP_HD V share(V d_an, V d_pn, V slope) const {
+  DMLAP_HD static V share(V d_an, V d_pn, V slope) {
     const V half = slope * T(0.5);
     return (d_an < d_pn ? half : V{}) + (d_an <= d_pn ? half : V{});
   }
