@@ -5,14 +5,18 @@ Each translation unit is compiled on its own, with flags chosen by its name, and
 header it includes or its command changed. Environment variables:
 
     DMLAP_NATIVE=0        no extension at all, no compiler needed (everything runs on torch)
-    DMLAP_CUDA=0|1        without / with the CUDA half (default: with, if nvcc is found)
-    DMLAP_CUDA_ARCHS      e.g. "80;90" (default: those of 80, 90, 100 that nvcc knows)
+    DMLAP_CUDA=0|1        without / with the CUDA half, or an error (default: with, where there are
+                          a GPU that it serves and nvcc)
+    DMLAP_CUDA_ARCHS      capabilities to build it for, e.g. "80;90", or "all": those of 80, 90, 100
+                          that nvcc knows (default: of the GPUs here; where there are none, "all");
+                          naming some asks for the CUDA half as DMLAP_CUDA=1 does
     DMLAP_WERROR=1        warnings are errors
     CXX, CXXFLAGS, LDFLAGS, CUDACXX, CUDA_HOME   as everywhere
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import platform
@@ -24,6 +28,7 @@ import sys
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -31,8 +36,10 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 DEFAULT_CUDA_ARCHS = ("80", "90", "100")
+OLDEST_ARCH = 80
 HINT_NATIVE = "DMLAP_NATIVE=0 installs without a compiler (everything then runs on torch)"
 HINT_CUDA = "DMLAP_CUDA=0 builds without the CUDA half"
+HOW_CUDA = "reinstall with DMLAP_CUDA=1 to have it for 8.0, 9.0 and 10.0"
 
 COMMON_FLAGS = [
     "-O3",
@@ -105,44 +112,127 @@ def find_cxx() -> list[str]:
     raise fail("no C++ compiler found (looked for $CXX, c++, g++, clang++)", HINT_NATIVE)
 
 
-def find_nvcc() -> str | None:
-    """The nvcc to use, or None for a build without CUDA."""
+class Cuda(NamedTuple):
+    """What is built of the CUDA half: nvcc and the capabilities, or None and none; and why."""
+
+    nvcc: str | None
+    archs: list[str]
+    why: str
+
+
+def plan_cuda() -> Cuda:
+    """For what was asked for, or for the GPUs that are here: nvcc would keep all others waiting."""
     wanted = switch("DMLAP_CUDA", None)
+    asked = os.environ.get("DMLAP_CUDA_ARCHS", "")
     if wanted is False:
-        return None
+        return Cuda(None, [], "DMLAP_CUDA=0 left it out")
+    if wanted or asked:
+        nvcc, places = find_nvcc()
+        if nvcc is None:
+            raise fail(f"no nvcc was found (looked for {', '.join(places)})", HINT_CUDA)
+        by = " and ".join(n for n, v in (("DMLAP_CUDA", wanted), ("DMLAP_CUDA_ARCHS", asked)) if v)
+        return Cuda(nvcc, cuda_archs(nvcc, asked), f"{by} asked for it")
+    present, nothing = gpus()
+    served = [capability for capability in present if capability >= OLDEST_ARCH]
+    if not served:
+        what = nothing or f"the GPUs here are of capability {shown(present)}, it serves 8.0 and up"
+        return Cuda(None, [], f"{what}; {HOW_CUDA}")
+    nvcc, places = find_nvcc()
+    if nvcc is None:
+        why = f"no nvcc was found (looked for {', '.join(places)})"
+        return Cuda(None, [], f"{why}, which builds it for the GPUs here ({shown(served)})")
+    return Cuda(nvcc, archs_for(served, nvcc), f"GPUs of capability {shown(served)} are here")
+
+
+def shown(capabilities: list[int]) -> str:
+    return ", ".join(f"{number // 10}.{number % 10}" for number in sorted(set(capabilities)))
+
+
+def find_nvcc() -> tuple[str | None, list[str]]:
+    """The nvcc to use, or None; and where it was looked for."""
     named = os.environ.get("CUDACXX")
     home = os.environ.get("CUDA_HOME")
     usual = [f"{home}/bin/nvcc"] if home else []
-    # A compiler that was named is the one to use, or an error.
+    # A compiler that was named is the one to use, or there is none.
     places = [named] if named else [*usual, "nvcc", "/usr/local/cuda/bin/nvcc"]
-    for place in places:
-        if path := shutil.which(place):
-            return path
-    if wanted or named:
-        raise fail(f"no nvcc was found (looked for {', '.join(places)})", HINT_CUDA)
-    return None
+    return next(filter(None, map(shutil.which, places)), None), places
 
 
-def cuda_archs(nvcc: str) -> list[str]:
-    """Compute capabilities to compile for, without the dot, ascending."""
-    listed = re.findall(r"compute_(\d+[af]?)", run([nvcc, "--list-gpu-arch"], HINT_CUDA))
-    asked = os.environ.get("DMLAP_CUDA_ARCHS", "")
+def gpus() -> tuple[list[int], str]:
+    """Capabilities of the NVIDIA GPUs here, 90 for 9.0; where there are none, also why."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return gpus_by_smi()
+    status = driver.cuInit(0)
+    if status not in (0, 100):  # CUDA_SUCCESS, CUDA_ERROR_NO_DEVICE
+        return [], f"the NVIDIA driver does not start (cuInit returned {status})"
+    number, found = ctypes.c_int(), []
+    if status == 0:
+        driver.cuDeviceGetCount(ctypes.byref(number))
+    for device in range(number.value):
+        parts = []
+        for attribute in (75, 76):  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
+            value = ctypes.c_int()
+            driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
+            parts.append(value.value)
+        found.append(10 * parts[0] + parts[1])
+    return found, "" if found else "the NVIDIA driver sees no GPU"
+
+
+def gpus_by_smi() -> tuple[list[int], str]:
+    """The same by nvidia-smi, where the driver's library is not where the loader looks."""
+    command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    try:
+        text = subprocess.run(command, text=True, capture_output=True, timeout=30).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        text = ""
+    found = [int(major + minor) for major, minor in re.findall(r"^(\d+)\.(\d)$", text, re.M)]
+    return found, "" if found else "no NVIDIA driver was found"
+
+
+def listed_archs(nvcc: str) -> list[str]:
+    return re.findall(r"compute_(\d+[af]?)", run([nvcc, "--list-gpu-arch"], HINT_CUDA))
+
+
+def sorted_archs(archs: set[str]) -> list[str]:
+    return sorted(archs, key=lambda arch: (int(arch.rstrip("af")), arch))
+
+
+def archs_for(capabilities: list[int], nvcc: str) -> list[str]:
+    """What to compile for, for these GPUs to run it: of one that nvcc does not know yet, the newest
+    before it, of which the driver compiles the PTX."""
+    known = [int(arch) for arch in listed_archs(nvcc) if arch.isdigit()]
+    known = [arch for arch in known if arch >= OLDEST_ARCH]
+    chosen = {max((arch for arch in known if arch <= c), default=None) for c in capabilities}
+    if None in chosen:
+        raise fail(f"{nvcc} cannot compile for capability {shown(capabilities)}", HINT_CUDA)
+    return sorted_archs({str(arch) for arch in chosen})
+
+
+def cuda_archs(nvcc: str, asked: str) -> list[str]:
+    """The capabilities asked for, without the dot, ascending."""
+    listed = listed_archs(nvcc)
     if not asked:
+        served = [capability for capability in gpus()[0] if capability >= OLDEST_ARCH]
+        if served:
+            return archs_for(served, nvcc)
+    if asked in ("", "all"):
         known = [arch for arch in DEFAULT_CUDA_ARCHS if arch in listed]
         if not known:
             raise fail(f"{nvcc} knows none of {', '.join(DEFAULT_CUDA_ARCHS)}", HINT_CUDA)
         return known
     archs = [arch for arch in re.split(r"[;,\s]+", asked.replace(".", "")) if arch]
     for arch in archs:
-        if not re.fullmatch(r"\d{2,3}[af]?", arch) or int(arch.rstrip("af")) < 80:
+        if not re.fullmatch(r"\d{2,3}[af]?", arch) or int(arch.rstrip("af")) < OLDEST_ARCH:
             raise fail(
                 f"DMLAP_CUDA_ARCHS holds {arch!r}; it takes capabilities from 80 on, such as "
-                '"80;90"',
+                '"80;90", or "all"',
                 HINT_CUDA,
             )
         if arch.rstrip("af") not in listed:
             raise fail(f"{nvcc} cannot compile for capability {arch} (DMLAP_CUDA_ARCHS)", HINT_CUDA)
-    return sorted(set(archs), key=lambda arch: (int(arch.rstrip("af")), arch))
+    return sorted_archs(set(archs))
 
 
 def first_line(text: str) -> str:
@@ -205,11 +295,15 @@ class BuildNative(build_ext):
         if not ext.sources:
             raise fail("no sources under csrc/cpu and python_bindings", HINT_NATIVE)
         cxx = find_cxx()
-        nvcc = find_nvcc()
+        cuda = plan_cuda()
+        nvcc = cuda.nvcc
         build_dir = Path(self.build_temp).absolute() / "native"
         x86 = platform.machine() in ("x86_64", "AMD64")
         sources = [s for s in ext.sources if x86 or not instruction_set(s)]
-        info = self.build_info(cxx, nvcc, sources)
+        info = self.build_info(cxx, cuda, sources)
+        sets = ", ".join(info["instruction_sets"])
+        half = f"with CUDA for {', '.join(cuda.archs)}" if nvcc else "without CUDA"
+        print(f"building for {platform.machine()} ({sets}), {half}: {cuda.why}", flush=True)
         units = [self.cpp_unit(source, build_dir, cxx, nvcc, info) for source in sources]
         if nvcc:
             cuda_sources = sorted(relative(path) for path in ROOT.glob("csrc/cuda/*.cu"))
@@ -218,24 +312,27 @@ class BuildNative(build_ext):
         self.link(Path(self.get_ext_fullpath(ext.name)).absolute(), units, build_dir, cxx, nvcc)
 
     @staticmethod
-    def build_info(cxx: list[str], nvcc: str | None, sources: list[str]) -> dict[str, object]:
+    def build_info(cxx: list[str], cuda: Cuda, sources: list[str]) -> dict[str, Any]:
         sets = {name for source in sources if (name := instruction_set(source))}
         return {
             "compiler": first_line(run([*cxx, "--version"], HINT_NATIVE)),
             "instruction_sets": ["baseline", *(name for name in INSTRUCTION_SETS if name in sets)],
-            "cuda_archs": cuda_archs(nvcc) if nvcc else None,
-            "nvcc": nvcc_version(nvcc) if nvcc else None,
+            "cuda_archs": cuda.archs if cuda.nvcc else None,
+            "cuda_why": cuda.why,
+            "nvcc": nvcc_version(cuda.nvcc) if cuda.nvcc else None,
         }
 
     @staticmethod
     def cpp_unit(
-        source: str, build_dir: Path, cxx: list[str], nvcc: str | None, info: dict[str, object]
+        source: str, build_dir: Path, cxx: list[str], nvcc: str | None, info: dict[str, Any]
     ) -> Unit:
-        command = [*cxx, *COMMON_FLAGS, f"-DDMLAP_WITH_CUDA={int(nvcc is not None)}"]
+        command = [*cxx, *COMMON_FLAGS]
         if name := instruction_set(source):
             command += INSTRUCTION_SETS[name]
         command += ["-I", "csrc/include"]
         if source.startswith("python_bindings/"):
+            # Nothing but the bindings knows of the CUDA half: the rest is compiled once for both.
+            command.append(f"-DDMLAP_WITH_CUDA={int(nvcc is not None)}")
             import pybind11  # only here: an install without the extension does without it
 
             # -isystem: warnings inside these headers are not ours.
@@ -249,10 +346,9 @@ class BuildNative(build_ext):
 
     @staticmethod
     def cuda_unit(
-        source: str, build_dir: Path, cxx: list[str], nvcc: str, info: dict[str, object]
+        source: str, build_dir: Path, cxx: list[str], nvcc: str, info: dict[str, Any]
     ) -> Unit:
         archs = info["cuda_archs"]
-        assert isinstance(archs, list)
         command = [nvcc, "-O3", "-std=c++17", "-DNDEBUG", "-DDMLAP_WITH_CUDA=1"]
         command += ["-ccbin", cxx[-1], "-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall,-Wextra"]
         for arch in archs:

@@ -83,6 +83,8 @@ MULTI = {"alpha": 2.0, "beta": 50.0, "base": 0.5}
 # From B^3 > 2^31 on, triplets are listed anchor by anchor; smaller batches say nothing about it.
 ONE_BY_ONE = (1, 4)
 LIFTED = {"pos_margin": 0.0, "neg_margin": 1.0}
+# All candidates compute on the rows as they are, and reduce by the mean of all terms.
+RAW = {"normalize": False, "reduction": "mean"}
 
 # fmt: off
 LOSSES: dict[str, Loss] = {
@@ -100,15 +102,15 @@ LOSSES: dict[str, Loss] = {
         foretold=(3, 8)),
     "contrastive-all": Loss(
         "fused_contrastive_loss", eager.contrastive, peers.contrastive,
-        {"neg_margin": active(1.0)}, compiled=True),
+        {"neg_margin": active(1.0)}, RAW, compiled=True),
     "contrastive-2%": Loss(
         "fused_contrastive_loss", eager.contrastive, peers.contrastive,
-        {"neg_margin": active(0.02)}),
+        {"neg_margin": active(0.02)}, RAW),
     "margin-all": Loss(
-        "fused_margin_loss", eager.margin, peers.margin, {"margin": active(1.0), "beta": 1.2},
+        "fused_margin_loss", eager.margin, peers.margin, {"margin": active(1.0), "beta": 1.2}, RAW,
         foretold=ONE_BY_ONE),
     "margin-2%": Loss(
-        "fused_margin_loss", eager.margin, peers.margin, {"margin": 0.0, "beta": active(0.02)},
+        "fused_margin_loss", eager.margin, peers.margin, {"margin": 0.0, "beta": active(0.02)}, RAW,
         foretold=ONE_BY_ONE),
     "multi-similarity": Loss(
         "fused_multi_similarity_loss", eager.multi_similarity, peers.multi_similarity, MULTI),
@@ -116,17 +118,21 @@ LOSSES: dict[str, Loss] = {
         "fused_multi_similarity_loss", eager.multi_similarity, peers.multi_similarity,
         MULTI | {"epsilon": 0.1}),
     "lifted-structure": Loss(
-        "fused_lifted_structure_loss", eager.lifted_structure, peers.lifted_structure, LIFTED),
+        "fused_lifted_structure_loss", eager.lifted_structure, peers.lifted_structure, LIFTED,
+        RAW | {"form": "generalized"}),
     "lifted-structure-original": Loss(
         "fused_lifted_structure_loss", eager.lifted_structure_original,
-        peers.lifted_structure_original, LIFTED, {"form": "original"}),
-    "n-pairs": Loss("fused_n_pairs_loss", eager.n_pairs, peers.n_pairs),
+        peers.lifted_structure_original, LIFTED, RAW),
+    "n-pairs": Loss("fused_n_pairs_loss", eager.n_pairs, peers.n_pairs, own=RAW),
     "nt-xent": Loss(
         "fused_nt_xent_loss", eager.nt_xent, peers.nt_xent, {"temperature": 0.07}),
     "sup-con": Loss(
-        "fused_sup_con_loss", eager.sup_con, peers.sup_con, {"temperature": 0.1}, compiled=True),
+        "fused_sup_con_loss", eager.sup_con, peers.sup_con, {"temperature": 0.1},
+        {"reduction": "mean"}, compiled=True),
     "angular": Loss("fused_angular_loss", eager.angular, peers.angular, {"alpha": 40.0}),
-    "circle": Loss("fused_circle_loss", eager.circle, peers.circle, {"m": 0.4, "gamma": 80.0}),
+    "circle": Loss(
+        "fused_circle_loss", eager.circle, peers.circle, {"m": 0.4, "gamma": 80.0},
+        {"reduction": "mean"}),
     "proxy-nca": Loss(
         "fused_proxy_nca_loss", eager.proxy_nca, peers.proxy_nca, {"softmax_scale": 1.0},
         proxies=1),

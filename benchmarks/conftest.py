@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import measure
+from benchmarks import kernels, measure
 from benchmarks.comparisons import Comparisons
+from dmlap_kernels import info
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -32,6 +33,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--peak", action="store_true", help="measure the peak memory of ops at 4,096 rows"
     )
+    group.addoption(
+        "--without-kernels",
+        action="store_true",
+        help="measure a package without its extension: plain PyTorch, by the backend torch",
+    )
+
+
+def pytest_report_header() -> list[str]:
+    return info.headline()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Before the first measurement; no figure is of something else than it says."""
+    without = session.config.getoption("--without-kernels")
+    if session.items and not session.config.option.collectonly and not without:
+        try:
+            kernels.require("cpu")
+        except kernels.Missing as refusal:
+            raise pytest.UsageError(str(refusal)) from None
 
 
 @pytest.fixture(scope="session")

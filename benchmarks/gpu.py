@@ -1,7 +1,7 @@
 """Ops on a GPU: ours, the plain ways to write them, and cuBLAS making the same product.
 
     python -m benchmarks.gpu --out DIR [--seconds 240] [--ops nt-xent info-nce nearest]
-        [--shapes 4096x128 32768x512] [--device cpu]
+        [--shapes 4096x128 32768x512] [--device cpu] [--without-kernels]
 
 Candidates are our backends, `torch` (chunked plain PyTorch, bounded memory) among them, eager
 PyTorch, torch.compile of it, and a library: pytorch-metric-learning, or Inf-CL's kernels for
@@ -11,7 +11,8 @@ beyond its inputs. G is ``torch.mm(x, y.T, out=buffer)``, one product that mater
 The share of the roofline is what the products that a step cannot do without (one forward, two more
 backward) would take at the rate of the fastest G of the run in their precision, over the time it
 takes. Writes gpu.json and gpu.png; `benchmarks.order` makes of gpu.json what ``auto`` goes by.
-``--device cpu`` measures the CPU's backends the same way, times only.
+``--device cpu`` measures the CPU's backends the same way, times only. Where none of our kernels
+for the device run, nothing is measured, unless ``--without-kernels`` asks for the rest.
 """
 
 from __future__ import annotations
@@ -29,10 +30,12 @@ import torch
 from torch import Tensor
 
 import dmlap_kernels
-from benchmarks import eager
+from benchmarks import eager, kernels
 from benchmarks.batch import Absent, Batch
 from benchmarks.candidates import LOSSES, NEIGHBOURS, PAIRED, SEARCHES, Loss
 from benchmarks.devices import DEVICES, Cpu, Gpu, Step, always, timed
+from dmlap_kernels import info
+from dmlap_kernels.backends.precision import matmul_precision as precision_now
 from dmlap_kernels.backends.registry import backends
 
 ROWS = LOSSES | PAIRED
@@ -69,8 +72,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--ops", nargs="*", default=list(OPS), choices=OPS)
     parser.add_argument("--shapes", nargs="*", type=_shape, default=SHAPES, help="ROWSxFEATURES")
     parser.add_argument("--device", default="cuda", choices=list(DEVICES))
+    parser.add_argument(
+        "--without-kernels", action="store_true", help="measure the rest all the same"
+    )
     arguments = parser.parse_args(argv)
     device = DEVICES[arguments.device]()
+    print(*info.headline(), sep="\n", flush=True)
+    if not arguments.without_kernels:
+        try:
+            kernels.require(*device.ours)
+        except kernels.Missing as refusal:
+            raise SystemExit(f"error: {refusal}") from None
     arguments.out.mkdir(parents=True, exist_ok=True)
     until = time.monotonic() + arguments.seconds
     results: list[Result] = []
@@ -153,12 +165,18 @@ def _precision(op: str) -> str:
 
 @contextlib.contextmanager
 def matmul_precision(name: str) -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
+    before = precision_now()
+    # The old setting writes the new one, where there is one, of GPU and CPU.
+    both = (torch.backends.cuda, torch.backends.mkldnn)
+    places = [each.matmul for each in both if hasattr(getattr(each, "matmul", 0), "fp32_precision")]
+    new = [place.fp32_precision for place in places]
     torch.set_float32_matmul_precision(name)
     try:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+        for place, value in zip(places, new, strict=True):
+            place.fp32_precision = value
 
 
 @functools.lru_cache(maxsize=4)

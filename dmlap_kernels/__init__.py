@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 from importlib.metadata import PackageNotFoundError, version
+from types import ModuleType
 
+from dmlap_kernels import versions
+
+# Before anything else of ours: with an older PyTorch the imports below fail in their own words.
+versions.require("python", "torch", "numpy")
+
+from dmlap_kernels.backends.fallback import FallbackWarning
 from dmlap_kernels.functional import (
     fused_angular_loss,
     fused_circle_loss,
@@ -29,6 +37,7 @@ except PackageNotFoundError:  # a checkout that was never installed
 
 __all__ = [
     "ClassScores",
+    "FallbackWarning",
     "HardClasses",
     "Nearest",
     "PairStats",
@@ -48,3 +57,18 @@ __all__ = [
     "hard_classes",
     "nearest",
 ]
+# Imported when they are asked for: `dmlap_kernels.losses` needs no import of its own, and what only
+# an extra brings is not imported by `import dmlap_kernels`.
+_SUBMODULES = frozenset(
+    ("data", "encoders", "evaluation", "extras", "info", "losses", "report", "trainer")
+)
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in _SUBMODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_SUBMODULES})

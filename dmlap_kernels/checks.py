@@ -299,8 +299,7 @@ def per_anchor(argument: str, value: Any, problem: PairProblem) -> Tensor:
     x = problem.x
     real = compute_dtype(x.dtype)
     if not isinstance(value, Tensor):
-        one = torch.ones(x.shape[0], dtype=real, device=x.device)
-        return one * number(argument, value)
+        return x.new_ones(x.shape[0], dtype=real) * number(argument, value)
     if not value.dtype.is_floating_point:
         raise TypeError(f"{argument} must be a number or a floating tensor, got {describe(value)}")
     if value.ndim > 1 or value.numel() == 0:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
+import os
 import signal
 import sys
 import warnings
@@ -16,14 +18,15 @@ from typing import Any
 from dmlap_kernels import __version__, info
 from dmlap_kernels.cli_train import FLAGS, add_train
 from dmlap_kernels.data import DataError, DataWarning, parse_source
-from dmlap_kernels.evaluation import NonFiniteEmbeddings
-from dmlap_kernels.extras import MissingExtra
 from dmlap_kernels.report.page import REPORT_FILE, write_report
 from dmlap_kernels.trainer import (
     Interrupted,
+    NonFiniteEmbeddings,
     NonFiniteLoss,
+    OutOfMemory,
     TrainConfig,
     Trainer,
+    defaults,
     evaluate_run,
 )
 from dmlap_kernels.trainer.checkpoint import load_checkpoint
@@ -34,23 +37,38 @@ from dmlap_kernels.trainer.config import (
     TIMM_FIELDS,
 )
 from dmlap_kernels.trainer.config_files import merged
+from dmlap_kernels.trainer.diagnosis import is_out_of_memory
 from dmlap_kernels.trainer.progress import Progress
 from dmlap_kernels.trainer.results import CURVES_FILE, METRICS_FILE
+from dmlap_kernels.trainer.saving import prolonged
 from dmlap_kernels.trainer.tensorboard import EventWriter
+
+# What a resumed run may be given otherwise than it was.
+_CHANGEABLE = ("data", "steps", "chunk_size")
+# Characters of an error that are printed.
+_LONGEST = 1000
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        # Names of files need not be text of any encoding.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     args = _parser().parse_args(argv)
     warnings.formatwarning = _format_warning
     try:
         return args.run(args)
     except _Refusal as error:
-        print(f"dmlap {args.command}: {error}", file=sys.stderr)
+        print(f"dmlap {args.command}: {_sentence(error)}", file=sys.stderr)
         return 2
-    # Photographs are read on the way: one may turn out to be broken.
-    except (NonFiniteLoss, NonFiniteEmbeddings, DataError) as error:
-        print(f"dmlap {args.command}: stopped: {error}", file=sys.stderr)
+    except BrokenPipeError:
+        # Whoever read the output has gone; nothing more is flushed to it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    # Photographs are read on the way, and files written: one may turn out to be broken.
+    except (NonFiniteLoss, NonFiniteEmbeddings, OutOfMemory, DataError, OSError) as error:
+        print(f"dmlap {args.command}: stopped: {_sentence(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"dmlap {args.command}: interrupted", file=sys.stderr)
@@ -73,6 +91,13 @@ def _format_warning(
     return _format_code_warning(message, category, filename, lineno, line)
 
 
+def _sentence(error: Exception) -> str:
+    """What an error says, on one line of bounded length."""
+    # Some errors of torch go on with a trace of its C++ code.
+    text = " ".join(str(error).partition("\nException raised from")[0].split())
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
 class _Refusal(Exception):
     """What was asked for cannot be done; the message says why."""
 
@@ -81,8 +106,15 @@ class _Refusal(Exception):
 def _refusals() -> Iterator[None]:
     try:
         yield
-    except (ValueError, TypeError, OSError, MissingExtra) as error:
+    except BrokenPipeError:
+        raise
+    # Of torch's errors most are RuntimeErrors: sizes that no memory holds, devices that fail.
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error) and not isinstance(error, OutOfMemory):
+            raise _Refusal(f"out of memory: {error}") from error
         raise _Refusal(error) from error
+    except OverflowError as error:
+        raise _Refusal(f"a number is too large: {error}") from error
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -147,8 +179,7 @@ def _fresh(args: argparse.Namespace, given: dict[str, Any]) -> Trainer:
             raise ValueError(f"{', '.join(idle)} can only be given with {to_what}")
     kind, path = parse_source(config.data)
     if path:
-        absolute = Path(path).expanduser().resolve()
-        config = TrainConfig(**{**values, "data": f"{kind}:{absolute}"})
+        config = TrainConfig(**{**values, "data": _absolute(config.data)})
     out = args.out or Path("runs", f"{kind}-{config.method}-seed{config.seed}")
     return Trainer(config, out=out, checkpoint_every=args.checkpoint_every)
 
@@ -158,14 +189,33 @@ def _resumed(args: argparse.Namespace, given: dict[str, Any]) -> Trainer:
         raise ValueError("--out cannot be given with --resume, which continues in its own folder")
     if args.config:
         raise ValueError("--config cannot be given with --resume, which keeps its configuration")
-    saved = load_checkpoint(args.resume)[1]["config"]
+    state = load_checkpoint(args.resume)[1]
+    saved, changes = state["config"], {}
+    if "data" in given:
+        given["data"] = _absolute(given["data"])
     for name, value in given.items():
-        if saved.get(name) != value:
+        if saved.get(name) == value:
+            continue
+        if name not in _CHANGEABLE:
             raise ValueError(
                 f"{FLAGS[name]} {value} differs from the run in {args.resume}, which has "
                 f"{saved.get(name)}; a resumed run keeps its configuration"
             )
-    return Trainer.resume(args.resume, checkpoint_every=args.checkpoint_every)
+        changes[name] = value
+    if "steps" in changes:
+        try:
+            prolonged(TrainConfig.from_dict(saved), changes["steps"], state["step"], None)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"--steps {changes['steps']} differs from the run in {args.resume}: {error}"
+            ) from error
+    return Trainer.resume(args.resume, checkpoint_every=args.checkpoint_every, **changes)
+
+
+def _absolute(source: str) -> str:
+    """A source of data with the path in full, so that a run finds it from everywhere."""
+    kind, path = parse_source(source)
+    return f"{kind}:{Path(path).expanduser().resolve()}" if path else source
 
 
 def _run(trainer: Trainer, args: argparse.Namespace, stop: _SignalFlag) -> dict[str, Any]:
@@ -281,7 +331,9 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="also NMI, F1 and AMI of a k-means clustering (extra: faiss)",
     )
-    evaluate.add_argument("--device", metavar="DEVICE", default="auto", help="default: auto")
+    evaluate.add_argument(
+        "--device", metavar="DEVICE", default=defaults.DEVICE, help=f"default: {defaults.DEVICE}"
+    )
     evaluate.add_argument("--json", action="store_true", help="print JSON")
     evaluate.set_defaults(run=_eval)
     report = commands.add_parser(

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from dmlap_kernels.data import SOURCES
 from dmlap_kernels.losses import LOSSES, PROXY_LOSSES
-from dmlap_kernels.trainer import TrainConfig
+from dmlap_kernels.trainer import TrainConfig, defaults
 from dmlap_kernels.trainer.config import (
     CLASS_CHOICES,
     METHODS,
@@ -20,8 +20,6 @@ from dmlap_kernels.trainer.config_files import CONFIGS
 from dmlap_kernels.trainer.mining import SEARCHES
 from dmlap_kernels.trainer.objective import SIDES
 from dmlap_kernels.trainer.optimization import OPTIMIZERS, SCHEDULES
-
-CHECKPOINT_EVERY = 200
 
 
 class Option(NamedTuple):
@@ -58,7 +56,11 @@ DATA = (
 )
 TRAINING = (
     Option(
-        "--classes-per-batch", "classes_per_batch", int, "C", "classes in a batch (default: 24)"
+        "--classes-per-batch",
+        "classes_per_batch",
+        int,
+        "C",
+        f"classes in a batch (default: {defaults.CLASSES_PER_BATCH})",
     ),
     Option("--samples-per-class", "samples_per_class", int, "M", "samples of each of them"),
     Option("--chunk-size", "chunk_size", int, "N", "images the encoder gets at a time"),
@@ -152,6 +154,7 @@ DMLAP = (
 )
 FLAGS = {o.field: o.flag for o in (*MAIN, *DATA, *TRAINING, *DMLAP)} | {
     "augment": "--no-augment",
+    "drop_small_classes": "--drop-small-classes",
     "pretrained": "--pretrained",
     "freeze_batch_norm": "--freeze-batch-norm",
     "augment_representatives": "--augment-representatives",
@@ -175,14 +178,21 @@ def add_train(commands: Any, run: Callable[[argparse.Namespace], int]) -> None:
         metavar="NAME",
         help=f"start from the values of {', '.join(CONFIGS)} or of a JSON file; options win",
     )
-    train.add_argument("--resume", metavar="DIR", type=Path, help="continue the run in DIR")
+    train.add_argument(
+        "--resume",
+        metavar="DIR",
+        type=Path,
+        help="continue the run in DIR, with the same configuration; but --data may say where the "
+        "same images are now, --steps prolong a run of a constant schedule, --chunk-size save "
+        "memory",
+    )
     train.add_argument("--tensorboard", action="store_true", help="also write event files")
     train.add_argument(
         "--checkpoint-every",
         metavar="N",
         type=int,
-        default=CHECKPOINT_EVERY,
-        help=f"steps between checkpoints (default: {CHECKPOINT_EVERY})",
+        default=defaults.CHECKPOINT_EVERY,
+        help=f"steps between checkpoints (default: {defaults.CHECKPOINT_EVERY})",
     )
     data = train.add_argument_group("data")
     _add_options(data, DATA)
@@ -193,6 +203,7 @@ def add_train(commands: Any, run: Callable[[argparse.Namespace], int]) -> None:
         default=argparse.SUPPRESS,
         help="no random distortion of the samples",
     )
+    _add_switches(data, drop_small_classes="leave out training classes of a single image")
     training = train.add_argument_group("training")
     _add_options(training, TRAINING)
     for name, what, example in (

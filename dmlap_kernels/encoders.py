@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dmlap_kernels.extras import MissingExtra, require
 
 WIDTHS = (32, 64, 96, 128)
+EMBEDDING_DIM = 128
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -33,7 +34,7 @@ class ConvEncoder(nn.Module):
     def __init__(
         self,
         image_shape: tuple[int, int, int] = (1, 28, 28),
-        embedding_dim: int = 128,
+        embedding_dim: int = EMBEDDING_DIM,
         *,
         widths: tuple[int, ...] = WIDTHS,
         normalize: bool = True,
@@ -94,7 +95,7 @@ class TimmEncoder(nn.Module):
     def __init__(
         self,
         name: str = "resnet50",
-        embedding_dim: int = 128,
+        embedding_dim: int = EMBEDDING_DIM,
         *,
         pretrained: bool = False,
         freeze_batch_norm: bool = False,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import dmlap_kernels
-from dmlap_kernels import checks
+from dmlap_kernels import checks, versions
 from dmlap_kernels.backends import orders, registry
 from dmlap_kernels.backends.cpu import native
 from dmlap_kernels.backends.cuda import machine
@@ -26,9 +26,11 @@ def collect() -> dict[str, Any]:
     """Everything `render` shows, of types that JSON knows.
 
     Returns:
-        ``version``, ``python``, ``torch``, ``platform``; ``built``: compiler, instruction_sets,
-        cuda_archs (None without CUDA) and nvcc, or None without the extension; ``extension``: None,
-        or why there is none; ``simd``: level in use and levels that run here, or None;
+        ``version``, ``python``, ``torch``, ``platform``; ``versions``: by name of
+        `versions.SUPPORTED`, found, oldest, tested and fit; ``built``: compiler,
+        instruction_sets, cuda_archs (None without CUDA), cuda_why and nvcc, or None without the
+        extension; ``extension``: None, or why there is none; ``simd``: level in use and levels
+        that run here, or None;
         ``threads``; ``cuda``: what the CUDA runtime sees, or None in a build without it;
         ``backends``: by name, usable and the reason if it is not.
     """
@@ -43,6 +45,7 @@ def collect() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "platform": platform.platform(),
+        "versions": {name: _version(name) for name in versions.SUPPORTED},
         "built": built,
         "extension": extension if isinstance(extension, str) else None,
         "simd": simd,
@@ -58,6 +61,9 @@ def render(info: dict[str, Any]) -> str:
         f"dmlap_kernels {info['version']}",
         f"Python {info['python']}, PyTorch {info['torch']}, {info['platform']}",
         "",
+        "versions",
+        *_version_lines(info),
+        "",
         "built",
         *_built_lines(info),
         "",
@@ -71,6 +77,24 @@ def render(info: dict[str, Any]) -> str:
         words = "usable" if state["usable"] else f"not usable: {state['reason']}"
         lines.append(f"  {name:<{width}}  {words}")
     return "\n".join(lines)
+
+
+def headline() -> list[str]:
+    """What a test or a measurement is of: the package's file, the versions, what runs here.
+
+    Returns:
+        Two lines, for the header of a report.
+    """
+    facts = collect()
+    backends = facts["backends"]
+    usable = [name for name, state in backends.items() if state["usable"]]
+    simd = f" ({facts['simd']['level']})" if facts["simd"] else ""
+    rest = "" if facts["extension"] is None else f"; no extension: {facts['extension']}"
+    return [
+        f"dmlap_kernels {facts['version']} from {dmlap_kernels.__file__}",
+        f"PyTorch {torch.__version__}, Triton {versions.found('triton') or 'none'}, "
+        f"NumPy {versions.found('numpy')}; backends that run: {', '.join(usable)}{simd}{rest}",
+    ]
 
 
 def explain(op: str, embeddings: Tensor, ref_embeddings: Tensor | None = None) -> str:
@@ -103,12 +127,31 @@ def explain(op: str, embeddings: Tensor, ref_embeddings: Tensor | None = None) -
     return "\n".join(lines)
 
 
+def _version(name: str) -> dict[str, Any]:
+    supported = versions.SUPPORTED[name]
+    limits = {"oldest": supported.oldest, "tested": supported.tested}
+    return {"found": versions.found(name), **limits, "fit": versions.fit(name)}
+
+
+def _version_lines(info: dict[str, Any]) -> list[str]:
+    rows = []
+    for name, state in info["versions"].items():
+        limits = f"{state['oldest']} or newer, tested up to {state['tested']}"
+        here = f"{state['found']} {state['fit']}" if state["found"] else state["fit"]
+        rows.append((versions.SUPPORTED[name].name, f"{here} ({limits})"))
+    return [f"  {name:<16}  {words}" for name, words in rows]
+
+
 def _built_lines(info: dict[str, Any]) -> list[str]:
     built = info["built"]
     if built is None:
         return ["  no usable extension"]
     archs = built["cuda_archs"]
-    cuda = f"for {', '.join(archs)}, with nvcc {built['nvcc']}" if archs else "no"
+    cuda = (
+        f"for {', '.join(archs)}, with nvcc {built['nvcc']}"
+        if archs
+        else f"no: {built.get('cuda_why', 'unknown')}"
+    )
     return [
         f"  compiler          {built['compiler']}",
         f"  instruction sets  {', '.join(built['instruction_sets'])}",

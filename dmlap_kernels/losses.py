@@ -95,13 +95,35 @@ class PairLoss(_Loss):
 
 
 class TripletLoss(PairLoss):
-    """`dmlap_kernels.fused_triplet_loss` as a module."""
+    """`dmlap_kernels.fused_triplet_loss` as a module: its keywords are given once.
+
+    ``forward(embeddings, labels, ref_embeddings=None, ref_labels=None, self_index=None)``. A number
+    that is an `nn.Parameter` is a parameter of the module.
+
+    Example:
+        >>> import torch
+        >>> from dmlap_kernels.losses import TripletLoss
+        >>> criterion = TripletLoss(margin=0.2, mining="semihard")
+        >>> embeddings = torch.randn(8, 16, requires_grad=True)
+        >>> criterion(embeddings, torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])).backward()
+    """
 
     function = staticmethod(functional.fused_triplet_loss)
 
 
 class ContrastiveLoss(PairLoss):
-    """`dmlap_kernels.fused_contrastive_loss` as a module."""
+    """`dmlap_kernels.fused_contrastive_loss` as a module: its keywords are given once.
+
+    ``forward(embeddings, labels, ref_embeddings=None, ref_labels=None, self_index=None)``. A number
+    that is an `nn.Parameter` is a parameter of the module.
+
+    Example:
+        >>> import torch
+        >>> from dmlap_kernels.losses import ContrastiveLoss
+        >>> criterion = ContrastiveLoss(neg_margin=0.8)
+        >>> embeddings = torch.randn(8, 16, requires_grad=True)
+        >>> criterion(embeddings, torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])).backward()
+    """
 
     function = staticmethod(functional.fused_contrastive_loss)
 
@@ -115,6 +137,17 @@ class MarginLoss(PairLoss):
         num_classes: with ``learn_beta`` and one number: one ``beta`` for each label in
             0..num_classes - 1, starting there.
         options: the other keywords of the function.
+
+    ``forward(embeddings, labels, ref_embeddings=None, ref_labels=None, self_index=None)``.
+
+    Example:
+        >>> import torch
+        >>> from dmlap_kernels.losses import MarginLoss
+        >>> criterion = MarginLoss(learn_beta=True, num_classes=4)
+        >>> embeddings = torch.randn(8, 16, requires_grad=True)
+        >>> criterion(embeddings, torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])).backward()
+        >>> criterion.beta.grad.shape
+        torch.Size([4])
     """
 
     function = staticmethod(functional.fused_margin_loss)
@@ -143,43 +176,122 @@ class MarginLoss(PairLoss):
 
 
 class MultiSimilarityLoss(PairLoss):
-    """`dmlap_kernels.fused_multi_similarity_loss` as a module."""
+    """`dmlap_kernels.fused_multi_similarity_loss` as a module: its keywords are given once.
+
+    ``forward(embeddings, labels, ref_embeddings=None, ref_labels=None, self_index=None)``. A number
+    that is an `nn.Parameter` is a parameter of the module.
+
+    Example:
+        >>> import torch
+        >>> from dmlap_kernels.losses import MultiSimilarityLoss
+        >>> criterion = MultiSimilarityLoss(epsilon=0.1)
+        >>> embeddings = torch.randn(8, 16, requires_grad=True)
+        >>> criterion(embeddings, torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])).backward()
+    """
 
     function = staticmethod(functional.fused_multi_similarity_loss)
 
 
 class LiftedStructureLoss(PairLoss):
-    """`dmlap_kernels.fused_lifted_structure_loss` as a module."""
+    """`dmlap_kernels.fused_lifted_structure_loss` as a module: its keywords are given once.
+
+    ``forward(embeddings, labels, ref_embeddings=None, ref_labels=None, self_index=None)``. A number
+    that is an `nn.Parameter` is a parameter of the module.
+
+    Example:
+        >>> import torch
+        >>> from dmlap_kernels.losses import LiftedStructureLoss
+        >>> criterion = LiftedStructureLoss()
+        >>> embeddings = torch.randn(8, 16, requires_grad=True)
+        >>> criterion(embeddings, torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])).backward()
+    """
 
     function = staticmethod(functional.fused_lifted_structure_loss)
 
 
 class NPairsLoss(PairLoss):
-    """`dmlap_kernels.fused_n_pairs_loss` as a module."""
+    """`dmlap_kernels.fused_n_pairs_loss` as a module: its keywords are given once.
+
+    ``forward(embeddings, labels, ref_embeddings=None, ref_labels=None, self_index=None)``. A number
+    that is an `nn.Parameter` is a parameter of the module.
+
+    Example:
+        >>> import torch
+        >>> from dmlap_kernels.losses import NPairsLoss
+        >>> criterion = NPairsLoss()
+        >>> embeddings = torch.randn(8, 16, requires_grad=True)
+        >>> criterion(embeddings, torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])).backward()
+    """
 
     function = staticmethod(functional.fused_n_pairs_loss)
 
 
 class NTXentLoss(PairLoss):
-    """`dmlap_kernels.fused_nt_xent_loss` as a module."""
+    """`dmlap_kernels.fused_nt_xent_loss` as a module: its keywords are given once.
+
+    ``forward(embeddings, labels, ref_embeddings=None, ref_labels=None, self_index=None)``. A number
+    that is an `nn.Parameter` is a parameter of the module.
+
+    Example:
+        >>> import torch
+        >>> from dmlap_kernels.losses import NTXentLoss
+        >>> criterion = NTXentLoss(temperature=torch.nn.Parameter(torch.tensor(0.07)))
+        >>> embeddings = torch.randn(8, 16, requires_grad=True)
+        >>> criterion(embeddings, torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])).backward()
+        >>> [name for name, _ in criterion.named_parameters()]
+        ['temperature']
+    """
 
     function = staticmethod(functional.fused_nt_xent_loss)
 
 
 class SupConLoss(PairLoss):
-    """`dmlap_kernels.fused_sup_con_loss` as a module."""
+    """`dmlap_kernels.fused_sup_con_loss` as a module: its keywords are given once.
+
+    ``forward(embeddings, labels, ref_embeddings=None, ref_labels=None, self_index=None)``. A number
+    that is an `nn.Parameter` is a parameter of the module.
+
+    Example:
+        >>> import torch
+        >>> from dmlap_kernels.losses import SupConLoss
+        >>> criterion = SupConLoss(temperature=0.1)
+        >>> embeddings = torch.randn(8, 16, requires_grad=True)
+        >>> criterion(embeddings, torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])).backward()
+    """
 
     function = staticmethod(functional.fused_sup_con_loss)
 
 
 class AngularLoss(PairLoss):
-    """`dmlap_kernels.fused_angular_loss` as a module."""
+    """`dmlap_kernels.fused_angular_loss` as a module: its keywords are given once.
+
+    ``forward(embeddings, labels, ref_embeddings=None, ref_labels=None, self_index=None)``. A number
+    that is an `nn.Parameter` is a parameter of the module.
+
+    Example:
+        >>> import torch
+        >>> from dmlap_kernels.losses import AngularLoss
+        >>> criterion = AngularLoss(alpha=45)
+        >>> embeddings = torch.randn(8, 16, requires_grad=True)
+        >>> criterion(embeddings, torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])).backward()
+    """
 
     function = staticmethod(functional.fused_angular_loss)
 
 
 class CircleLoss(PairLoss):
-    """`dmlap_kernels.fused_circle_loss` as a module."""
+    """`dmlap_kernels.fused_circle_loss` as a module: its keywords are given once.
+
+    ``forward(embeddings, labels, ref_embeddings=None, ref_labels=None, self_index=None)``. A number
+    that is an `nn.Parameter` is a parameter of the module.
+
+    Example:
+        >>> import torch
+        >>> from dmlap_kernels.losses import CircleLoss
+        >>> criterion = CircleLoss(m=0.25, gamma=256)
+        >>> embeddings = torch.randn(8, 16, requires_grad=True)
+        >>> criterion(embeddings, torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])).backward()
+    """
 
     function = staticmethod(functional.fused_circle_loss)
 
@@ -231,13 +343,43 @@ class ProxyLoss(_Loss):
 
 
 class ProxyNCALoss(ProxyLoss):
-    """`dmlap_kernels.fused_proxy_nca_loss` as a module that holds its proxies."""
+    """`dmlap_kernels.fused_proxy_nca_loss` as a module that holds its proxies.
+
+    Args:
+        num_classes, embedding_size: shape of the parameter ``proxies``, which starts as in
+            pytorch-metric-learning.
+        options: keywords of the function.
+
+    ``forward(embeddings, labels)``, with labels in 0..num_classes - 1.
+
+    Example:
+        >>> import torch
+        >>> from dmlap_kernels.losses import ProxyNCALoss
+        >>> criterion = ProxyNCALoss(num_classes=4, embedding_size=16)
+        >>> embeddings = torch.randn(8, 16, requires_grad=True)
+        >>> criterion(embeddings, torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])).backward()
+    """
 
     function = staticmethod(functional.fused_proxy_nca_loss)
 
 
 class ProxyAnchorLoss(ProxyLoss):
-    """`dmlap_kernels.fused_proxy_anchor_loss` as a module that holds its proxies."""
+    """`dmlap_kernels.fused_proxy_anchor_loss` as a module that holds its proxies.
+
+    Args:
+        num_classes, embedding_size: shape of the parameter ``proxies``, which starts as in
+            pytorch-metric-learning.
+        options: keywords of the function.
+
+    ``forward(embeddings, labels)``, with labels in 0..num_classes - 1.
+
+    Example:
+        >>> import torch
+        >>> from dmlap_kernels.losses import ProxyAnchorLoss
+        >>> criterion = ProxyAnchorLoss(num_classes=4, embedding_size=16)
+        >>> embeddings = torch.randn(8, 16, requires_grad=True)
+        >>> criterion(embeddings, torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])).backward()
+    """
 
     function = staticmethod(functional.fused_proxy_anchor_loss)
 
@@ -249,9 +391,20 @@ class SoftTripleLoss(ProxyLoss):
     """`dmlap_kernels.fused_soft_triple_loss` as a module that holds its proxies.
 
     Args:
-        num_classes, embedding_size, options: as in `ProxyLoss`.
+        num_classes, embedding_size: at least 1.
         centers_per_class: proxies of each class, at least 1; the parameter ``proxies``
-            (num_classes * centers_per_class, embedding_size) lists them class by class.
+            (num_classes * centers_per_class, embedding_size) lists them class by class, and starts
+            as in pytorch-metric-learning.
+        options: keywords of the function.
+
+    ``forward(embeddings, labels)``, with labels in 0..num_classes - 1.
+
+    Example:
+        >>> import torch
+        >>> from dmlap_kernels.losses import SoftTripleLoss
+        >>> criterion = SoftTripleLoss(num_classes=4, embedding_size=16, centers_per_class=2)
+        >>> embeddings = torch.randn(8, 16, requires_grad=True)
+        >>> criterion(embeddings, torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])).backward()
     """
 
     function = staticmethod(functional.fused_soft_triple_loss)

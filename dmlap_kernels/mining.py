@@ -32,7 +32,8 @@ def nearest(
         self_index: (Q,) of any integer dtype: for each query the index of the reference that is
             the query itself, which is then not among its neighbours; -1 for none. Without it a
             query that lies among the references is its own nearest neighbour.
-        backend: ``"auto"`` or a backend by name.
+        backend: ``"auto"``, or one of ``"cpu"``, ``"torch"``, ``"triton"``, ``"cuda"``; ``dmlap
+            info`` lists those that run here.
 
     Returns:
         `Nearest`: distances (Q, k) in ascending order (float64 for float64, else float32) and
@@ -40,7 +41,16 @@ def nearest(
         end. No gradient.
 
     Raises:
-        ValueError, TypeError: naming the argument at fault.
+        ValueError, TypeError: an argument is not as above; the message names it.
+
+    Example:
+        >>> import torch
+        >>> from dmlap_kernels import nearest
+        >>> gallery = torch.tensor([[0.0], [1.0], [3.0]])
+        >>> nearest(torch.tensor([[0.9]]), gallery, k=2).indices
+        tensor([[1, 0]])
+        >>> nearest(gallery, k=1).indices[:, 0]  # each row's nearest other
+        tensor([1, 0, 1])
     """
     checks.embeddings("queries", queries)
     candidates, why = queries.shape[0] - 1, "the other queries"
@@ -96,18 +106,30 @@ def hard_classes(
     representative a class the order is that of the distances, whatever the margin.
 
     Args:
-        representatives: (R, D), one or several rows a class.
-        labels: (R,) of any integer dtype.
+        representatives: (R, D) of float32, float64, float16 or bfloat16, one or several rows a
+            class.
+        labels: (R,) or (R, 1), a whole number a row, of any integer dtype, bool, or floats without
+            a fraction; a tensor or a NumPy array.
         k: 1..C - 1 for C classes.
         margin: finite number, in units of the distance.
-        distance, normalize, backend: as in `nearest`.
+        distance: ``"euclidean"``, ``"sqeuclidean"`` or ``"cosine"`` (1 - cos).
+        normalize: L2-normalise the rows first.
+        backend: ``"auto"``, or one of ``"cpu"``, ``"torch"``, ``"triton"``, ``"cuda"``; ``dmlap
+            info`` lists those that run here.
 
     Returns:
         `HardClasses`: classes (C,) in ascending order; neighbors (C, k), labels, hardest first;
         scores and smallest distances (C, k). No gradient.
 
     Raises:
-        ValueError, TypeError: naming the argument at fault.
+        ValueError, TypeError: an argument is not as above; the message names it.
+
+    Example:
+        >>> import torch
+        >>> from dmlap_kernels import hard_classes
+        >>> representatives = torch.tensor([[0.0], [1.0], [1.5], [9.0]])
+        >>> hard_classes(representatives, torch.tensor([0, 1, 2, 3]), k=1).neighbors[:, 0]
+        tensor([1, 2, 1, 2])
     """
     checks.embeddings("representatives", representatives)
     labels = checks.labels("labels", labels, representatives, "representatives")

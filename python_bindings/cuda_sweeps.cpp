@@ -26,8 +26,8 @@ using Address = uintptr_t;
 template <size_t kCount>
 using Addresses = std::array<Address, kCount>;
 
-// In the order of the fields of cuda::Sides: addresses, sizes, choices.
-using SidesIn = std::tuple<Addresses<8>, std::array<int64_t, 3>, bool, int, int>;
+// In the order of the fields of cuda::Sides: addresses, sizes, choices, addresses.
+using SidesIn = std::tuple<Addresses<8>, std::array<int64_t, 3>, bool, int, int, Addresses<2>>;
 using ExponentIn = std::tuple<float, float, int, float>;
 using QueueIn = std::tuple<int, Address>;
 
@@ -40,10 +40,11 @@ float* out(Address address) { return pointer<float>(address); }
 int* counts(Address address) { return pointer<int>(address); }
 
 Sides sides_of(const SidesIn& in) {
-  const auto& [at, sizes, self, distance, precision] = in;
-  return {floats(at[0]), floats(at[1]), floats(at[2]), floats(at[3]), counts(at[4]),
-          counts(at[5]), counts(at[6]), counts(at[7]), sizes[0],      sizes[1],
-          sizes[2],      self,          distance,      precision};
+  const auto& [at, sizes, self, distance, precision, itself] = in;
+  return {floats(at[0]), floats(at[1]), floats(at[2]),     floats(at[3]),
+          counts(at[4]), counts(at[5]), counts(at[6]),     counts(at[7]),
+          sizes[0],      sizes[1],      sizes[2],          self,
+          distance,      precision,     counts(itself[0]), counts(itself[1])};
 }
 
 Exponent<float> exponent_of(const ExponentIn& in) {

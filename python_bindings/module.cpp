@@ -39,7 +39,7 @@ struct PairArguments {
   int distance;
   bool normalize;
   int threads;
-  uintptr_t x_labels = 0, y_labels = 0, anchor_params = 0;
+  uintptr_t x_labels = 0, y_labels = 0, anchor_params = 0, self_index = 0;
 
   template <class T>
   Pairs<T> as() const {
@@ -52,6 +52,7 @@ struct PairArguments {
     p.normalize = normalize;
     p.threads = threads;
     p.anchor_params = address<const T>(anchor_params);
+    p.self_index = address<const int64_t>(self_index);
     return p;
   }
 };
@@ -110,8 +111,8 @@ const Kept* kept_in(const py::object& object) {
 py::object forward(DMLAP_PAIR_PARAMETERS, uintptr_t x_labels, uintptr_t y_labels, int loss,
                    int reduction, const py::tuple& params, uintptr_t loss_out, uintptr_t saved,
                    uintptr_t counts, uintptr_t values, uintptr_t thresholds,
-                   uintptr_t anchor_params, bool keep) {
-  const PairArguments a{DMLAP_PAIR_ARGUMENTS, x_labels, y_labels, anchor_params};
+                   uintptr_t anchor_params, uintptr_t self_index, bool keep) {
+  const PairArguments a{DMLAP_PAIR_ARGUMENTS, x_labels, y_labels, anchor_params, self_index};
   const LossOptions options = loss_options(loss, reduction, params);
   Kept* kept = nullptr;
   dispatch(is_double, [&](auto zero) {
@@ -125,9 +126,9 @@ py::object forward(DMLAP_PAIR_PARAMETERS, uintptr_t x_labels, uintptr_t y_labels
 
 void backward(DMLAP_PAIR_PARAMETERS, uintptr_t x_labels, uintptr_t y_labels, int loss,
               int reduction, const py::tuple& params, uintptr_t saved, uintptr_t grad, uintptr_t gx,
-              uintptr_t gy, uintptr_t anchor_params, uintptr_t g_anchor,
+              uintptr_t gy, uintptr_t anchor_params, uintptr_t self_index, uintptr_t g_anchor,
               const py::object& kept_object) {
-  const PairArguments a{DMLAP_PAIR_ARGUMENTS, x_labels, y_labels, anchor_params};
+  const PairArguments a{DMLAP_PAIR_ARGUMENTS, x_labels, y_labels, anchor_params, self_index};
   const LossOptions options = loss_options(loss, reduction, params);
   const Kept* kept = kept_in(kept_object);
   dispatch(is_double, [&](auto zero) {
@@ -151,9 +152,9 @@ void nearest(DMLAP_PAIR_PARAMETERS, int64_t k, uintptr_t distances, uintptr_t in
 }
 
 void class_scores(DMLAP_PAIR_PARAMETERS, uintptr_t x_labels, uintptr_t y_labels,
-                  uintptr_t thresholds, int64_t first, int64_t count, uintptr_t mean,
-                  uintptr_t least) {
-  const PairArguments a{DMLAP_PAIR_ARGUMENTS, x_labels, y_labels};
+                  uintptr_t self_index, uintptr_t thresholds, int64_t first, int64_t count,
+                  uintptr_t mean, uintptr_t least) {
+  const PairArguments a{DMLAP_PAIR_ARGUMENTS, x_labels, y_labels, 0, self_index};
   dispatch(is_double, [&](auto zero) {
     using T = decltype(zero);
     kernels<T>().class_scores(a.as<T>(), address<const T>(thresholds), first, count,

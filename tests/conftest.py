@@ -8,11 +8,29 @@ from pathlib import Path
 import pytest
 import torch
 
+from dmlap_kernels import versions
+
 BACKENDS = ("torch", "cpu")
+TOO_OLD = versions.refusal("triton")
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers share the cores; tests that are about threads set their number themselves.
     torch.set_num_threads(1)
+
+
+def pytest_report_header() -> list[str]:
+    """Which package is tested: one may be installed and another lie in this folder."""
+    from dmlap_kernels import info
+
+    left_out = [f"tests/triton is left out: {TOO_OLD}"] if TOO_OLD else []
+    return [*info.headline(), *left_out]
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """A Triton that is too old cannot even import the kernels."""
+    here = collection_path.parent.name == "triton" and collection_path.name != "test_backend.py"
+    ours = collection_path.name.startswith("test_") or collection_path.name == "interpreted"
+    return True if TOO_OLD and here and ours else None
 
 
 def why_unavailable(name: str) -> str | None:

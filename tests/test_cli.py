@@ -34,8 +34,8 @@ QUICK = (
     "--hard-pool=3",
     "--hard-refresh=7",
 )
-# Not the checkout, whose package `python -m` would prefer to the installed one.
-ELSEWHERE = tempfile.gettempdir()
+# An empty folder: `python -m` would prefer what is in the current one, such as the checkout.
+ELSEWHERE = tempfile.mkdtemp()
 STEPS = ("--steps=80", "--eval-every=40")
 
 

@@ -7,6 +7,7 @@ import json
 import os
 from pathlib import Path
 
+from benchmarks import kernels
 from benchmarks.evidence.cost import measure_cost
 from benchmarks.evidence.runs import best_of, execute, read
 from benchmarks.evidence.settings import (
@@ -20,6 +21,7 @@ from benchmarks.evidence.settings import (
     sweep_runs,
 )
 from benchmarks.evidence.table import write_table
+from dmlap_kernels import info
 
 RESULTS = Path(__file__).parents[1] / "results" / "evidence"
 
@@ -33,7 +35,14 @@ def main() -> None:
     parser.add_argument("--data", metavar="SOURCE", help="omniglot:PATH")
     parser.add_argument("--out", metavar="DIR", type=Path, default=RESULTS)
     parser.add_argument("--workers", metavar="N", type=int, default=os.cpu_count())
+    parser.add_argument("--without-kernels", action="store_true", help="train without them, too")
     args = parser.parse_args()
+    print(*info.headline(), sep="\n", flush=True)
+    if args.stage != "table" and not args.without_kernels:
+        try:
+            kernels.require("cpu")
+        except kernels.Missing as refusal:
+            parser.error(str(refusal))
     if args.stage != "table" and not args.data:
         parser.error("--data is needed for training: omniglot:PATH")
     for stage in STAGES if args.stage == "all" else (args.stage,):

@@ -374,8 +374,9 @@ inline void positive_gradients(const Prepared<T>& p, const Slope& slope, Gradien
       T* out = gx.out + p.x.order[i] * p.dim;
       fill(out, p.dim, T(0));
       const T* a = p.x.row(i);
+      const int64_t itself = p.itself(i);
       for (int64_t j = p.begin[i]; j < p.end[i]; ++j) {
-        if (p.self && i == j) continue;
+        if (j == itself) continue;
         const T* b = y.row(j);
         const T d = p.from_squared(p.pair(a, b));
         const T w = slope(i, j, d) + (p.self ? slope(j, i, d) : T(0));
@@ -395,6 +396,7 @@ inline void positive_gradients(const Prepared<T>& p, const Slope& slope, Gradien
       fill(out, p.dim, T(0));
       const T* b = y.row(j);
       for (int64_t i = first[y.rank[j]]; i < p.x.n && p.x.rank[i] == y.rank[j]; ++i) {
+        if (p.itself(i) == j) continue;
         const T* a = p.x.row(i);
         const T d = p.from_squared(p.pair(a, b));
         add_pair(p, b, a, slope(i, j, d) * p.factor(d), out);

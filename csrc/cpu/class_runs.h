@@ -82,6 +82,12 @@ DMLAP_ONCE void align_runs(Prepared<T>& p, RunLayout<T>& layout) {
     rank[at[i]] = side.rank[i];
     from[at[i]] = i;
   }
+  if (p.own.get() != nullptr) {
+    Buffer<int64_t> own(panels * W);
+    own.fill(panels * W, -1);
+    for (int64_t i = 0; i < side.n; ++i) own[at[i]] = p.own[i];
+    p.own.swap(own);
+  }
   const int64_t size = p.packed_dim * W;
   Buffer<T> packed(panels * size), norm(panels * W), panel_norm(panels);
   parallel_for(p.threads, panels, [&](int64_t panel) {

@@ -42,26 +42,33 @@ template <class T>
 struct RunProblem {
   Prepared<T> p;
   RunLayout<T> layout;
-  int64_t anchors;          // rows below this are anchors
-  int64_t columns;          // how many there are
-  Buffer<int64_t> matches;  // [rows] columns of the row's label
+  int64_t anchors;                       // rows below this are anchors
+  const int64_t* self_index;             // null, or [anchors]: Pairs::self_index
+  Buffer<int64_t> positives, negatives;  // [rows] of an anchor, by row
 
-  explicit RunProblem(const Pairs<T>& pairs) : anchors(pairs.x.n), columns(pairs.y.n) {
+  explicit RunProblem(const Pairs<T>& pairs)
+      : anchors(pairs.x.n), self_index(pairs.self ? nullptr : pairs.self_index) {
     Pairs<T> all = pairs;
     if (!pairs.self) join(pairs, all);
     prepare(p, all, true);
-    matches.reset(p.x.n);
-    for (int64_t i = 0; i < p.x.n; ++i) matches[p.x.order[i]] = p.end[i] - p.begin[i];
+    positives.reset(p.x.n);
+    negatives.reset(p.x.n);
+    for (int64_t i = 0; i < p.x.n; ++i) {
+      positives[p.x.order[i]] = p.positives(i);
+      negatives[p.x.order[i]] = p.negatives(i);
+    }
     align_runs(p, layout);
   }
 
   bool is_anchor(int64_t at) const { return p.x.order[at] < anchors; }
   // Whether two positions of one class hold an anchor and a positive of it.
   bool is_pair(int64_t a, int64_t b) const {
-    return a != b && (p.self || is_anchor(a) != is_anchor(b));
+    if (p.self) return a != b;
+    const int64_t i = p.x.order[a], j = p.x.order[b];
+    if ((i < anchors) == (j < anchors)) return false;
+    const int64_t anchor = i < j ? i : j, reference = (i < j ? j : i) - anchors;
+    return self_index == nullptr || self_index[anchor] != reference;
   }
-  int64_t positives(int64_t row) const { return matches[row] - (p.self ? 1 : 0); }
-  int64_t negatives(int64_t row) const { return columns - matches[row]; }
 
   // Whether two panels share a class.
   bool overlap(int64_t px, int64_t py) const {
@@ -88,10 +95,14 @@ struct RunProblem {
       }
     }
     all.x = {rows_.get(), labels_.get(), n, pairs.dim};
+    if (pairs.self_index == nullptr) return;
+    own_.reset(n);
+    for (int64_t i = 0; i < n; ++i) own_[i] = i < pairs.x.n ? pairs.self_index[i] : -1;
+    all.self_index = own_.get();
   }
 
   Buffer<T> rows_;
-  Buffer<int64_t> labels_;
+  Buffer<int64_t> labels_, own_;
 };
 
 // A place for every pair of rows of a class that lies in one panel: by panel, by the distance

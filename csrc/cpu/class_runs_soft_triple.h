@@ -29,6 +29,7 @@ struct SoftTripleProblem {
     Pairs<T> swapped = pairs;
     swapped.x = pairs.y;
     swapped.y = pairs.x;
+    swapped.self_index = nullptr;
     prepare(p, swapped, true);
     align_runs(p, layout);
   }

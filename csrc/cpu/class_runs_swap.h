@@ -7,8 +7,9 @@
 namespace dmlap::cpu::DMLAP_ISA {
 
 // Of a row and a column: their distance; of a pair of rows as well. Of rows that are no pair -inf,
-// so that they violate nothing.
-template <class T, bool kSmooth>
+// so that they violate nothing. kOwn: some anchor is no pair with a reference of another class, so
+// that a column may be at the distance +inf of one row of a pair alone.
+template <class T, bool kSmooth, bool kOwn>
 struct SwapTerms {
   using V = typename Simd<T>::V;
   static constexpr T kNoPair = -kInf<T>;
@@ -28,7 +29,7 @@ struct SwapTerms {
 
   void add(V a, V b, V own, V* sums) const {
     const V one = V{} + T(1);
-    const V violation = policy.violation(own, a, b);
+    const V violation = this->violation(a, b, own);
     if constexpr (kSmooth) {
       const V term = vsoftplus(violation);
       sums[0] += term;
@@ -45,8 +46,13 @@ struct SwapTerms {
     return {sums[0], int64_t(sums[1]), sums[h], int64_t(sums[h + 1])};
   }
 
+  V violation(V a, V b, V own) const {
+    const V all = policy.violation(own, a, b);
+    if constexpr (!kOwn) return all;
+    return (a < kInf<T>)&(b < kInf<T>) ? all : V{} - kInf<T>;
+  }
   V slope(V a, V b, V own) const {
-    const V violation = policy.violation(own, a, b);
+    const V violation = this->violation(a, b, own);
     if constexpr (kSmooth) return vsigmoid(violation);
     return violation > 0 ? V{} + T(1) : V{};
   }
@@ -81,19 +87,27 @@ struct TripletSwapKernels {
 
   static size_t saved_bytes(const Pairs<T>&, const LossOptions&) { return sizeof(SavedHeader); }
   static void forward(const Pairs<T>& pairs, const LossOptions& options, const ForwardOut<T>& out) {
-    if (options.params[1] != 0) {
-      forward_runs<T, SwapTerms<T, true>>(pairs, options, out);
-    } else {
-      forward_runs<T, SwapTerms<T, false>>(pairs, options, out);
-    }
+    with_terms(pairs, options, [&](auto terms) {
+      forward_runs<T, typename decltype(terms)::Type>(pairs, options, out);
+    });
   }
   static void backward(const Pairs<T>& pairs, const LossOptions& options,
                        const BackwardArgs<T>& args) {
-    if (options.params[1] != 0) {
-      backward_runs<T, SwapTerms<T, true>>(pairs, options, args);
-    } else {
-      backward_runs<T, SwapTerms<T, false>>(pairs, options, args);
-    }
+    with_terms(pairs, options, [&](auto terms) {
+      backward_runs<T, typename decltype(terms)::Type>(pairs, options, args);
+    });
+  }
+
+ private:
+  template <class Terms>
+  struct Of {
+    using Type = Terms;
+  };
+  template <class F>
+  static void with_terms(const Pairs<T>& pairs, const LossOptions& options, F f) {
+    const bool smooth = options.params[1] != 0, own = !pairs.self && pairs.self_index != nullptr;
+    if (smooth) return own ? f(Of<SwapTerms<T, true, true>>{}) : f(Of<SwapTerms<T, true, false>>{});
+    own ? f(Of<SwapTerms<T, false, true>>{}) : f(Of<SwapTerms<T, false, false>>{});
   }
 };
 

@@ -109,7 +109,7 @@ inline void forward_runs(const Pairs<T>& pairs, const LossOptions& options,
   for (int64_t at = 0; at < p.x.n; ++at) {
     if (p.x.rank[at] == INT32_MAX || !problem.is_anchor(at)) continue;
     const int64_t row = p.x.order[at];
-    const int64_t count = terms.count(problem.positives(row), problem.negatives(row));
+    const int64_t count = terms.count(problem.positives[row], problem.negatives[row]);
     all.add(totals[at]);
     total.count += count;
     if (options.reduction != Reduction::none) continue;
@@ -144,7 +144,7 @@ inline void backward_runs(const Pairs<T>& pairs, const LossOptions& options,
     const int64_t row = p.x.order[at];
     coefficient[at] = 0;
     if (p.x.rank[at] == INT32_MAX || !problem.is_anchor(at)) continue;
-    const int64_t count = terms.count(problem.positives(row), problem.negatives(row));
+    const int64_t count = terms.count(problem.positives[row], problem.negatives[row]);
     coefficient[at] = upstream.at(row, 0, count);
   }
   const int64_t nx = pairs.x.n, ny = p.self ? 0 : pairs.y.n;

@@ -357,8 +357,9 @@ inline void sweep_positives(const Prepared<T>& p, AnchorState<T>* anchors, Visit
     const int64_t last = block * 32 + 32 < p.x.n ? block * 32 + 32 : p.x.n;
     for (int64_t i = block * 32; i < last; ++i) {
       const T* row = p.x.row(i);
+      const int64_t itself = p.itself(i);
       for (int64_t j = p.begin[i]; j < p.end[i]; ++j) {
-        if (!p.self || i != j) visit(anchors[i], p.pair(row, p.y().row(j)), j);
+        if (j != itself) visit(anchors[i], p.pair(row, p.y().row(j)), j);
       }
     }
   });

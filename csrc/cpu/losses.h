@@ -119,11 +119,11 @@ struct GroupTotal {
 
 template <class T>
 inline int64_t positives_of(const Prepared<T>& p, int64_t anchor) {
-  return p.end[anchor] - p.begin[anchor] - (p.self ? 1 : 0);
+  return p.positives(anchor);
 }
 template <class T>
 inline int64_t negatives_of(const Prepared<T>& p, int64_t anchor) {
-  return p.y().n - (p.end[anchor] - p.begin[anchor]);
+  return p.negatives(anchor);
 }
 
 template <class T>

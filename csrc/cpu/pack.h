@@ -55,9 +55,26 @@ struct Prepared {
   bool poisoned = false;       // some row is not finite, or its square overflows
   bool any_short = false;      // cosine: some row is too short to be normalised
   Buffer<int64_t> begin, end;  // [x.n] positions of y with the label of x's position
+  Buffer<int64_t> own;         // null, or [x.panels * kWidth]: Pairs::self_index by position
   int64_t ranks = 0;
 
   const Side<T>& y() const { return self ? x : y_storage; }
+  // The position of y that is the anchor itself, -1 for none: no pair of the two.
+  int64_t itself(int64_t anchor) const {
+    if (self) return anchor;
+    return own.get() == nullptr ? -1 : own[anchor];
+  }
+  int64_t positives(int64_t anchor) const {
+    return end[anchor] - begin[anchor] - in_class(anchor, itself(anchor));
+  }
+  int64_t negatives(int64_t anchor) const {
+    const int64_t at = itself(anchor);
+    return y().n - (end[anchor] - begin[anchor]) - (at >= 0 && !in_class(anchor, at));
+  }
+  bool in_class(int64_t anchor, int64_t at) const {
+    return begin[anchor] <= at && at < end[anchor];
+  }
+
   bool euclidean() const { return distance == Distance::euclidean; }
   bool dot() const { return distance == Distance::dot; }
   // Squared distance -> distance, where no square root is taken.
@@ -296,6 +313,21 @@ inline void pack_side(Prepared<T>& p, Side<T>& side, const T* centre) {
   for (int64_t i = 0; i < side.panels; ++i) p.poisoned |= side.trouble[i] != 0;
 }
 
+// Prepared::own; indices that are no rows of y leave nothing out.
+template <class T>
+inline void place_own(Prepared<T>& p, const int64_t* self_index) {
+  const Side<T>& y = p.y_storage;
+  const int64_t padded = (p.x.n + Tile<T>::kWidth - 1) / Tile<T>::kWidth * Tile<T>::kWidth;
+  Buffer<int64_t> position(y.n);
+  for (int64_t j = 0; j < y.n; ++j) position[y.order[j]] = j;
+  p.own.reset(padded);
+  p.own.fill(padded, -1);
+  for (int64_t i = 0; i < p.x.n; ++i) {
+    const int64_t row = self_index[p.x.order[i]];
+    if (row >= 0 && row < y.n) p.own[i] = position[row];
+  }
+}
+
 // Rows, labels and positives; panels too if asked for.
 template <class T>
 DMLAP_ONCE void prepare(Prepared<T>& p, const Pairs<T>& pairs, bool panels) {
@@ -331,6 +363,7 @@ DMLAP_ONCE void prepare(Prepared<T>& p, const Pairs<T>& pairs, bool panels) {
       for (int64_t i = 0; i < side.n; ++i) p.any_short |= side.scale[i] >= T(1 / kNormalizeEps);
     }
   }
+  if (!p.self && pairs.self_index != nullptr) place_own(p, pairs.self_index);
   // The address of an empty tensor may be null.
   if (pairs.x.labels != nullptr || pairs.y.labels != nullptr) {
     p.begin.reset(p.x.n);

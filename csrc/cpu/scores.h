@@ -19,13 +19,18 @@ class ScoreWorker {
         classes_(classes),
         column_class_(column_class),
         class_size_(class_size),
-        sums_(classes) {}
+        sums_(classes),
+        pairs_(classes) {}
 
   // Anchors at positions begin .. end - 1, one class, of rank `rank`.
   void operator()(int64_t begin, int64_t end, T* mean, T* least) {
     for (int64_t c = 0; c < classes_; ++c) {
       sums_[c] = 0;
+      pairs_[c] = class_size_[c] * (end - begin);
       least[c] = kInf<T>;
+    }
+    for (int64_t i = begin; i < end; ++i) {
+      if (!p_.self && p_.itself(i) >= 0) --pairs_[column_class_[p_.itself(i)]];
     }
     for (int64_t tile_row = begin / P::kRows * P::kRows; tile_row < end; tile_row += P::kRows) {
       for (int64_t py = 0; py < p_.y().panels; ++py) {
@@ -40,7 +45,7 @@ class ScoreWorker {
       }
     }
     for (int64_t c = 0; c < classes_; ++c) {
-      mean[c] = poison_(sums_[c] / (double(class_size_[c]) * double(end - begin)));
+      mean[c] = poison_(sums_[c] / double(pairs_[c] > 0 ? pairs_[c] : 1));
       least[c] = poison_(p_.from_squared(least[c]));
     }
   }
@@ -68,6 +73,7 @@ class ScoreWorker {
   const int32_t* column_class_;
   const int64_t* class_size_;
   Buffer<double> sums_;
+  Buffer<int64_t> pairs_;
 };
 
 template <class T>

@@ -223,8 +223,9 @@ struct SoftKernels {
   static void finish_anchor(const Policy& policy, const Prepared<T>& p, const SavedSoft<T>& saved,
                             int64_t i, AnchorState<T>& a) {
     ExponentSum<T> sum;
+    const int64_t itself = p.itself(i);
     for (int64_t j = p.begin[i]; j < p.end[i]; ++j) {
-      if (p.self && i == j) continue;
+      if (j == itself) continue;
       const T d = p.from_squared(p.pair(p.x.row(i), p.y().row(j)));
       if (kept_positive(policy, d, saved.near[i])) sum.add(policy.positive(d));
     }
@@ -248,8 +249,9 @@ struct SoftKernels {
   static void finish_pairs(const Policy& policy, const Prepared<T>& p, const SavedSoft<T>& saved,
                            int64_t i, AnchorState<T>& a) {
     double push = 0;
+    const int64_t itself = p.itself(i);
     for (int64_t j = p.begin[i]; j < p.end[i]; ++j) {
-      if (p.self && i == j) continue;
+      if (j == itself) continue;
       const T d = p.from_squared(p.pair(p.x.row(i), p.y().row(j)));
       const PairTerm<T> t = policy.pair(policy.positive(d), pair_zn(p, saved, i, j));
       a.term[0] += t.value;
@@ -345,8 +347,9 @@ struct SoftKernels {
     };
     parallel_for(p.row_threads, p.x.n, [&](int64_t i) {
       double push = 0;
+      const int64_t itself = p.itself(i);
       for (int64_t j = p.begin[i]; j < p.end[i]; ++j) {
-        if (p.self && i == j) continue;
+        if (j == itself) continue;
         push += by_zn(i, j, saved.zn[i]);
         if (p.self) push += by_zn(j, i, saved.zn[i]);
       }
@@ -354,7 +357,10 @@ struct SoftKernels {
     });
     if (p.self) return;
     for (int64_t i = 0; i < p.x.n; ++i) {
-      for (int64_t j = p.begin[i]; j < p.end[i]; ++j) y.push[j] += by_zn(i, j, column_zn[j]);
+      const int64_t itself = p.itself(i);
+      for (int64_t j = p.begin[i]; j < p.end[i]; ++j) {
+        if (j != itself) y.push[j] += by_zn(i, j, column_zn[j]);
+      }
     }
   }
 

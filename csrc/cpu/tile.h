@@ -68,7 +68,7 @@ struct DistanceTile {
   }
 
   // drop_equal: pairs of one class do not count. upper: only columns behind the row do, because
-  // both panels are the same one.
+  // both panels are the same one. A pair of Prepared::own never counts.
   void compute(const Prepared<T>& p, int64_t panel_x, int row, int64_t panel_y, bool drop_equal,
                bool upper) {
     const Side<T>& y = p.y();
@@ -97,6 +97,7 @@ struct DistanceTile {
     }
     has_near = false;
     if (drop_equal || upper) mask(p, i0, j0, drop_equal, upper);
+    if (__builtin_expect(p.own.get() != nullptr, 0)) drop_own(p, i0, j0);
     const T bound = kNear<T> * (p.x.panel_norm[panel_x] + y.panel_norm[panel_y]);
     if (__builtin_expect(bits(least < splat<T>(bound)) != 0, 0)) refine(p, i0, j0);
   }
@@ -118,6 +119,23 @@ struct DistanceTile {
         d2[r][c] = gone ? splat<T>(kInf<T>) : d2[r][c];
       }
     }
+    find_least();
+  }
+
+  // Leaves out the pairs of an anchor and itself.
+  __attribute__((noinline)) void drop_own(const Prepared<T>& p, int64_t i0, int64_t j0) {
+    T* d = reinterpret_cast<T*>(d2);
+    bool any = false;
+    for (int r = 0; r < P::kRows; ++r) {
+      const int64_t c = p.own[i0 + r] - j0;
+      if (c < 0 || c >= P::kWidth) continue;
+      d[r * P::kWidth + c] = kInf<T>;
+      any = true;
+    }
+    if (any) find_least();
+  }
+
+  void find_least() {
     least = d2[0][0];
     for (int r = 0; r < P::kRows; ++r) {
       for (int c = 0; c < P::kVectors; ++c) least = vmin(d2[r][c], least);
@@ -140,10 +158,7 @@ struct DistanceTile {
       }
       has_near |= near[r] != 0;
     }
-    least = splat<T>(kInf<T>);
-    for (int r = 0; r < P::kRows; ++r) {
-      for (int c = 0; c < P::kVectors; ++c) least = vmin(d2[r][c], least);
-    }
+    find_least();
   }
 };
 

@@ -208,14 +208,16 @@ class AllMiner {
   // Thresholds and distances of the negatives, ascending.
   void gather(int64_t i, const T* d2) {
     const Keyed<T>* sorted = sorter_.sort(d2, p_.y().n);
+    const int64_t itself = p_.itself(i);
     positives_ = negatives_ = 0;
     for (int64_t k = 0; k < p_.y().n; ++k) {
       const int64_t j = sorted[k].at;
+      if (j == itself) continue;
       const T d = p_.from_squared(sorted[k].value());
-      if (j < p_.begin[i] || j >= p_.end[i]) {
+      if (!p_.in_class(i, j)) {
         negative_at_[negatives_] = j;
         negative_[negatives_++] = d;
-      } else if (!p_.self || j != i) {
+      } else {
         positive_at_[positives_] = j;
         threshold_[positives_++] = d + policy_.margin;
       }

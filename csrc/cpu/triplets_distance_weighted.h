@@ -29,8 +29,9 @@ class WeightedChoice {
   int64_t choose(int64_t i, const T* d2) {
     if (!weigh(i, d2)) return 0;
     int64_t count = 0;
+    const int64_t itself = p_.itself(i);
     for (int64_t j = p_.begin[i]; j < p_.end[i]; ++j) {
-      if (p_.self && i == j) continue;
+      if (j == itself) continue;
       positive[count] = j;
       negative[count] = first_beyond(draw_.uniform01(p_.x.order[i], count) * before_[segments_]);
       ++count;

@@ -38,7 +38,7 @@ class SemihardChoice {
 
   int64_t choose(int64_t i, const T* d2) {
     const Keyed<T>* sorted = sorter_.sort(d2, p_.y().n);
-    const auto is_positive = [&](Int j) { return j >= p_.begin[i] && j < p_.end[i]; };
+    const int64_t itself = p_.itself(i);
     // From the farthest down, by groups of equal distance.
     int64_t count = 0;
     Int beyond = -1, farthest = -1;
@@ -47,9 +47,10 @@ class SemihardChoice {
       Int first_negative = -1;
       do {
         const Int j = sorted[--k].at;
-        if (!is_positive(j)) {
+        if (j == itself) continue;
+        if (!p_.in_class(i, j)) {
           first_negative = j;
-        } else if (!p_.self || j != i) {
+        } else {
           positive[count] = j;
           negative[count++] = beyond;
         }

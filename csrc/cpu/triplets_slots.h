@@ -87,7 +87,7 @@ struct PositiveSlots {
         if (few_positives(p, i) == 0) continue;
         const int64_t first = p.begin[i] > py * W ? p.begin[i] : py * W;
         for (int64_t j = first; j < p.end[i] && j < py * W + W; ++j) {
-          if (p.self && i == j) continue;
+          if (j == p.itself(i)) continue;
           insert(i, count[i - i0]++, value[(i - i0) * W + j - py * W], j);
         }
       }

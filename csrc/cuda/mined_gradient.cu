@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(kThreads) anchors_kernel(Sides s, MinedPairs i
 __device__ inline void add_as_positive(const Sides& s, const MinedPairs& in, int64_t j, float* gy) {
   const int begin = s.col_first[j], end = s.col_last[j];
   if (begin == end) return;
-  // In the self case the anchor itself has no slot.
+  // The slot is one less where the anchor itself is before the reference.
   const int64_t place = j - s.first[begin] - in.window.base;
   if (place < 0 || place > in.window.slots) return;
   const bool squares = from_differences(s.distance);
@@ -45,8 +45,8 @@ __device__ inline void add_as_positive(const Sides& s, const MinedPairs& in, int
     const float y = s.y[j * s.dim + k];
     float sum = 0;
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t slot = place - (s.self && j > i ? 1 : 0);
-      if (slot < 0 || slot >= in.window.slots || (s.self && i == j)) continue;
+      const int64_t slot = slot_of(s, i, j) - in.window.base;
+      if (slot < 0 || slot >= in.window.slots) continue;
       const int64_t at = slot * s.rows + i, n = in.negative[at];
       if (n < 0) continue;
       sum += pull(squares, in.anchor_positive[at], y, s.x[i * s.dim + k]);

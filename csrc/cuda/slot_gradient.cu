@@ -43,7 +43,7 @@ struct Members {
     if (!positives) return {0, slots_from(positives_of(s, m), in.window.base, in.window.slots)};
     const int begin = s.col_first[m], count = s.col_last[m] - begin;
     if (count == 0) return {0, 0};
-    // In the self case the slot is one less for the anchors before the member.
+    // The slot is one less where the anchor itself is before the member.
     const int64_t slot = m - s.first[begin] - in.window.base;
     const bool in_window = slot >= 0 && slot <= in.window.slots;
     return {begin, in_window ? count : 0};
@@ -55,14 +55,15 @@ struct Members {
       return {k * s.rows + m, m, static_cast<int>(positive_at(s, m, in.window.base + k))};
     }
     const int64_t i = of.first + k;
-    const int64_t slot = m - s.first[i] - in.window.base - (s.self && m > i ? 1 : 0);
-    if (slot < 0 || slot >= in.window.slots || (s.self && i == m)) return {-1, 0, 0};
+    const int64_t slot = slot_of(s, i, m) - in.window.base;
+    if (slot < 0 || slot >= in.window.slots) return {-1, 0, 0};
     return {slot * s.rows + i, i, static_cast<int>(i)};
   }
 
-  // d loss / d d of the pair of a member and a negative; `other` is the third distance.
-  __device__ float weight(const Partner& p, float d, float other) const {
-    if (p.at < 0) return 0;
+  // d loss / d d of the pair of a member and a row of another class, which is a negative unless it
+  // is the anchor itself; `other` is the third distance.
+  __device__ float weight(const Partner& p, int64_t opposite, float d, float other) const {
+    if (p.at < 0 || own_column(s, p.anchor) == opposite) return 0;
     const SlotRule& rule = in.rule;
     if (rule.kind == SlotKind::angular) {
       const float power = expf(rule.angular.exponent(2 - d - other));
@@ -113,14 +114,15 @@ __device__ inline void add_members(const Sides& g, const Sides& third, const Mem
       const Partner partner = members.partner(m, members.partners(m), k);
       const int at = row * Square::kScorePitch + n;
       const float other = has_third ? scores[kThirdAt + across] : 0.f;
-      scores[kWeightsAt + at] += members.weight(partner, scores[at], other);
+      scores[kWeightsAt + at] +=
+          members.weight(partner, members_are_rows ? j : i, scores[at], other);
     }
   }
 }
 
 // d loss / d d of the positive pair of an anchor and column j of its run.
 __device__ inline float positive_weight(const Sides& s, const SlotPairs& in, int64_t i, int64_t j) {
-  const int64_t slot = j - s.first[i] - in.window.base - (s.self && j > i ? 1 : 0);
+  const int64_t slot = slot_of(s, i, j) - in.window.base;
   return slot >= 0 && slot < in.window.slots ? in.by_distance[slot * s.rows + i] : 0.f;
 }
 

@@ -122,8 +122,7 @@ __global__ void __launch_bounds__(kThreads, kThird ? 1 : 2)
       finish_slot<kThird>(s, in, out, a.i, base + slot, dp[at], values[at], sums);
     }
     if (in.weight != nullptr) continue;
-    if (a.part == 0 && slots > 0)
-      sums.count = slots * static_cast<double>(s.cols - (a.last - a.first));
+    if (a.part == 0 && slots > 0) sums.count = slots * static_cast<double>(a.negatives(s));
     sums.write(a, out.sums);
   }
 }

@@ -16,14 +16,26 @@ constexpr int kRowThreads = kThreads / Narrow::kM;
 constexpr int kRowsOfWarp = 32 / kRowThreads;
 constexpr int kTable = Narrow::kM * kSlots;  // entries of a table [kM][kSlots]
 
-__device__ inline int positives_of(const Sides& s, int64_t i) {
-  return i < s.rows ? s.last[i] - s.first[i] - (s.self ? 1 : 0) : 0;
+// The column of the anchor's run that is the anchor itself, and so left out; beyond all for none.
+__device__ inline int64_t left_out(const Sides& s, int64_t i) {
+  const int64_t own = own_column(s, i);
+  return own >= s.first[i] && own < s.last[i] ? own : s.cols;
 }
 
-// Column of the positive in a slot: the anchor itself is left out.
+__device__ inline int positives_of(const Sides& s, int64_t i) {
+  return i < s.rows ? s.last[i] - s.first[i] - (left_out(s, i) < s.cols ? 1 : 0) : 0;
+}
+
+// Column of the positive in a slot.
 __device__ inline int64_t positive_at(const Sides& s, int64_t i, int64_t slot) {
   const int64_t j = s.first[i] + slot;
-  return j + (s.self && j >= i ? 1 : 0);
+  return j + (j >= left_out(s, i) ? 1 : 0);
+}
+
+// Slot of a column of the anchor's run; -1 of the one that is left out.
+__device__ inline int64_t slot_of(const Sides& s, int64_t i, int64_t j) {
+  const int64_t out = left_out(s, i);
+  return j == out ? -1 : j - s.first[i] - (j > out ? 1 : 0);
 }
 
 // How many of `count` positives have slots from `base` on, `most` at most; may be negative.
@@ -61,6 +73,7 @@ struct Anchor {
   int row, part;  // in the tile; of the threads of the anchor
   int64_t i;
   int first, last, count;  // its run of columns, and how many positives are in it
+  int own;                 // the column that is the anchor itself, -1 for none
   bool exists;
 
   __device__ Anchor(const Sides& s, int64_t row0)
@@ -69,10 +82,16 @@ struct Anchor {
     first = exists ? s.first[i] : 0;
     last = exists ? s.last[i] : 0;
     count = positives_of(s, i);
+    own = exists ? static_cast<int>(own_column(s, i)) : -1;
   }
 
+  __device__ bool within(int64_t j) const { return j >= first && j < last; }
   __device__ bool negative(const Sides& s, int64_t j) const {
-    return exists && j < s.cols && (j < first || j >= last);
+    return exists && j < s.cols && !within(j) && j != own;
+  }
+  // How many there are.
+  __device__ int64_t negatives(const Sides& s) const {
+    return s.cols - (last - first) - (own >= 0 && !within(own) ? 1 : 0);
   }
   // Whether the thread owns a slot of one of the anchors of its warp.
   __device__ bool owns(int row_of_warp, int slot) const {

@@ -26,6 +26,9 @@ struct Strip {
   int step, count;
   int from, to;    // partners [from, to) are positive
   int64_t itself;  // no partner; -1: none
+  // Neither are those whose entry here is `number`; or null.
+  const int* of_partners;
+  int64_t number;
 
   // visit(d, partner, positive)
   template <class Visit>
@@ -34,8 +37,8 @@ struct Strip {
       const int64_t j = first + k * step;
       const float d = distances[k * pitch];
       const bool positive = j >= from && j < to;
-      // Columns that do not exist are infinitely far away.
-      if (j == itself || (!positive && d == INFINITY)) continue;
+      if (j == itself || (of_partners != nullptr && of_partners[j] == number)) continue;
+      if (!positive && d == INFINITY) continue;  // the column does not exist
       visit(d, static_cast<int>(j), positive);
     }
   }
@@ -105,7 +108,9 @@ __device__ inline void visit_row(const Sides& s, const Policy& policy, int64_t i
                        count,
                        s.first[i],
                        s.last[i],
-                       s.self ? i : -1};
+                       own_column(s, i),
+                       s.col_itself,
+                       i};
   typename Policy::State state = own;
   policy.visit(state, policy.params(i), strip);
   own = state;
@@ -129,7 +134,9 @@ __device__ inline void visit_columns(const Sides& s, const Policy& policy, const
                          static_cast<int>(least(rows.end - first, kQuarter)),
                          s.col_first[j],
                          s.col_last[j],
-                         -1};
+                         -1,
+                         nullptr,
+                         j};
     policy.visit(state, policy.params(j), strip);
   }
   exchange[threadIdx.x] = state;

@@ -52,6 +52,17 @@ __device__ inline float pull(bool squares, float factor, float a, float b) {
   return squares ? factor * (a - b) : -factor * b;
 }
 
+// The column that is the anchor itself, -1 for none. The pair of the two does not exist.
+__device__ inline int64_t own_column(const Sides& s, int64_t i) {
+  if (s.self) return i;
+  return s.itself == nullptr ? -1 : s.itself[i];
+}
+
+// Whether the pair is that of a column and its own row, in exchanged sides.
+__device__ inline bool is_own_row(const Sides& s, int64_t i, int64_t j) {
+  return s.col_itself != nullptr && s.col_itself[j] == i;
+}
+
 // Sum over the warp, the same in every lane.
 __device__ inline float warp_sum(float value) {
   for (int mask = 16; mask > 0; mask /= 2) value += __shfl_xor_sync(kWholeWarp, value, mask);
@@ -196,11 +207,10 @@ __device__ inline void distances_of(const Sides& s, const Rows& rows, int64_t co
           const float norms = s.x_norms[i] + s.y_norms[j];
           d = norms - (squares ? 2 * sums[m][n][e] : sums[m][n][e]);
           if (squares) {
-            if (s.self && i == j) {
-              d = 0;
-            } else if (d < kNear * norms) {
-              d = -1;  // marked
-              near = true;
+            if (d < kNear * norms) {
+              const bool exists = own_column(s, i) != j && !is_own_row(s, i, j);
+              d = exists ? -1 : 0;  // marked, or nothing that anyone reads
+              near = near || exists;
             } else {
               d = distance_of_square(s.distance, d);
             }

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dmlap_kernels.backends.extension import why_missing
 from dmlap_kernels.problem import (
     DISTANCES,
     REDUCTIONS,
@@ -31,15 +31,12 @@ _SCORE_ELEMENTS = 1 << 22
 @functools.cache
 def native() -> Any:
     """The extension, or as a str the reason why there is none."""
-    if importlib.util.find_spec("dmlap_kernels._native") is None:
-        return (
-            "the extension was not built (DMLAP_NATIVE=0, or the package was not installed); "
-            "reinstall with a C++ compiler"
-        )
+    if reason := why_missing():
+        return reason
     try:
         from dmlap_kernels import _native
     except ImportError as error:
-        return f"the extension does not load: {error}"
+        return f"the extension does not load: {error}; reinstall it, built on this machine"
     try:
         _native.simd_level()
     except RuntimeError as error:
@@ -196,6 +193,7 @@ class _Call:
         "labels",
         "params",
         "ref_labels",
+        "self_index",
         "source",
         "wants_refs",
         "x",
@@ -203,13 +201,14 @@ class _Call:
     )
 
     def __init__(self, spec: PairSpec, problem: PairProblem) -> None:
-        x, labels, y, ref_labels, params = problem[:5]
+        x, labels, y, ref_labels, params, self_index, _ = problem
         self.x = x = _rows(x)
         self.y = None if y is None else _rows(y)
         refs = x if self.y is None else self.y
         self.labels = labels.contiguous()
         self.ref_labels = self.labels if ref_labels is None else ref_labels.contiguous()
         self.params = None if params is None else params.contiguous()
+        self.self_index = None if self_index is None else self_index.contiguous()
         self.arguments = (
             *_pairs(x, refs, y is None, spec.distance, spec.normalize),
             self.labels.data_ptr(),
@@ -229,7 +228,8 @@ class _Call:
 
     def forward(self, loss: Tensor, saved: Tensor, keep: bool, *statistics: int) -> None:
         results = loss.data_ptr(), saved.data_ptr(), *statistics
-        self.kept = native().forward(*self.arguments, *results, _address(self.params), keep)
+        itself = _address(self.self_index)
+        self.kept = native().forward(*self.arguments, *results, _address(self.params), itself, keep)
 
     def backward(self, saved: Tensor, grad: Tensor) -> Gradients:
         gx = torch.empty(self.x.shape, dtype=self.x.dtype)
@@ -244,6 +244,7 @@ class _Call:
             gx.data_ptr(),
             _address(gy),
             _address(self.params),
+            _address(self.self_index),
             _address(g_anchor),
             self.kept,
         )
@@ -262,14 +263,17 @@ def _scores(
     first: int,
     count: int,
     ref_classes: Tensor,
+    self_index: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     mean = thresholds.new_empty(count, ref_classes.numel())
     low = torch.empty_like(mean)
     labels, ref_labels = labels.contiguous(), ref_labels.contiguous()
+    itself = None if self_index is None else self_index.contiguous()
     native().class_scores(
         *arguments,
         labels.data_ptr(),
         ref_labels.data_ptr(),
+        _address(itself),
         thresholds.data_ptr(),
         first,
         count,
@@ -288,6 +292,13 @@ def _loss_scores(
     ref_classes = torch.unique(y_labels)
     arguments = _pairs(x, y, problem.y is None, spec.distance, spec.normalize)
     mean, low = _scores(
-        arguments, problem.labels, y_labels, thresholds, 0, classes.numel(), ref_classes
+        arguments,
+        problem.labels,
+        y_labels,
+        thresholds,
+        0,
+        classes.numel(),
+        ref_classes,
+        problem.self_index,
     )
     return ClassScores(classes, ref_classes, mean, low)

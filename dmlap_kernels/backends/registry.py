@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from dmlap_kernels.backends import orders
+from dmlap_kernels.backends import fallback, orders
 from dmlap_kernels.problem import (
     Forward,
     Gradients,
@@ -102,7 +102,12 @@ def choose(name: str, spec: PairSpec | None, x: Tensor, y: Tensor | None = None)
     """
     kind = None if spec is None else (spec.loss, spec.distance, spec.normalize)
     key = (name, kind, x.device.type, x.dtype)
-    found = _chosen.get(key) or _chosen.setdefault(key, _choose(name, spec, *key[2:]))
+    found = _chosen.get(key)
+    if found is None:
+        found = _choose(name, spec, *key[2:])
+        if name == "auto":
+            _tell(spec, *key[2:])
+        _chosen[key] = found
     return found.at(x, y) if isinstance(found, _ByShape) else found
 
 
@@ -122,6 +127,15 @@ def _choose(
     entries = _entries(spec, device_type)
     taken = tuple(_first(entry, spec, device_type, dtype) for entry in entries)
     return taken[0] if len(set(taken)) == 1 else _ByShape(entries, taken)
+
+
+def _tell(spec: PairSpec | None, device_type: str, dtype: torch.dtype) -> None:
+    """Nothing falls back silently: warn where kernels made for the device do not run here."""
+    reasons = fallback.Reasons(lambda name: backends()[name].unavailable())
+    for entry in _entries(spec, device_type):
+        taken = _first(entry, spec, device_type, dtype).name
+        names = fallback.passed_over(device_type, entry.names, taken, reasons)
+        fallback.tell(device_type, names, taken, reasons)
 
 
 def _entries(spec: PairSpec | None, device_type: str) -> tuple[orders.Entry, ...]:
@@ -150,7 +164,8 @@ class Explanation(NamedTuple):
 
 def explain(spec: PairSpec | None, x: Tensor, y: Tensor | None = None) -> Explanation:
     """What `choose` makes of such a call with the name ``"auto"``, and why."""
-    taken = choose("auto", spec, x, y).name
+    chosen = _choose("auto", spec, x.device.type, x.dtype)
+    taken = (chosen.at(x, y) if isinstance(chosen, _ByShape) else chosen).name
     pairs, features = x.shape[0] * (x if y is None else y).shape[0], x.shape[1]
     found = _entries(spec, x.device.type)
     entry = next(one for one in found if pairs <= one.pairs and features <= one.features)

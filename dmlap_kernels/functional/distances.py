@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from dmlap_kernels import checks
+from dmlap_kernels.functional.documentation import documented
 from dmlap_kernels.functional.options import DISTANCE, Number, Result, run
 
 TRIPLET_MINING = ("hard", "semihard", "all", "distance_weighted")
@@ -16,6 +17,7 @@ _NONZERO_LOSS_CUTOFF = 1.4
 _LAST_SEED = 2**53 - 1
 
 
+@documented
 def fused_triplet_loss(
     embeddings: Tensor,
     labels: Tensor,
@@ -42,7 +44,7 @@ def fused_triplet_loss(
     ``[d(i, p) - d(i, n) + margin]+`` for the triplets (i, p, n) that ``mining`` picks.
 
     Args:
-        embeddings, labels, ref_embeddings, ref_labels: see the module's documentation.
+        {pairs}
         margin: finite number, in units of the distance.
         mining: ``"hard"``: the farthest positive and the nearest negative of each anchor.
             ``"semihard"``: each positive pair with the nearest negative that is farther than the
@@ -60,19 +62,30 @@ def fused_triplet_loss(
             Euclidean distance or farther are not drawn.
         seed: for distance-weighted mining, 0..2^53 - 1: the same seed draws the same triplets on
             every backend. None takes one from torch's default generator (`torch.manual_seed`);
-            under `torch.compile` a seed must be given, and every other one is compiled anew.
+            under `torch.compile` a new one at each call as well.
         distance: ``"euclidean"``, ``"sqeuclidean"`` or ``"cosine"``.
-        normalize, reduction, backend, precision, return_stats: see the module's documentation.
+        {normalize}
+        {reduction}
+        {run}
 
     Returns:
-        The loss, or (loss, `PairStats`). Agrees with pytorch-metric-learning's
-        ``TripletMarginLoss`` on all triplets and after ``BatchHardMiner`` and
-        ``DistanceWeightedMiner`` (which draws other negatives), and with sentence-transformers'
-        ``BatchSemiHardTripletLoss``; but for ``swap`` with references, where the former looks the
-        distance up in the matrix of the anchors.
+        {returns}
+        Agrees with pytorch-metric-learning's ``TripletMarginLoss`` on all triplets and after
+        ``BatchHardMiner`` and ``DistanceWeightedMiner`` (which draws other negatives), and with
+        sentence-transformers' ``BatchSemiHardTripletLoss``; but for ``swap`` with references, where
+        the former looks the distance up in the matrix of the anchors. Its defaults are others:
+        ``mining="all"``, ``margin=0.05``, ``normalize=True`` and ``reduction="mean_nonzero"``.
 
     Raises:
-        RuntimeError: distance-weighted mining under `torch.compile` without a seed.
+        {raises}
+
+    Example:
+        >>> import torch
+        >>> from dmlap_kernels import fused_triplet_loss
+        >>> embeddings = torch.randn(8, 16, requires_grad=True)
+        >>> labels = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
+        >>> loss = fused_triplet_loss(embeddings, labels, margin=0.2, mining="semihard")
+        >>> loss.backward()
     """
     problem = checks.pair_problem(embeddings, labels, ref_embeddings, ref_labels, self_index)
     checks.choice("mining", mining, TRIPLET_MINING)
@@ -115,6 +128,7 @@ def _seed(seed: int | None) -> Number:
     return drawn if torch.compiler.is_compiling() else float(drawn)
 
 
+@documented
 def fused_contrastive_loss(
     embeddings: Tensor,
     labels: Tensor,
@@ -126,8 +140,8 @@ def fused_contrastive_loss(
     neg_margin: float | Tensor = 1.0,
     squared: bool = False,
     distance: str = "euclidean",
-    normalize: bool = False,
-    reduction: str = "mean",
+    normalize: bool = True,
+    reduction: str = "mean_nonzero",
     backend: str = "auto",
     precision: str | None = None,
     return_stats: bool | str = False,
@@ -138,16 +152,30 @@ def fused_contrastive_loss(
     are ordered: (i, j) and (j, i) both count in the self case.
 
     Args:
-        embeddings, labels, ref_embeddings, ref_labels: see the module's documentation.
+        {pairs}
         pos_margin, neg_margin: finite numbers, in units of the distance.
         squared: square every hinge (the form of the paper).
         distance: ``"euclidean"``, ``"sqeuclidean"`` or ``"cosine"``.
-        normalize, reduction, backend, precision, return_stats: see the module's documentation;
-            positive and negative pairs are two groups of terms.
+        {normalize}
+        {two_groups}
+        {run}
 
     Returns:
-        The loss, or (loss, `PairStats`). Agrees with pytorch-metric-learning's ``ContrastiveLoss``
-        with ``MeanReducer`` (``"mean"``) and ``AvgNonZeroReducer`` (``"mean_nonzero"``).
+        {returns}
+        Agrees with pytorch-metric-learning's ``ContrastiveLoss``, defaults included.
+
+    Raises:
+        {raises}
+
+    Example:
+        >>> import torch
+        >>> from dmlap_kernels import fused_contrastive_loss
+        >>> embeddings = torch.randn(8, 16, requires_grad=True)
+        >>> labels = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
+        >>> loss, stats = fused_contrastive_loss(embeddings, labels, return_stats=True)
+        >>> loss.backward()
+        >>> int(stats.constraints)  # 8 ordered positive pairs and 48 negative ones
+        56
     """
     problem = checks.pair_problem(embeddings, labels, ref_embeddings, ref_labels, self_index)
     params = (
@@ -169,6 +197,7 @@ def fused_contrastive_loss(
     )
 
 
+@documented
 def fused_margin_loss(
     embeddings: Tensor,
     labels: Tensor,
@@ -179,8 +208,8 @@ def fused_margin_loss(
     margin: float | Tensor = 0.2,
     beta: float | Tensor = 1.2,
     distance: str = "euclidean",
-    normalize: bool = False,
-    reduction: str = "mean",
+    normalize: bool = True,
+    reduction: str = "mean_nonzero",
     backend: str = "auto",
     precision: str | None = None,
     return_stats: bool | str = False,
@@ -191,20 +220,35 @@ def fused_margin_loss(
     a positive pair counts once for each negative of its anchor, and the other way round.
 
     Args:
-        embeddings, labels, ref_embeddings, ref_labels: see the module's documentation.
+        {pairs}
         margin: finite number, in units of the distance.
         beta: the boundary between positive and negative distances: a number, or a floating tensor
             on the device of the embeddings, to which the gradient flows: () or (1,) for one
             boundary, (C,) for one a class, in which case labels must be in 0..C - 1.
         distance: ``"euclidean"``, ``"sqeuclidean"`` or ``"cosine"``.
-        normalize, backend, precision, return_stats: see the module's documentation.
+        {normalize}
         reduction: ``"mean"`` over triplets; ``"mean_nonzero"``: the sum over the number of strictly
             positive hinges of all triplets; ``"sum"``; ``"none"``: (B,), each anchor's mean over
             its triplets.
+        {run}
 
     Returns:
-        The loss, or (loss, `PairStats`). Agrees with pytorch-metric-learning's ``MarginLoss`` with
-        ``triplets_per_anchor="all"``, whose reducer is ``"mean_nonzero"``.
+        {returns}
+        Agrees with pytorch-metric-learning's ``MarginLoss`` with ``triplets_per_anchor="all"``,
+        defaults included.
+
+    Raises:
+        {raises}
+
+    Example:
+        >>> import torch
+        >>> from dmlap_kernels import fused_margin_loss
+        >>> embeddings = torch.randn(8, 16, requires_grad=True)
+        >>> labels = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
+        >>> beta = torch.full((4,), 1.2, requires_grad=True)  # a boundary for each class
+        >>> fused_margin_loss(embeddings, labels, beta=beta).backward()
+        >>> beta.grad.shape
+        torch.Size([4])
     """
     problem = checks.pair_problem(embeddings, labels, ref_embeddings, ref_labels, self_index)
     problem = problem._replace(anchor_params=checks.per_anchor("beta", beta, problem))
@@ -222,6 +266,7 @@ def fused_margin_loss(
     )
 
 
+@documented
 def fused_lifted_structure_loss(
     embeddings: Tensor,
     labels: Tensor,
@@ -231,9 +276,9 @@ def fused_lifted_structure_loss(
     self_index: Tensor | None = None,
     pos_margin: float | Tensor = 0.0,
     neg_margin: float | Tensor = 1.0,
-    form: str = "generalized",
+    form: str = "original",
     distance: str = "euclidean",
-    normalize: bool = False,
+    normalize: bool = True,
     reduction: str = "mean",
     backend: str = "auto",
     precision: str | None = None,
@@ -241,23 +286,37 @@ def fused_lifted_structure_loss(
 ) -> Result:
     """Lifted structure loss (1511.06452; the generalised form 1703.07737, section 2).
 
+    Original, per positive pair (i, p): ``[log(sum_N(i) e^(neg_margin - d(i, n)) + sum_N(p)
+    e^(neg_margin - d(p, n))) + d(i, p) - pos_margin]+ ^ 2 / 2``; the negatives of a reference p are
+    the anchors of other labels. Where neither has negatives, as in a batch of one class, the
+    logarithm is -inf and the term 0, by the paper's equation 4.
     Generalised, per anchor: ``[log sum_P e^(d - pos_margin) + log sum_N e^(neg_margin - d)]+``,
-    where the logarithm of an empty sum counts as 0; every anchor is a term. Original, per positive
-    pair (i, p): ``[log(sum_N(i) e^(neg_margin - d(i, n)) + sum_N(p) e^(neg_margin - d(p, n))) +
-    d(i, p) - pos_margin]+ ^ 2 / 2``; the negatives of a reference p are the anchors of other
-    labels.
+    where the logarithm of an empty sum counts as 0; every anchor is a term.
 
     Args:
-        embeddings, labels, ref_embeddings, ref_labels: see the module's documentation.
+        {pairs}
         pos_margin, neg_margin: finite numbers, in units of the distance.
-        form: ``"generalized"`` or ``"original"``.
+        form: ``"original"`` or ``"generalized"``.
         distance: ``"euclidean"``, ``"sqeuclidean"`` or ``"cosine"``.
-        normalize, reduction, backend, precision, return_stats: see the module's documentation.
+        {normalize}
+        {reduction}
+        {run}
 
     Returns:
-        The loss, or (loss, `PairStats`). Agrees with pytorch-metric-learning's
-        ``GeneralizedLiftedStructureLoss`` and ``LiftedStructureLoss``; of the latter without
-        references, as it compares indices of anchors with indices of references.
+        {returns}
+        Agrees with pytorch-metric-learning's ``LiftedStructureLoss``, defaults included, and
+        ``GeneralizedLiftedStructureLoss``; of the former without references, as it compares indices
+        of anchors with indices of references.
+
+    Raises:
+        {raises}
+
+    Example:
+        >>> import torch
+        >>> from dmlap_kernels import fused_lifted_structure_loss
+        >>> embeddings = torch.randn(8, 16, requires_grad=True)
+        >>> labels = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
+        >>> fused_lifted_structure_loss(embeddings, labels, form="generalized").backward()
     """
     problem = checks.pair_problem(embeddings, labels, ref_embeddings, ref_labels, self_index)
     checks.choice("form", form, LIFTED_FORMS)

@@ -149,7 +149,7 @@ def _alike(numbers: Sequence[Number], x: Tensor) -> list[Tensor]:
     device = torch.device("cpu") if on_cpu else x.device
     dtype = torch.float64 if device.type in ("cpu", "cuda") else compute_dtype(x.dtype)
     # A product, because torch.compile takes another Python number for another operand only there.
-    one = torch.ones((), dtype=dtype, device=device)
+    one = x.new_ones((), dtype=dtype, device=device)
     return [p.to(device, dtype) if isinstance(p, Tensor) else one * p for p in numbers]
 
 

@@ -1,15 +1,11 @@
-"""Losses between embeddings and proxies, the learnable stand-ins of classes.
-
-Common to them: ``proxies`` (N, D) on the device of the embeddings and ``proxy_labels`` (N,) of any
-integer dtype, None for 0..N - 1 in this order. Gradients flow to both tensors. Where the dtypes
-differ, as under autocast, both are brought to the wider one.
-"""
+"""Losses between embeddings and proxies, the learnable stand-ins of classes."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 from dmlap_kernels import checks
+from dmlap_kernels.functional.documentation import documented
 from dmlap_kernels.functional.options import (
     INNER_PRODUCT,
     SIMILARITY,
@@ -21,6 +17,7 @@ from dmlap_kernels.functional.options import (
 from dmlap_kernels.problem import PairProblem
 
 
+@documented
 def fused_proxy_nca_loss(
     embeddings: Tensor,
     labels: Tensor,
@@ -41,13 +38,29 @@ def fused_proxy_nca_loss(
     proxies of its label and all proxies. Embeddings of a label without proxies are left out.
 
     Args:
-        embeddings, labels, proxies, proxy_labels: see the module's documentation.
+        {proxies}
         softmax_scale: more than 0.
         distance: ``"sqeuclidean"``, ``"euclidean"``, ``"cosine"`` or ``"dot"``.
-        normalize, reduction, backend, precision, return_stats: see `dmlap_kernels.functional`.
+        {normalize}
+        {reduction}
+        {run}
 
     Returns:
-        The loss, or (loss, `PairStats`). Agrees with pytorch-metric-learning's ``ProxyNCALoss``.
+        {returns}
+        Agrees with pytorch-metric-learning's ``ProxyNCALoss``, defaults included.
+
+    Raises:
+        {raises}
+
+    Example:
+        >>> import torch
+        >>> from dmlap_kernels import fused_proxy_nca_loss
+        >>> embeddings = torch.randn(8, 16, requires_grad=True)
+        >>> labels = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
+        >>> proxies = torch.randn(4, 16, requires_grad=True)
+        >>> fused_proxy_nca_loss(embeddings, labels, proxies).backward()
+        >>> proxies.grad.shape
+        torch.Size([4, 16])
     """
     problem = checks.proxy_problem(embeddings, labels, proxies, proxy_labels)
     return run_exponents(
@@ -64,6 +77,7 @@ def fused_proxy_nca_loss(
     )
 
 
+@documented
 def fused_proxy_anchor_loss(
     embeddings: Tensor,
     labels: Tensor,
@@ -85,16 +99,32 @@ def fused_proxy_anchor_loss(
     ``log(1 + sum_N e^(alpha (s + margin)))``: two groups of terms. The proxies are the anchors.
 
     Args:
-        embeddings, labels, proxies, proxy_labels: see the module's documentation.
+        {proxies}
         margin: finite number, in units of the similarity.
         alpha: scale of the similarities, more than 0.
         distance: ``"cosine"`` or ``"dot"``.
-        normalize, backend, precision, return_stats: see `dmlap_kernels.functional`.
-        reduction: likewise; ``"none"`` gives (N,), the sum of both terms of each proxy.
+        {normalize}
+        reduction: ``"mean"`` over the terms of the batch; ``"mean_nonzero"``: the sum of the terms
+            greater than 0 over their number; ``"sum"``; ``"none"``: (N,), the sum of both terms of
+            each proxy. The two groups of terms are reduced apart, and added.
+        {run}
 
     Returns:
-        The loss, or (loss, `PairStats`). Agrees with pytorch-metric-learning's
-        ``ProxyAnchorLoss``.
+        {returns}
+        Agrees with pytorch-metric-learning's ``ProxyAnchorLoss``, defaults included.
+
+    Raises:
+        {raises}
+
+    Example:
+        >>> import torch
+        >>> from dmlap_kernels import fused_proxy_anchor_loss
+        >>> embeddings = torch.randn(8, 16, requires_grad=True)
+        >>> labels = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
+        >>> proxies = torch.randn(4, 16, requires_grad=True)
+        >>> fused_proxy_anchor_loss(embeddings, labels, proxies).backward()
+        >>> proxies.grad.shape
+        torch.Size([4, 16])
     """
     given = checks.proxy_problem(embeddings, labels, proxies, proxy_labels)
     assert given.y is not None and given.ref_labels is not None
@@ -116,6 +146,7 @@ def fused_proxy_anchor_loss(
     )
 
 
+@documented
 def fused_soft_triple_loss(
     embeddings: Tensor,
     labels: Tensor,
@@ -140,15 +171,31 @@ def fused_soft_triple_loss(
     out.
 
     Args:
-        embeddings, labels, proxies, proxy_labels: see the module's documentation.
+        {proxies}
         la: scale of the similarities, more than 0.
         gamma: temperature between the centres of a class, more than 0.
         margin: finite number, in units of the similarity.
         distance: ``"cosine"`` or ``"dot"``.
-        normalize, reduction, backend, precision, return_stats: see `dmlap_kernels.functional`.
+        {normalize}
+        {reduction}
+        {run}
 
     Returns:
-        The loss, or (loss, `PairStats`). Agrees with pytorch-metric-learning's ``SoftTripleLoss``.
+        {returns}
+        Agrees with pytorch-metric-learning's ``SoftTripleLoss``, defaults included.
+
+    Raises:
+        {raises}
+
+    Example:
+        >>> import torch
+        >>> from dmlap_kernels import fused_soft_triple_loss
+        >>> embeddings = torch.randn(8, 16, requires_grad=True)
+        >>> labels = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
+        >>> proxies = torch.randn(4, 16, requires_grad=True)
+        >>> fused_soft_triple_loss(embeddings, labels, proxies).backward()
+        >>> proxies.grad.shape
+        torch.Size([4, 16])
     """
     problem = checks.proxy_problem(embeddings, labels, proxies, proxy_labels)
     params = (

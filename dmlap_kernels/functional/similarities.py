@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from dmlap_kernels import checks
+from dmlap_kernels.functional.documentation import documented
 from dmlap_kernels.functional.options import (
     INNER_PRODUCT,
     SIMILARITY,
@@ -17,6 +18,7 @@ from dmlap_kernels.functional.options import (
 _LARGEST_ANGLE = 70.0
 
 
+@documented
 def fused_multi_similarity_loss(
     embeddings: Tensor,
     labels: Tensor,
@@ -41,7 +43,7 @@ def fused_multi_similarity_loss(
     e^(beta (s - base)))``; every anchor is a term.
 
     Args:
-        embeddings, labels, ref_embeddings, ref_labels: see the module's documentation.
+        {pairs}
         alpha, beta: sharpness for positives and negatives, more than 0.
         base: finite number: the similarity (for Euclidean distances: the distance) at which a pair
             weighs half.
@@ -49,11 +51,24 @@ def fused_multi_similarity_loss(
             similar than the most similar negative by ``epsilon``, and the other way round. An
             anchor without negatives then keeps no positives, and vice versa.
         distance: ``"cosine"``, ``"dot"``, ``"euclidean"`` or ``"sqeuclidean"``.
-        normalize, reduction, backend, precision, return_stats: see the module's documentation.
+        {normalize}
+        {reduction}
+        {run}
 
     Returns:
-        The loss, or (loss, `PairStats`). Agrees with pytorch-metric-learning's
-        ``MultiSimilarityLoss`` and ``MultiSimilarityMiner``.
+        {returns}
+        Agrees with pytorch-metric-learning's ``MultiSimilarityLoss``, defaults included, and
+        ``MultiSimilarityMiner``.
+
+    Raises:
+        {raises}
+
+    Example:
+        >>> import torch
+        >>> from dmlap_kernels import fused_multi_similarity_loss
+        >>> embeddings = torch.randn(8, 16, requires_grad=True)
+        >>> labels = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
+        >>> fused_multi_similarity_loss(embeddings, labels, epsilon=0.1).backward()
     """
     problem = checks.pair_problem(embeddings, labels, ref_embeddings, ref_labels, self_index)
     base = checks.number("base", base)
@@ -78,6 +93,7 @@ def fused_multi_similarity_loss(
     )
 
 
+@documented
 def fused_n_pairs_loss(
     embeddings: Tensor,
     labels: Tensor,
@@ -86,7 +102,7 @@ def fused_n_pairs_loss(
     *,
     self_index: Tensor | None = None,
     distance: str = "dot",
-    normalize: bool = False,
+    normalize: bool = True,
     reduction: str = "mean",
     backend: str = "auto",
     precision: str | None = None,
@@ -100,13 +116,26 @@ def fused_n_pairs_loss(
     take part: per positive pair ``log(1 + sum_N e^(s(i, n) - s(i, p)))``.
 
     Args:
-        embeddings, labels, ref_embeddings, ref_labels: see the module's documentation.
+        {pairs}
         distance: ``"dot"``, ``"cosine"``, ``"euclidean"`` or ``"sqeuclidean"``.
-        normalize, reduction, backend, precision, return_stats: see the module's documentation.
+        {normalize}
+        {reduction}
+        {run}
 
     Returns:
-        The loss, or (loss, `PairStats`). Agrees with pytorch-metric-learning's ``NPairsLoss``,
-        which takes no references.
+        {returns}
+        Agrees with pytorch-metric-learning's ``NPairsLoss``, defaults included, which takes no
+        references.
+
+    Raises:
+        {raises}
+
+    Example:
+        >>> import torch
+        >>> from dmlap_kernels import fused_n_pairs_loss
+        >>> embeddings = torch.randn(8, 16, requires_grad=True)
+        >>> labels = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
+        >>> fused_n_pairs_loss(embeddings, labels).backward()
     """
     problem = checks.pair_problem(embeddings, labels, ref_embeddings, ref_labels, self_index)
     return run(
@@ -123,6 +152,7 @@ def fused_n_pairs_loss(
     )
 
 
+@documented
 def fused_nt_xent_loss(
     embeddings: Tensor,
     labels: Tensor,
@@ -144,13 +174,29 @@ def fused_nt_xent_loss(
     against the anchor's negatives, without its other positives.
 
     Args:
-        embeddings, labels, ref_embeddings, ref_labels: see the module's documentation.
+        {pairs}
         temperature: more than 0, in units of the similarity.
         distance: ``"cosine"``, ``"dot"``, ``"euclidean"`` or ``"sqeuclidean"``.
-        normalize, reduction, backend, precision, return_stats: see the module's documentation.
+        {normalize}
+        {reduction}
+        {run}
 
     Returns:
-        The loss, or (loss, `PairStats`). Agrees with pytorch-metric-learning's ``NTXentLoss``.
+        {returns}
+        Agrees with pytorch-metric-learning's ``NTXentLoss``, defaults included.
+
+    Raises:
+        {raises}
+
+    Example:
+        >>> import torch
+        >>> from dmlap_kernels import fused_nt_xent_loss
+        >>> views = torch.randn(8, 16, requires_grad=True)  # two views of each of four images
+        >>> labels = torch.arange(4).repeat(2)
+        >>> temperature = torch.tensor(0.07, requires_grad=True)
+        >>> fused_nt_xent_loss(views, labels, temperature=temperature).backward()
+        >>> temperature.grad.shape
+        torch.Size([])
     """
     problem = checks.pair_problem(embeddings, labels, ref_embeddings, ref_labels, self_index)
     temperature = checks.number("temperature", temperature, above=0)
@@ -168,6 +214,7 @@ def fused_nt_xent_loss(
     )
 
 
+@documented
 def fused_sup_con_loss(
     embeddings: Tensor,
     labels: Tensor,
@@ -178,7 +225,7 @@ def fused_sup_con_loss(
     temperature: float | Tensor = 0.1,
     distance: str = "cosine",
     normalize: bool = False,
-    reduction: str = "mean",
+    reduction: str = "mean_nonzero",
     backend: str = "auto",
     precision: str | None = None,
     return_stats: bool | str = False,
@@ -186,17 +233,33 @@ def fused_sup_con_loss(
     """Supervised contrastive loss (2004.11362, eq. 2).
 
     Per anchor with positives the mean over P of minus the logarithm of the softmax of
-    ``s / temperature`` over P and N. Anchors without positives are terms of 0.
+    ``s / temperature`` over P and N: over P alone where an anchor has no negatives, as in a batch
+    of one class. Anchors without positives are terms of 0.
 
     Args:
-        embeddings, labels, ref_embeddings, ref_labels: see the module's documentation.
+        {pairs}
         temperature: more than 0, in units of the similarity.
         distance: ``"cosine"``, ``"dot"``, ``"euclidean"`` or ``"sqeuclidean"``.
-        normalize, reduction, backend, precision, return_stats: see the module's documentation.
+        {normalize}
+        {reduction}
+        {run}
 
     Returns:
-        The loss, or (loss, `PairStats`). Agrees with pytorch-metric-learning's ``SupConLoss`` with
-        ``MeanReducer`` (``"mean"``) and ``AvgNonZeroReducer`` (``"mean_nonzero"``, its default).
+        {returns}
+        Agrees with pytorch-metric-learning's ``SupConLoss``, defaults included, but for an anchor
+        without negatives: there the paper's softmax is over the positives alone, which is the term
+        here, and the library has a loss of 0.
+
+    Raises:
+        {raises}
+
+    Example:
+        >>> import torch
+        >>> from dmlap_kernels import fused_sup_con_loss
+        >>> embeddings = torch.randn(8, 16, requires_grad=True)
+        >>> labels = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
+        >>> memory, memory_labels = torch.randn(100, 16), torch.randint(0, 4, (100,))
+        >>> fused_sup_con_loss(embeddings, labels, memory, memory_labels).backward()
     """
     problem = checks.pair_problem(embeddings, labels, ref_embeddings, ref_labels, self_index)
     temperature = checks.number("temperature", temperature, above=0)
@@ -214,6 +277,7 @@ def fused_sup_con_loss(
     )
 
 
+@documented
 def fused_angular_loss(
     embeddings: Tensor,
     labels: Tensor,
@@ -233,14 +297,27 @@ def fused_angular_loss(
     ``t = tan(alpha)^2``.
 
     Args:
-        embeddings, labels, ref_embeddings, ref_labels: see the module's documentation.
+        {pairs}
         alpha: upper bound of the angle at the negative, in degrees; more than 0, at most 70.
-        reduction, backend, precision, return_stats: see the module's documentation; statistics are
-            those of the cosine distance.
+        {reduction}
+        {run}
+            Distances in them are cosine ones.
 
     Returns:
-        The loss, or (loss, `PairStats`). Agrees with pytorch-metric-learning's ``AngularLoss`` for
-        rows of length 1, to which that library brings anchors and positives, but not negatives.
+        {returns}
+        Agrees with pytorch-metric-learning's ``AngularLoss``, defaults included, for rows of length
+        1. That library brings anchors and positives to this length, but not negatives, so that for
+        other rows its default gives another number; the paper's rows all have length 1.
+
+    Raises:
+        {raises}
+
+    Example:
+        >>> import torch
+        >>> from dmlap_kernels import fused_angular_loss
+        >>> embeddings = torch.randn(8, 16, requires_grad=True)
+        >>> labels = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
+        >>> fused_angular_loss(embeddings, labels).backward()
     """
     problem = checks.pair_problem(embeddings, labels, ref_embeddings, ref_labels, self_index)
     return run(
@@ -257,6 +334,7 @@ def fused_angular_loss(
     )
 
 
+@documented
 def fused_circle_loss(
     embeddings: Tensor,
     labels: Tensor,
@@ -266,7 +344,7 @@ def fused_circle_loss(
     self_index: Tensor | None = None,
     m: float | Tensor = 0.4,
     gamma: float | Tensor = 80.0,
-    reduction: str = "mean",
+    reduction: str = "mean_nonzero",
     backend: str = "auto",
     precision: str | None = None,
     return_stats: bool | str = False,
@@ -278,15 +356,26 @@ def fused_circle_loss(
     that lack positives or negatives are terms of 0.
 
     Args:
-        embeddings, labels, ref_embeddings, ref_labels: see the module's documentation.
+        {pairs}
         m: relaxation, a finite number.
         gamma: scale of the similarities, more than 0.
-        reduction, backend, precision, return_stats: see the module's documentation; statistics are
-            those of the cosine distance.
+        {reduction}
+        {run}
+            Distances in them are cosine ones.
 
     Returns:
-        The loss, or (loss, `PairStats`). Agrees with pytorch-metric-learning's ``CircleLoss`` with
-        ``MeanReducer`` (``"mean"``) and ``AvgNonZeroReducer`` (``"mean_nonzero"``, its default).
+        {returns}
+        Agrees with pytorch-metric-learning's ``CircleLoss``, defaults included.
+
+    Raises:
+        {raises}
+
+    Example:
+        >>> import torch
+        >>> from dmlap_kernels import fused_circle_loss
+        >>> embeddings = torch.randn(8, 16, requires_grad=True)
+        >>> labels = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
+        >>> fused_circle_loss(embeddings, labels, gamma=64).backward()
     """
     problem = checks.pair_problem(embeddings, labels, ref_embeddings, ref_labels, self_index)
     return run(

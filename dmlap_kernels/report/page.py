@@ -50,7 +50,8 @@ def write_report(folders: Sequence[str | Path], out: str | Path | None = None) -
         raise IsADirectoryError(f"{path} is a folder; --out takes the name of a file")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent} does not exist; --out takes a file in a folder")
-    path.write_text(build_page(runs), encoding="utf-8")
+    # Names of classes may be names of files that are not UTF-8.
+    path.write_text(build_page(runs), encoding="utf-8", errors="backslashreplace")
     return path
 
 

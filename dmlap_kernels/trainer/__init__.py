@@ -17,7 +17,7 @@ from dmlap_kernels.trainer.batch_sampler import PinnedBatchSampler
 from dmlap_kernels.trainer.batches import Batch, ClassBatchSampler
 from dmlap_kernels.trainer.checkpoint import CheckpointError
 from dmlap_kernels.trainer.config import TrainConfig
-from dmlap_kernels.trainer.diagnosis import NonFiniteLoss
+from dmlap_kernels.trainer.diagnosis import NonFiniteEmbeddings, NonFiniteLoss, OutOfMemory
 from dmlap_kernels.trainer.embedding import embed, evaluate, evaluate_pixels
 from dmlap_kernels.trainer.gradient_cache import GradientCache
 from dmlap_kernels.trainer.loop import Interrupted, Observer, Trainer
@@ -33,8 +33,10 @@ __all__ = [
     "ClassBatchSampler",
     "GradientCache",
     "Interrupted",
+    "NonFiniteEmbeddings",
     "NonFiniteLoss",
     "Observer",
+    "OutOfMemory",
     "PinnedBatchSampler",
     "Projection",
     "RepresentativeSampler",

@@ -2,30 +2,46 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from dmlap_kernels.trainer.batches import ClassBatchSampler
+from dmlap_kernels.trainer import defaults
+from dmlap_kernels.trainer.batches import ClassBatchSampler, named_classes, small_classes
 from dmlap_kernels.trainer.representatives import RepresentativeSampler
 
 
 class PinnedBatchSampler(Sampler[list[int]]):
     """Batches of C * R representatives followed by C (M - R) other samples of their classes.
 
-    The representatives of all classes stay the same for ``projection_steps`` batches. Made for the
-    ``batch_sampler`` of a data loader, with or without workers; in a distributed run each process
-    gets C classes of its own, none of them twice in a step.
+    The representatives of all classes stay the same for ``projection_steps`` batches, across the
+    end of an epoch. Made for the ``batch_sampler`` of a data loader, with or without workers.
 
         sampler = PinnedBatchSampler(labels, steps=1000)
         loader = DataLoader(dataset, batch_sampler=sampler, num_workers=4)
-        for step, (images, labels) in enumerate(loader):
-            if sampler.begins_projection(step):
-                projection.end_projection()
-            loss, stats = objective(encoder(images), labels, sampler.representatives_per_batch)
-            ...
+        for epoch in range(10):
+            for step, (images, labels) in enumerate(loader):
+                if sampler.begins_projection(step):
+                    projection.end_projection()
+                loss, _ = objective(encoder(images), labels, sampler.representatives_per_batch)
+                ...
+
+    Every iteration is an epoch with batches of its own, a function of ``seed`` and its number. The
+    first is epoch 0, or the one that `set_epoch` says. To resume in the middle of one:
+
+        sampler.set_epoch(epoch)
+        sampler.first_step = step
+
+    In a distributed run each process gets C classes of its own, none of them twice in a step, and
+    nothing else may share the batches out once more. Lightning must be told so, by
+    ``Trainer(use_distributed_sampler=False)``. ``prepare`` of accelerate always does it, by giving
+    each of P processes every P-th batch: either leave the loader out of ``prepare``, or say
+    ``rank="all"``, which yields the parts of all processes in turn so that each gets its own. An
+    iteration that would be shared out twice raises RuntimeError.
 
     Args:
         labels: (N,) integer labels of the data set, any values, at least two samples of each.
@@ -38,15 +54,20 @@ class PinnedBatchSampler(Sampler[list[int]]):
             `ClassBatchSampler`; takes effect once `neighbors` is set.
         hard_warmup: steps over which that share grows from 0.
         representatives_per_class: R, 1 to M - 1.
-        num_replicas, rank: of a distributed run; None: as `torch.distributed` says if it is
-            initialised, else 1 and 0.
+        num_replicas, rank: of a distributed run; None: as `torch.distributed` says when an
+            iteration begins, or 1 and 0 where it is not initialised. ``rank="all"``: the parts of
+            all processes in turn, ``num_replicas`` times as many batches.
 
     Attributes:
         neighbors: (classes, k) int64, the hardest others of each class by rank among the sorted
             labels, as ``hard_classes(...).neighbors`` of representatives labelled 0 .. classes - 1;
             None: classes are drawn uniformly. Read batch by batch, in the process that iterates; a
             loader with workers has asked for some batches ahead.
-        first_step: where an iteration begins: set it to resume.
+        epoch: number of the iteration that runs, or of the next one after `set_epoch`.
+        first_step: where the next iteration begins; 0 again for those after it.
+
+    Raises:
+        ValueError, TypeError: bad arguments.
     """
 
     def __init__(
@@ -54,76 +75,172 @@ class PinnedBatchSampler(Sampler[list[int]]):
         labels: Tensor,
         steps: int,
         *,
-        classes_per_batch: int = 24,
-        samples_per_class: int = 4,
-        projection_steps: int = 25,
-        seed: int = 0,
-        hard_share: float = 0.0,
-        hard_warmup: int = 0,
-        representatives_per_class: int = 1,
+        classes_per_batch: int = defaults.CLASSES_PER_BATCH,
+        samples_per_class: int = defaults.SAMPLES_PER_CLASS,
+        projection_steps: int = defaults.PROJECTION_STEPS,
+        seed: int = defaults.SEED,
+        hard_share: float = defaults.HARD_SHARE,
+        hard_warmup: int = defaults.HARD_WARMUP,
+        representatives_per_class: int = defaults.REPRESENTATIVES_PER_CLASS,
         num_replicas: int | None = None,
-        rank: int | None = None,
+        rank: int | Literal["all"] | None = None,
     ) -> None:
         for name, value in (("steps", steps), ("projection_steps", projection_steps)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
-        self.num_replicas, self.rank = _place(num_replicas, rank)
-        _, classes = torch.unique(torch.as_tensor(labels).cpu(), return_inverse=True)
-        self.steps, self.first_step = steps, 0
-        self.representatives_per_batch = classes_per_batch * representatives_per_class
-        self.projection_steps = projection_steps
-        self.neighbors: Tensor | None = None
-        self._batches = ClassBatchSampler(
-            classes,
-            classes_per_batch * self.num_replicas,
-            samples_per_class,
-            seed,
-            hard_share=hard_share,
-            hard_warmup=hard_warmup,
-        )
-        self._representatives = RepresentativeSampler(classes, seed, representatives_per_class)
+        _check_place(num_replicas, rank)
         if representatives_per_class >= samples_per_class:
             raise ValueError(
                 "representatives_per_class must be less than samples_per_class="
                 f"{samples_per_class}, got {representatives_per_class}"
             )
+        self._given = num_replicas, rank
+        values, classes = torch.unique(torch.as_tensor(labels).cpu(), return_inverse=True)
+        if few := small_classes(classes):
+            raise ValueError(
+                "labels must give every class at least two samples, but "
+                + named_classes(few, values.tolist())
+            )
+        self._classes = classes
+        self._per_process = classes_per_batch
+        self._batch_options: dict[str, Any] = {
+            "samples_per_class": samples_per_class,
+            "seed": seed,
+            "hard_share": hard_share,
+            "hard_warmup": hard_warmup,
+        }
+        self.steps, self.first_step = steps, 0
+        self.epoch, self._begun = 0, False
+        self.representatives_per_batch = classes_per_batch * representatives_per_class
+        self.projection_steps = projection_steps
+        self.neighbors: Tensor | None = None
+        self._representatives = RepresentativeSampler(classes, seed, representatives_per_class)
+        # Refuses now what it would refuse when an iteration begins.
+        self._batches(self.place()[0])
+
+    @property
+    def sampler(self) -> PinnedBatchSampler:
+        """Itself: where Lightning and accelerate look for what has a `set_epoch`."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make the next iteration that of ``epoch``, at least 0."""
+        if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 0:
+            raise ValueError(f"epoch must be an integer of at least 0, got {epoch!r}")
+        self.epoch, self._begun = epoch, False
+
+    def place(self) -> tuple[int, int | Literal["all"]]:
+        """How many processes share a step's classes, and which part is this one's."""
+        num_replicas, rank = self._given
+        if num_replicas is not None and rank is not None:
+            return num_replicas, rank
+        distributed = torch.distributed
+        if distributed.is_available() and distributed.is_initialized():
+            here = distributed.get_world_size(), distributed.get_rank()
+        else:
+            here = 1, 0
+        return num_replicas or here[0], rank or here[1]
 
     def __len__(self) -> int:
-        return max(0, self.steps - self.first_step)
+        num_replicas, rank = self.place()
+        return max(0, self.steps - self.first_step) * (num_replicas if rank == "all" else 1)
 
     def __iter__(self) -> Iterator[list[int]]:
-        representatives = None
-        for step in range(self.first_step, self.steps):
-            if representatives is None or self.begins_projection(step):
-                representatives = self.representatives(step)
-            yield self._own(self._batches.batch(step, representatives, self.neighbors).indices)
+        # An epoch begins with its first batch: loaders with workers ask for two iterators.
+        num_replicas, rank = self.place()
+        self._refuse_a_second_sharding(num_replicas, rank)
+        if self._begun:
+            self.epoch += 1
+        self._begun = True
+        first, self.first_step = self.first_step, 0
+        batches = self._batches(num_replicas)
+        begins = self.epoch * self.steps
+        drawn, representatives = -1, None
+        for step in range(begins + first, begins + self.steps):
+            if representatives is None or step // self.projection_steps != drawn:
+                drawn = step // self.projection_steps
+                representatives = self._representatives.draw(drawn)
+            indices = batches.batch(step, representatives, self.neighbors).indices
+            parts = self._parts(indices, num_replicas)
+            yield from parts if rank == "all" else (parts[rank],)
 
     def begins_projection(self, step: int) -> bool:
-        """Whether ``step`` is the first of a projection other than the first."""
+        """Whether ``step`` of the present epoch is the first of a projection, unless of the first
+        one of all."""
+        step += self.epoch * self.steps
         return step > 0 and step % self.projection_steps == 0
 
     def representatives(self, step: int) -> Tensor:
-        """(classes, R) int64 indices of the samples that represent each class at ``step``."""
+        """(classes, R) int64 indices of the samples that represent each class at ``step`` of the
+        present epoch."""
+        step += self.epoch * self.steps
         return self._representatives.draw(step // self.projection_steps)
 
-    def _own(self, indices: Tensor) -> list[int]:
-        """This process's part of the batch of all of them."""
-        leading, others = indices.tensor_split([self.representatives_per_batch * self.num_replicas])
+    def _batches(self, num_replicas: int) -> ClassBatchSampler:
+        total = self._per_process * num_replicas
+        classes = int(self._classes.max()) + 1
+        if num_replicas > 1 and total > classes:
+            raise ValueError(
+                f"classes_per_batch must be at most {classes // num_replicas}, because "
+                f"{num_replicas} processes share {classes} classes, got {self._per_process}"
+            )
+        return ClassBatchSampler(self._classes, total, **self._batch_options)
+
+    def _parts(self, indices: Tensor, num_replicas: int) -> list[list[int]]:
+        """What each process gets of the batch of all of them."""
+        leading, others = indices.tensor_split([self.representatives_per_batch * num_replicas])
         # Both go class by class, and each process has as many classes as any other.
-        parts = (rows.chunk(self.num_replicas)[self.rank] for rows in (leading, others))
-        return torch.cat(tuple(parts)).tolist()
+        pairs = zip(leading.chunk(num_replicas), others.chunk(num_replicas), strict=True)
+        return [torch.cat(pair).tolist() for pair in pairs]
+
+    def _refuse_a_second_sharding(self, num_replicas: int, rank: int | Literal["all"]) -> None:
+        """Raise if the iteration is begun by a sampler that gives each process a share of it."""
+        found = _sharding_sampler(self)
+        if found is None or (num_replicas == 1 and rank != "all"):
+            return
+        name, shares = found
+        if rank == "all":
+            if shares == num_replicas:
+                return
+            raise RuntimeError(
+                f"num_replicas must be the number of processes of {name}, {shares}, got "
+                f"{num_replicas}"
+            )
+        raise RuntimeError(
+            f"each process already gets its part of every batch, of which {name} would leave it "
+            f"one in {shares}: leave the loader out of accelerate's prepare or create the sampler "
+            'with rank="all"; in Lightning set use_distributed_sampler=False'
+        )
 
 
-def _place(num_replicas: int | None, rank: int | None) -> tuple[int, int]:
+def _check_place(num_replicas: Any, rank: Any) -> None:
+    if rank == "all" and isinstance(rank, str):
+        rank = None if num_replicas is None else 0
     if (num_replicas is None) != (rank is None):
         raise ValueError(
             f"num_replicas and rank must be given together, got {num_replicas!r} and {rank!r}"
         )
     if num_replicas is None or rank is None:
-        distributed = torch.distributed
-        if not (distributed.is_available() and distributed.is_initialized()):
-            return 1, 0
-        return distributed.get_world_size(), distributed.get_rank()
-    if not 0 <= rank < num_replicas:
+        return
+    for name, value, least in (("num_replicas", num_replicas, 1), ("rank", rank, 0)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+    if rank >= num_replicas:
         raise ValueError(f"rank must be in 0..{num_replicas - 1}, got {rank}")
-    return num_replicas, rank
+
+
+def _sharding_sampler(sampler: Sampler[Any]) -> tuple[str, int] | None:
+    """Name and number of processes of the sampler that iterates ``sampler`` to share it out.
+
+    There is no protocol by which one sampler could tell another, so this looks at the callers.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, Sampler) and owner is not sampler:
+            for name in ("num_processes", "num_replicas"):
+                shares = getattr(owner, name, None)
+                if isinstance(shares, int) and shares > 1:
+                    return type(owner).__name__, shares
+        frame = frame.f_back
+    return None

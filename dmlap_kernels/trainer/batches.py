@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from dmlap_kernels.trainer import defaults
 from dmlap_kernels.trainer.seeds import generator
+
+# How many classes a message names.
+_NAMED = 10
 
 
 @dataclass(frozen=True)
@@ -45,8 +51,8 @@ class ClassBatchSampler:
         samples_per_class: int,
         seed: int,
         *,
-        hard_share: float = 0.0,
-        hard_warmup: int = 0,
+        hard_share: float = defaults.HARD_SHARE,
+        hard_warmup: int = defaults.HARD_WARMUP,
     ) -> None:
         self._labels = labels.long()
         self._counts = torch.bincount(self._labels)
@@ -63,10 +69,10 @@ class ClassBatchSampler:
             raise ValueError(f"samples_per_class must be at least 2, got {samples_per_class}")
         if not 0 <= hard_share <= 1:
             raise ValueError(f"hard_share must be in 0..1, got {hard_share}")
-        if int(self._counts.min()) < 2:
+        if few := small_classes(self._labels):
             raise ValueError(
-                "labels must give every class at least two samples, but class "
-                f"{int(self._counts.argmin())} has {int(self._counts.min())}"
+                "labels must give every class at least two samples, but "
+                + named_classes(few, range(len(self._counts)))
             )
         if hard_warmup < 0:
             raise ValueError(f"hard_warmup must be at least 0, got {hard_warmup}")
@@ -147,3 +153,19 @@ class ClassBatchSampler:
         shuffled = samples.gather(1, keys.masked_fill_(unusable, 2.0).argsort(1))
         picks = torch.arange(amount) % available[:, None]
         return shuffled.gather(1, picks).flatten()
+
+
+def small_classes(labels: Tensor) -> dict[int, int]:
+    """The classes of 0 to the largest label with fewer than two samples, and how many they have."""
+    counts = torch.bincount(labels)
+    return {c: int(counts[c]) for c in (counts < 2).nonzero().flatten().tolist()}
+
+
+def named_classes(counts: dict[int, int], names: Sequence[Any]) -> str:
+    """What to say of classes with the given ``counts`` of samples: all of them, up to ten."""
+    if len(counts) == 1:
+        ((label, count),) = counts.items()
+        return f"class {names[label]!r} has {count}"
+    listed = ", ".join(repr(names[label]) for label in list(counts)[:_NAMED])
+    more = f" and {len(counts) - _NAMED} more" if len(counts) > _NAMED else ""
+    return f"{len(counts)} classes have fewer: {listed}{more}"

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from dmlap_kernels import checks
 from dmlap_kernels.data import parse_source
 from dmlap_kernels.data.splits import FOLDS
+from dmlap_kernels.encoders import EMBEDDING_DIM
 from dmlap_kernels.losses import LOSSES, PROXY_LOSSES
+from dmlap_kernels.trainer import defaults
 from dmlap_kernels.trainer.mining import SEARCHES
 from dmlap_kernels.trainer.objective import SIDES
 from dmlap_kernels.trainer.optimization import OPTIMIZERS, SCHEDULES
 from dmlap_kernels.trainer.representatives import CHOICES
+
+# What torch's generators and tensors hold.
+_LARGEST = 2**63 - 1
+
+# Pixels of a side, of which a single image takes a gigabyte.
+_LARGEST_SIDE = 16384
+
+_FLAGS = (
+    "drop_small_classes",
+    "augment",
+    "pretrained",
+    "freeze_batch_norm",
+    "augment_representatives",
+)
 
 METHODS = ("dmlap", "plain")
 CLASS_CHOICES = ("uniform", "hard")
@@ -63,6 +80,8 @@ class TrainConfig:
             watched on the test classes. Nothing is chosen by it in either case.
         validation_fold: hold out one of four runs of the training classes instead, 0 to 3
             (`Dataset.hold_out_fold`).
+        drop_small_classes: leave training classes of a single image out, which otherwise are
+            refused: before any are held out.
         augment: distort samples at random.
         loss: a name in `dmlap_kernels.losses.LOSSES` or ``PROXY_LOSSES``.
         loss_options: keywords of that loss, as in `AlternatingObjective`.
@@ -119,46 +138,53 @@ class TrainConfig:
     data_seed: int = 0
     validation: float = 0.0
     validation_fold: int | None = None
+    drop_small_classes: bool = False
     augment: bool = True
-    loss: str = "contrastive"
+    loss: str = defaults.LOSS
     loss_options: dict[str, Any] = field(default_factory=dict)
     loss_rate: float = 10.0
     method: str = "dmlap"
     steps: int = 1500
-    seed: int = 0
+    seed: int = defaults.SEED
     classes_per_batch: int | None = None
-    samples_per_class: int = 4
+    samples_per_class: int = defaults.SAMPLES_PER_CLASS
     chunk_size: int | None = None
     encoder: str = "conv"
     pretrained: bool = False
     freeze_batch_norm: bool = False
-    embedding_dim: int = 128
+    embedding_dim: int = EMBEDDING_DIM
     optimizer: str = "adam"
     optimizer_options: dict[str, Any] = field(default_factory=dict)
     learning_rate: float = 1e-3
     schedule: str = "one_cycle"
-    device: str = "auto"
+    device: str = defaults.DEVICE
     eval_every: int | None = None
-    projection_steps: int = 25
+    projection_steps: int = defaults.PROJECTION_STEPS
     patience: int | None = None
     monitor_every: int = 20
-    proximal_weight: float = 2e-4
-    proximal_decay: float = 1.0
-    in_batch_weight: float = 1.0
-    between_weight: float = 0.0
-    representatives: str = "references"
-    representatives_per_class: int = 1
+    proximal_weight: float = defaults.PROXIMAL_WEIGHT
+    proximal_decay: float = defaults.PROXIMAL_DECAY
+    in_batch_weight: float = defaults.IN_BATCH_WEIGHT
+    between_weight: float = defaults.BETWEEN_WEIGHT
+    representatives: str = defaults.SIDE
+    representatives_per_class: int = defaults.REPRESENTATIVES_PER_CLASS
     representative_choice: str = "random"
     representative_pool: int = 8
     augment_representatives: bool = False
     classes: str = "hard"
-    hard_share: float = 0.25
+    hard_share: float = defaults.HARD_SHARE
     hard_pool: int = 16
     hard_refresh: int = 100
-    hard_warmup: int = 0
-    hard_search: str = "exact"
+    hard_warmup: int = defaults.HARD_WARMUP
+    hard_search: str = defaults.HARD_SEARCH
 
     def __post_init__(self) -> None:
+        for name in ("data", "device"):
+            _check_text(name, getattr(self, name))
+        for name in _FLAGS:
+            checks.flag(name, getattr(self, name))
+        for name in ("loss_options", "optimizer_options"):
+            _check_options(name, getattr(self, name))
         parse_source(self.data)
         checks.choice("loss", self.loss, (*LOSSES, *PROXY_LOSSES))
         checks.choice("method", self.method, METHODS)
@@ -185,6 +211,7 @@ class TrainConfig:
         ):
             _at_least(name, getattr(self, name), minimum)
         for name, minimum in (
+            ("image_size", 8),
             ("eval_every", 1),
             ("classes_per_batch", 2),
             ("chunk_size", 1),
@@ -193,6 +220,8 @@ class TrainConfig:
         ):
             if getattr(self, name) is not None:
                 _at_least(name, getattr(self, name), minimum)
+        if self.image_size is not None and self.image_size > _LARGEST_SIDE:
+            raise ValueError(f"image_size must be at most {_LARGEST_SIDE}, got {self.image_size}")
         for name in (
             "proximal_weight",
             "in_batch_weight",
@@ -300,9 +329,25 @@ def _check_encoder(encoder: Any) -> None:
 def parse_widths(text: str) -> tuple[int, ...] | None:
     """The channels that ``conv:`` is followed by; None if they are not positive integers."""
     parts = text.split(",")
-    if not all(part.isascii() and part.isdigit() and int(part) for part in parts):
+    if not all(p.isascii() and p.isdigit() and len(p) < 10 and int(p) for p in parts):
         return None
     return tuple(map(int, parts))
+
+
+def _check_text(name: str, value: Any) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a string, got {checks.describe(value)}")
+
+
+def _check_options(name: str, value: Any) -> None:
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise TypeError(
+            f"{name} must be a dict from names of keywords to values, got {checks.describe(value)}"
+        )
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must hold values that JSON knows, got {value!r}") from error
 
 
 def _at_least(name: str, value: Any, minimum: int) -> None:
@@ -310,3 +355,10 @@ def _at_least(name: str, value: Any, minimum: int) -> None:
         raise TypeError(f"{name} must be an integer, got {value!r}")
     if value < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value}")
+    if value > _LARGEST:
+        raise ValueError(f"{name} must be less than 2**63, got {_shortened(value)}")
+
+
+def _shortened(value: int) -> str:
+    text = hex(value)
+    return str(value) if len(text) < 40 else f"a number of {value.bit_length()} bits"

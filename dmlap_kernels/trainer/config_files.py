@@ -69,6 +69,12 @@ def _entries(name: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"config {name} must hold a JSON object, got {type(content).__name__}")
     _refuse_unknown(name, list(content))
+    for key in ("loss_options", "optimizer_options"):
+        if key in content and not isinstance(_value(content[key]), dict):
+            raise ValueError(
+                f"config {name} must hold an object of names and values as {key}, got "
+                f"{_value(content[key])!r}"
+            )
     return content
 
 

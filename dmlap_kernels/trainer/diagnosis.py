@@ -1,7 +1,8 @@
-"""What to say when the loss is not finite."""
+"""What to say when a run cannot go on: numbers that are not finite, memory that is used up."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from dmlap_kernels.data import Split
@@ -22,6 +23,46 @@ class NonFiniteLoss(RuntimeError):
         self.step = step
         self.indices = indices
         self.sample = sample
+
+
+class NonFiniteEmbeddings(RuntimeError):
+    """Embeddings to be evaluated are infinite or not numbers.
+
+    Attributes:
+        sample: index of the first such image in its split.
+    """
+
+    def __init__(self, message: str, sample: int) -> None:
+        super().__init__(message)
+        self.sample = sample
+
+
+class OutOfMemory(RuntimeError):
+    """A step or an evaluation took more memory than there is; the message says what helps."""
+
+
+_MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory", "cannot allocate")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, in Python, NumPy or torch, on whatever device."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in text for words in _MEMORY_WORDS)
+
+
+def require_finite(embeddings: Tensor, split: Split) -> None:
+    """Raise NonFiniteEmbeddings, naming the first image of ``split`` to blame."""
+    bad = (~embeddings.isfinite().all(1)).nonzero().flatten()
+    if len(bad):
+        sample = int(bad[0])
+        name = split.class_names[int(split.labels[sample])]
+        raise NonFiniteEmbeddings(
+            f"{len(bad)} of {len(embeddings)} embeddings to evaluate are not finite, the first "
+            f"that of image {sample} (class {name!r})",
+            sample,
+        )
 
 
 def diagnose(

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import itertools
+import warnings
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from dmlap_kernels.trainer.chunks import call, chunk_sizes, count_rows, map_tensors, tensors_of
+from dmlap_kernels.trainer.replay import Autocast, Buffers, Modes, RandomState, module_of
+
+Encoder = Callable[..., Tensor]
 
 
 class GradientCache:
@@ -21,78 +28,220 @@ class GradientCache:
         loss = fused_triplet_loss(cache.embed(images), labels)
         cache.backward(loss)
 
+    Several calls of `embed` may enter one loss, each with an encoder of its own if need be:
+
+        images, texts = cache.embed(images), cache.embed(tokens, encoder=text_encoder)
+        cache.backward(fused_nt_xent_loss(images, labels, texts, labels))
+
     The gradient is that of ``torch.cat([encoder(part) for part in images.split(chunk_size)])``, up
-    to rounding: random numbers are drawn anew as they were (dropout), batch normalisation sees
-    chunks, and running statistics are updated once.
+    to rounding: random numbers are drawn anew as they were (dropout), autocast and the mode of
+    every module are those of `embed`, batch normalisation sees chunks, and buffers such as its
+    running statistics change once. No chunk has a single row, which batch normalisation refuses,
+    unless ``chunk_size`` or the batch is 1: the last two chunks share their rows, and with chunks
+    of two the last has three.
 
     Args:
-        encoder: module from images (B, ...) to embeddings (B, D).
-        chunk_size: images that the encoder gets at a time, at least 1.
+        encoder: module from inputs to embeddings (B, D), or a method of one.
+        chunk_size: rows that the encoder gets at a time, at least 1.
     """
 
-    def __init__(self, encoder: nn.Module, chunk_size: int) -> None:
+    def __init__(self, encoder: nn.Module | Encoder, chunk_size: int) -> None:
         if isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1:
             raise ValueError(f"chunk_size must be an integer of at least 1, got {chunk_size!r}")
+        module_of(encoder)
         self.encoder = encoder
         self.chunk_size = chunk_size
-        self._chunks: tuple[Tensor, ...] = ()
-        self._states: list[tuple[Tensor, Tensor | None]] = []
-        self._embeddings: Tensor | None = None
+        # The graph of the loss keeps the calls, so that nothing outlives it.
+        self._calls: list[weakref.ref[_Call]] = []
+        self._receiving = False
 
-    @torch.no_grad()
-    def embed(self, images: Tensor) -> Tensor:
-        """Embeddings (B, D) of images (B, ...): a leaf that requires grad."""
-        self._chunks, self._states = images.split(self.chunk_size), []
-        parts = []
-        for chunk in self._chunks:
-            self._states.append(_random_state(images.device))
-            parts.append(self.encoder(chunk))
-        self._embeddings = torch.cat(parts).requires_grad_()
-        return self._embeddings
+    def embed(self, inputs: Any, *, encoder: nn.Module | Encoder | None = None) -> Tensor:
+        """Embeddings (B, D): a leaf that requires grad, for a loss that `backward` gets.
 
-    def backward(self, loss: Tensor) -> None:
-        """Add the gradient of ``loss`` (), a function of the last `embed`, to the parameters.
+        Where gradients are disabled (``torch.no_grad()``, ``torch.inference_mode()``) or nothing
+        of the encoder and the inputs requires them, the embeddings require none either.
+
+        Args:
+            inputs: a tensor (B, ...); or a mapping (a dict, what a tokenizer returns), tuple or
+                list whose tensors are all (B, ...). Entries that are no tensors, and tensors
+                without dimensions, are handed on whole. A mapping is given to the encoder as
+                keywords and a sequence as positional arguments where its signature takes them,
+                else as one argument.
+            encoder: instead of the cache's own: a module, or a method of one.
 
         Raises:
-            RuntimeError: nothing was embedded since the last call.
+            TypeError: inputs without a tensor, or an encoder that returns no tensor.
+            ValueError: inputs of different lengths, or an encoder that does not return one row for
+                each of its inputs.
         """
-        if self._embeddings is None:
-            raise RuntimeError("backward needs embeddings: call embed before each backward")
-        loss.backward()
-        gradient, self._embeddings = self._embeddings.grad, None
-        if gradient is None:
-            raise RuntimeError("loss must depend on the embeddings that embed returned last")
-        after = _random_state(gradient.device)
-        with _frozen_statistics(self.encoder):
-            for chunk, part, state in zip(
-                self._chunks, gradient.split(self.chunk_size), self._states, strict=True
+        self._calls = [kept for kept in self._calls if kept() is not None]
+        encoder = self.encoder if encoder is None else encoder
+        record = _Call(encoder, inputs, self.chunk_size)
+        embeddings = record.forward()
+        if not record.needed:
+            return embeddings
+        embeddings.requires_grad_()
+
+        def receive(gradient: Tensor) -> None:
+            record.receive(gradient, expected=self._receiving)
+
+        embeddings.register_hook(receive)
+        self._calls.append(weakref.ref(record))
+        return embeddings
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of ``loss`` (), a function of what `embed` returned, to the parameters.
+
+        Embeddings of every `embed` since they were last used take part; those that the loss does
+        not depend on wait for another one.
+
+        Raises:
+            RuntimeError: nothing was embedded since the last call, the loss does not depend on
+                embeddings, they were used in a `backward` before, or weights have changed since.
+        """
+        if not self._calls:
+            raise RuntimeError(
+                "backward needs embeddings that require grad: call embed before each backward, "
+                "with gradients enabled"
+            )
+        alive = [record for kept in self._calls if (record := kept()) is not None]
+        if not alive or not loss.requires_grad:
+            raise RuntimeError("loss must depend on the embeddings that embed returned")
+        for record in alive:
+            record.gradient = None
+        self._receiving = True
+        try:
+            loss.backward()
+        finally:
+            self._receiving = False
+        used = [record for record in alive if record.gradient is not None]
+        if not used:
+            raise RuntimeError("loss must depend on the embeddings that embed returned")
+        self._calls = [weakref.ref(record) for record in alive if record not in used]
+        for record in used:
+            record.backward()
+
+
+class _Call:
+    """One `GradientCache.embed`, and what is needed to run it again."""
+
+    def __init__(self, encoder: Encoder, inputs: Any, chunk_size: int) -> None:
+        self._encoder = encoder
+        self._module = module_of(encoder)
+        self._inputs = inputs
+        self._sizes = chunk_sizes(count_rows(inputs), chunk_size)
+        tensors, parameters = tensors_of(inputs), list(self._module.parameters())
+        learns = any(tensor.requires_grad for tensor in (*parameters, *tensors))
+        self.needed = learns and torch.is_grad_enabled()
+        self._devices = tuple(dict.fromkeys(t.device for t in (*tensors, *parameters)))
+        self._autocast = Autocast(self._devices)
+        self._modes = Modes(self._module)
+        self._versions = [(p, p._version) for p in parameters] if self.needed else []
+        self._before: list[tuple[RandomState, Buffers]] = []
+        self._spent = False
+        self.gradient: Tensor | None = None
+
+    def forward(self) -> Tensor:
+        """The embeddings, without a graph."""
+        parts = []
+        with torch.no_grad(), self._autocast.again():
+            for begin, size in self._chunks():
+                chunk = map_tensors(self._inputs, lambda t: _cut(t, begin, size))  # noqa: B023
+                if not self.needed:
+                    parts.append(self._run(chunk, size))
+                    continue
+                random, buffers = RandomState(self._devices), Buffers(self._module)
+                parts.append(self._run(chunk, size))
+                self._before.append((random, buffers.without_constants()))
+        return torch.cat(parts)
+
+    def receive(self, gradient: Tensor, *, expected: bool) -> None:
+        """Take the gradient at the embeddings."""
+        if self._spent:
+            raise RuntimeError(
+                "the embeddings were used in a backward before: embed again, or add the losses up"
+            )
+        if not expected:
+            warnings.warn(
+                "a gradient reached embeddings of a GradientCache outside of its backward, so the "
+                "encoder gets none of it: call cache.backward(loss) in place of loss.backward()",
+                stacklevel=2,
+            )
+        self.gradient = gradient
+
+    def backward(self) -> None:
+        """Run every chunk again, with its part of the gradient."""
+        assert self.gradient is not None
+        gradient, self.gradient, self._spent = self.gradient, None, True
+        inputs, self._inputs = self._inputs, None
+        before, self._before = self._before, []
+        if any(parameter._version != version for parameter, version in self._versions):
+            raise RuntimeError(
+                "the encoder's parameters have changed between embed and backward: take the "
+                "optimizer's step after backward"
+            )
+        after = RandomState(self._devices), Modes(self._module), Buffers(self._module)
+        self._modes.restore()
+        sources = [tensor for tensor in tensors_of(inputs) if tensor.requires_grad]
+        gradients: list[list[Tensor]] = [[] for _ in sources]
+        try:
+            for (begin, size), part, states in zip(
+                self._chunks(), gradient.split(self._sizes), before, strict=True
             ):
-                _set_random_state(gradient.device, state)
-                self.encoder(chunk).backward(part)
-        _set_random_state(gradient.device, after)
-        self._chunks = ()
+                for state in states:
+                    state.restore()
+                leaves = self._replay(inputs, begin, size, part)
+                for found, leaf in zip(gradients, leaves, strict=True):
+                    found.append(torch.zeros_like(leaf) if leaf.grad is None else leaf.grad)
+        finally:
+            random, modes, buffers = after
+            random.restore()
+            modes.restore()
+            buffers.restore()
+        if sources:
+            whole = [
+                torch.cat(parts) if source.ndim else torch.stack(parts).sum(0)
+                for source, parts in zip(sources, gradients, strict=True)
+            ]
+            torch.autograd.backward(sources, whole)
+
+    def _replay(self, inputs: Any, begin: int, size: int, gradient: Tensor) -> list[Tensor]:
+        """One chunk, forward and backward; those of its tensors that require grad, with it."""
+        leaves: list[Tensor] = []
+
+        def leaf(tensor: Tensor) -> Tensor:
+            part = _cut(tensor.detach(), begin, size)
+            if tensor.requires_grad:
+                leaves.append(part.requires_grad_())
+            return part
+
+        with torch.enable_grad(), self._autocast.again():
+            embeddings = self._run(map_tensors(inputs, leaf), size)
+        if embeddings.requires_grad:
+            # Backward takes the dtypes of forward by itself; autocast would round on top of it.
+            with self._autocast.off():
+                embeddings.backward(gradient)
+        return leaves
+
+    def _run(self, chunk: Any, rows: int) -> Tensor:
+        embeddings = call(self._encoder, chunk)
+        if not isinstance(embeddings, Tensor):
+            raise TypeError(
+                "encoder must return a tensor of embeddings (B, D), got "
+                f"{type(embeddings).__name__}: give a module, or a method of one, that picks it"
+            )
+        if not embeddings.ndim or len(embeddings) != rows:
+            raise ValueError(
+                f"encoder must return one row for each of the {rows} inputs of a chunk, got shape "
+                f"{tuple(embeddings.shape)}"
+            )
+        return embeddings
+
+    def _chunks(self) -> list[tuple[int, int]]:
+        """Where each chunk begins, and its size."""
+        begins = itertools.accumulate(self._sizes, initial=0)
+        return list(zip(begins, self._sizes, strict=False))
 
 
-@contextmanager
-def _frozen_statistics(encoder: nn.Module) -> Iterator[None]:
-    """Batch normalisation keeps its running statistics as they are."""
-    modules: list[Any] = list(encoder.modules())
-    tracking = [m for m in modules if m.training and getattr(m, "track_running_stats", False)]
-    for module in tracking:
-        module.track_running_stats = False
-    try:
-        yield
-    finally:
-        for module in tracking:
-            module.track_running_stats = True
-
-
-def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
-    on_device = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-    return torch.get_rng_state(), on_device
-
-
-def _set_random_state(device: torch.device, state: tuple[Tensor, Tensor | None]) -> None:
-    torch.set_rng_state(state[0])
-    if state[1] is not None:
-        torch.cuda.set_rng_state(state[1], device)
+def _cut(tensor: Tensor, begin: int, size: int) -> Tensor:
+    return tensor[begin : begin + size] if tensor.ndim else tensor

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,31 +15,41 @@ from torch import Tensor, nn
 
 from dmlap_kernels.data import Dataset, Split
 from dmlap_kernels.trainer import checkpoint as files
+from dmlap_kernels.trainer import defaults, saving
 from dmlap_kernels.trainer.batches import Batch, ClassBatchSampler
 from dmlap_kernels.trainer.config import TrainConfig
 from dmlap_kernels.trainer.diagnosis import diagnose
 from dmlap_kernels.trainer.embedding import Stopped, evaluate, evaluate_pixels
 from dmlap_kernels.trainer.gradient_cache import GradientCache
 from dmlap_kernels.trainer.inputs import prepare_data
-from dmlap_kernels.trainer.model import build_encoder, load_weights, resolve_device
+from dmlap_kernels.trainer.model import build_encoder, resolve_device
 from dmlap_kernels.trainer.objective import AlternatingObjective
 from dmlap_kernels.trainer.optimization import (
-    RATE_FACTOR,
-    SCHEDULES,
+    LearningRates,
     OptimizerFactory,
     Schedule,
     build_optimizer,
+    checked_rate,
     parameter_groups,
 )
 from dmlap_kernels.trainer.patience import Patience
 from dmlap_kernels.trainer.pinned import PinnedRepresentatives
 from dmlap_kernels.trainer.projection import Projection
-from dmlap_kernels.trainer.results import collect_results, write_results
+from dmlap_kernels.trainer.rehearsal import (
+    check_optimizer,
+    has_modes,
+    memory_advice,
+    same_randomness,
+    try_encoder,
+    try_objective,
+    try_optimizer,
+    try_saving,
+)
+from dmlap_kernels.trainer.representatives import RepresentativeSampler
+from dmlap_kernels.trainer.results import METRICS_FILE, collect_results, write_results
 from dmlap_kernels.trainer.seeds import generator
 
 Stop = Callable[[], bool]
-
-_DEFAULT_CLASSES = 24
 
 
 class Observer(Protocol):
@@ -63,6 +74,8 @@ class Trainer:
 
     ``torch.manual_seed`` is called with the seed of the configuration. All draws are functions of
     that seed and the step, so a resumed run ends with the weights of an uninterrupted one.
+    Everything that a run needs is tried in small before its first step: its folder, the encoder on
+    two images, the loss, the search and the optimizer.
 
     Args:
         config: what to do.
@@ -70,9 +83,14 @@ class Trainer:
             held out of it.
         encoder: module from images (B, channels, height, width), 0 to 1, to (B, D). Default: the
             one that ``config.encoder`` names. Losses of proxies need ``config.embedding_dim`` = D.
-        optimizer: called with the groups of parameters, returns a `torch.optim.Optimizer`. Default:
-            the one that ``config.optimizer`` names.
-        schedule: the learning rate of step 0, 1, ... Default: as ``config.schedule`` says.
+            Every module of it is trained in the mode that it is in: those in evaluation mode (a
+            frozen batch normalisation, say) stay so.
+        optimizer: called with the groups of parameters, returns a `torch.optim.Optimizer` of them,
+            in groups of its own choice. Default: the one that ``config.optimizer`` names. What its
+            ``state_dict`` holds is saved: tensors, numbers, strings, and containers of them.
+        schedule: the learning rate of step 0, 1, ... in the first group; others keep their ratio
+            to it. Default: as ``config.schedule`` says, with the rate that each group of
+            ``optimizer`` was made with as its peak.
         out: folder for checkpoints, metrics and pictures; must not hold a run. None: nothing is
             written.
         checkpoint_every: steps between checkpoints.
@@ -88,7 +106,7 @@ class Trainer:
         optimizer: OptimizerFactory | None = None,
         schedule: Schedule | None = None,
         out: str | Path | None = None,
-        checkpoint_every: int = 200,
+        checkpoint_every: int = defaults.CHECKPOINT_EVERY,
         observers: Sequence[Observer] = (),
     ) -> None:
         self.out = _unused_folder(out)
@@ -98,32 +116,51 @@ class Trainer:
     def resume(
         cls,
         out: str | Path,
-        data: Dataset | None = None,
+        data: Dataset | str | None = None,
         *,
         encoder: nn.Module | None = None,
         optimizer: OptimizerFactory | None = None,
         schedule: Schedule | None = None,
-        checkpoint_every: int = 200,
+        steps: int | None = None,
+        chunk_size: int | None = None,
+        checkpoint_every: int = defaults.CHECKPOINT_EVERY,
         observers: Sequence[Observer] = (),
     ) -> Trainer:
         """The trainer of the run in ``out`` as it was at its last checkpoint.
 
-        ``data``, ``encoder``, ``optimizer`` and ``schedule`` are given if and only if they were
-        given to the run.
+        ``encoder``, ``optimizer`` and ``schedule`` are given if and only if they were given to the
+        run.
+
+        Args:
+            data: the data set, if it was given to the run; or a source in place of
+                ``config.data``, where the same images now are.
+            steps: in place of ``config.steps``, for a schedule that does not depend on their
+                number: ``"constant"``, or one of the caller's own. The run ends with the weights
+                of one that had so many from the start; a run with patience must not be finished,
+                because it ended with the best weights of its last projection.
+            chunk_size: in place of ``config.chunk_size``, to save memory; the same bits are then
+                not to be had.
 
         Raises:
-            CheckpointError: no readable checkpoint, or other data or another encoder.
+            CheckpointError: no readable checkpoint, or other data or another encoder or optimizer.
+            ValueError: steps that the run cannot have.
         """
         out = Path(out)
         tensors, state = files.load_checkpoint(out)
         trainer = cls.__new__(cls)
         trainer.out = out
         config = TrainConfig.from_dict(state["config"])
+        if steps is not None:
+            config = saving.prolonged(config, steps, state["step"], schedule)
+        if chunk_size is not None:
+            config = replace(config, chunk_size=chunk_size)
+        if isinstance(data, str):
+            config, data = replace(config, data=data), None
         if encoder is None:
             # Its weights are in the checkpoint: nothing is to be downloaded.
             encoder = build_encoder(config, tuple(state["image_shape"]), pretrained=False)
         trainer._build(config, data, encoder, optimizer, schedule, checkpoint_every, observers)
-        trainer._restore(tensors, state)
+        saving.put_back(trainer, tensors, state)
         return trainer
 
     def _build(
@@ -136,18 +173,23 @@ class Trainer:
         checkpoint_every: int,
         observers: Sequence[Observer],
     ) -> None:
-        if checkpoint_every < 1:
-            raise ValueError(f"checkpoint_every must be at least 1, got {checkpoint_every}")
+        if not isinstance(checkpoint_every, int) or checkpoint_every < 1:
+            raise ValueError(
+                f"checkpoint_every must be an integer of at least 1, got {checkpoint_every!r}"
+            )
+        self.device = resolve_device(config.device)
         self.data = data = prepare_data(config, data)
         train = data.train
-        classes = config.classes_per_batch or min(_DEFAULT_CLASSES, train.num_classes)
+        classes = config.classes_per_batch or min(defaults.CLASSES_PER_BATCH, train.num_classes)
         self.config = config = replace(config, classes_per_batch=classes)
-        self._fingerprint = data.train.fingerprint()
-        self.device = resolve_device(config.device)
+        self.fingerprints = saving.fingerprints(data)
         torch.manual_seed(config.seed)
+        name = repr(config.encoder) if encoder is None else type(encoder).__name__
         if encoder is None:
             encoder = build_encoder(config, tuple(self.data.train.images.shape[1:]))
         self.encoder = encoder.to(self.device)
+        with same_randomness(self.device):
+            embeddings = try_encoder(self.encoder, name, train)
         self.objective = AlternatingObjective(
             config.loss,
             config.loss_options,
@@ -172,12 +214,8 @@ class Trainer:
             hard_warmup=config.hard_warmup,
         )
         self.pinned = PinnedRepresentatives(config, train)
-        parameters = [p for p in self.encoder.parameters() if p.requires_grad]
-        groups = parameter_groups(parameters, list(self.objective.parameters()), config.loss_rate)
-        named = config.optimizer, groups, config.learning_rate, config.optimizer_options
-        self.optimizer = optimizer(groups) if optimizer else build_optimizer(*named)
-        self._schedule = schedule
-        self.projection = Projection(parameters, config.proximal_weight, config.proximal_decay)
+        self._rehearse(embeddings)
+        self._make_optimizer(name, optimizer, schedule)
         self.projection_began = 0
         self.patience = Patience(config.patience) if config.is_dmlap and config.patience else None
         self.checkpoint_every = checkpoint_every
@@ -185,7 +223,49 @@ class Trainer:
         self.step = 0
         self.seconds = 0.0
         self.history: dict[str, list[dict[str, float]]] = {"train": [], "evaluation": []}
-        self._window = _empty_window()
+        self.window = _empty_window()
+        if self.out is not None:
+            try_saving(self.out, config, [self.encoder, self.objective], self.optimizer)
+
+    def _rehearse(self, embeddings: Tensor) -> None:
+        """Try the objective on the labels of the first batch."""
+        config, train = self.config, self.data.train
+        pinned = None
+        if config.is_dmlap:
+            amount = config.representatives_per_class
+            pinned = RepresentativeSampler(train.labels, config.seed, amount).draw(0)
+        with same_randomness(self.device), memory_advice(config, self.device):
+            try_objective(self.objective, config, self.sampler.batch(0, pinned), embeddings)
+
+    def _make_optimizer(
+        self, name: str, optimizer: OptimizerFactory | None, schedule: Schedule | None
+    ) -> None:
+        config = self.config
+        parameters = [p for p in self.encoder.parameters() if p.requires_grad]
+        own = [p for p in self.objective.parameters() if p.requires_grad]
+        if not parameters:
+            raise ValueError(
+                f"encoder {name} must have a parameter that requires grad, but it has none to learn"
+            )
+        groups = parameter_groups(parameters, own, config.loss_rate)
+        if optimizer is None:
+            with same_randomness(self.device):
+                try_optimizer(config, self.device)
+            named = config.optimizer, groups, config.learning_rate, config.optimizer_options
+            self.optimizer = build_optimizer(*named)
+        else:
+            self.optimizer = optimizer(groups)
+            check_optimizer(self.optimizer, [*parameters, *own])
+        if schedule is not None:
+            checked_rate(schedule, 0)
+        self.rates = LearningRates(self.optimizer, schedule or config.schedule, config.steps)
+        self.projection = Projection(parameters, config.proximal_weight, config.proximal_decay)
+        if not self.encoder.training and any(map(has_modes, self.encoder.modules())):
+            warnings.warn(
+                "the encoder is in evaluation mode and is trained so, without dropout and with "
+                "batch normalisation frozen; call encoder.train() before if that is not meant",
+                stacklevel=4,
+            )
 
     @property
     def watched(self) -> Split:
@@ -204,15 +284,28 @@ class Trainer:
         Raises:
             Interrupted: ``stop`` returned True.
             NonFiniteLoss: a loss was infinite or nan; the last checkpoint stays.
+            NonFiniteEmbeddings: those of an evaluation were; the last checkpoint stays.
+            OutOfMemory: of the device or the machine; the last checkpoint stays.
+            OSError: a file could not be written; the last checkpoint stays.
         """
+        with memory_advice(self.config, self.device, lambda: self.step):
+            return self._run(stop)
+
+    def _run(self, stop: Stop | None) -> dict[str, Any]:
         if self.step == 0:
             self.save()
-        self.encoder.train()
+        elif self.out is not None and self.step < self.config.steps:
+            # Of a finished run that is prolonged.
+            (self.out / METRICS_FILE).unlink(missing_ok=True)
+        began = self.step
         try:
             self._evaluate_if_due(stop)
             while self.step < self.config.steps:
                 self.train_step()
                 last = self.step == self.config.steps
+                if self.step == began + 1 and self.out is not None:
+                    # What an optimizer keeps shows in its first step.
+                    files.pack_optimizer(self.optimizer)
                 if last and self.patience:
                     self.patience.runs_out(self._monitored(), self._learned)
                     self.patience.restore(self._learned)
@@ -243,19 +336,11 @@ class Trainer:
         self.optimizer.zero_grad()
         self._cache.backward(loss) if self._cache else loss.backward()
         self.projection.step()
-        rate = self._learning_rate()
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group.get(RATE_FACTOR, 1.0)
+        rate = self.rates.set(self.step)
         self.optimizer.step()
         self.step += 1
         self.seconds += time.perf_counter() - started
         self._record(value, int(stats.violated), int(stats.constraints), rate)
-
-    def _learning_rate(self) -> float:
-        if self._schedule is not None:
-            return self._schedule(self.step)
-        config = self.config
-        return SCHEDULES[config.schedule](self.step, config.steps, config.learning_rate)
 
     def _prepare_projection(self) -> None:
         """Pin new representatives for each projection; score classes when their scores are old."""
@@ -289,7 +374,7 @@ class Trainer:
         return torch.cat((train.batch(leading), distorted)).to(self.device)
 
     def _record(self, loss: float, violated: int, constraints: int, rate: float) -> None:
-        window = self._window
+        window = self.window
         window["steps"] += 1
         window["loss"] += loss
         window["violated"] += violated
@@ -308,7 +393,7 @@ class Trainer:
             "seconds": self.seconds,
         }
         self.history["train"].append(entry)
-        self._window = _empty_window()
+        self.window = _empty_window()
         for observer in self.observers:
             observer.on_log(entry)
 
@@ -334,6 +419,7 @@ class Trainer:
             loss=config.loss,
             loss_options=config.loss_options,
             stop=stop,
+            chunk_size=config.chunk_size,
         )
 
     def _finish(self, stop: Stop | None) -> dict[str, Any]:
@@ -357,58 +443,9 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint, if there is a folder for it."""
-        if self.out is None:
-            return
-        centers = {str(i): center for i, center in enumerate(self.projection.centers)}
-        tensors = {
-            **files.with_prefix("model", self.encoder.state_dict()),
-            **files.with_prefix("loss", self.objective.state_dict()),
-            **files.with_prefix("optimizer", files.optimizer_tensors(self.optimizer)),
-            **files.with_prefix("center", centers),
-            "rng.cpu": torch.get_rng_state(),
-        }
-        if self.device.type == "cuda":
-            tensors["rng.cuda"] = torch.cuda.get_rng_state(self.device)
-        tensors.update(files.with_prefix("pinned", self.pinned.tensors()))
-        if self.patience:
-            tensors.update(files.with_prefix("best", self.patience.weights))
-        state = {
-            "step": self.step,
-            "config": self.config.to_dict(),
-            "projection": self.projection.index,
-            "projection_began": self.projection_began,
-            "patience": self.patience.state() if self.patience else None,
-            "history": self.history,
-            "window": self._window,
-            "seconds": self.seconds,
-            "data": self._fingerprint,
-            "image_shape": list(self.data.train.images.shape[1:]),
-        }
-        self.out.mkdir(parents=True, exist_ok=True)
-        files.save_checkpoint(self.out, tensors, state)
-
-    def _restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        if state["data"] != self._fingerprint:
-            raise files.CheckpointError(
-                f"the run in {self.out} was trained on other images than {self.config.data!r} "
-                "now gives; its data set, or the library that renders it, has changed"
-            )
-        load_weights(self.encoder, tensors, self.out)
-        self.objective.load_state_dict(files.of_prefix("loss", tensors))
-        files.load_optimizer(self.optimizer, files.of_prefix("optimizer", tensors))
-        centers = files.of_prefix("center", tensors)
-        self.projection.load(state["projection"], [centers[str(i)] for i in range(len(centers))])
-        self.projection_began = state["projection_began"]
-        if self.patience:
-            self.patience.load(state["patience"], files.of_prefix("best", tensors))
-        self.pinned.load(files.of_prefix("pinned", tensors))
-        self.step = state["step"]
-        self.history = state["history"]
-        self._window = state["window"]
-        self.seconds = state["seconds"]
-        torch.set_rng_state(tensors["rng.cpu"])
-        if self.device.type == "cuda" and "rng.cuda" in tensors:
-            torch.cuda.set_rng_state(tensors["rng.cuda"], self.device)
+        if self.out is not None:
+            self.out.mkdir(parents=True, exist_ok=True)
+            files.save_checkpoint(self.out, *saving.state_of(self))
 
 
 def _unused_folder(out: str | Path | None) -> Path | None:

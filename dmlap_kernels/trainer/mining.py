@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dmlap_kernels.extras import require
 from dmlap_kernels.mining import hard_classes
+from dmlap_kernels.trainer import defaults
 
 SEARCHES = ("exact", "faiss")
 
@@ -19,7 +20,9 @@ _LISTS_PROBED = 16
 _ROWS_AT_ONCE = 4096
 
 
-def hardest_classes(embeddings: Tensor, k: int, *, search: str = "exact", **options: Any) -> Tensor:
+def hardest_classes(
+    embeddings: Tensor, k: int, *, search: str = defaults.HARD_SEARCH, **options: Any
+) -> Tensor:
     """The ``k`` hardest others of every class by `dmlap_kernels.hard_classes`, (C, k) int64.
 
     Args:

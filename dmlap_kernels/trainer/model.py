@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dmlap_kernels.data import load_data
 from dmlap_kernels.encoders import WIDTHS, ConvEncoder, TimmEncoder
+from dmlap_kernels.trainer import defaults
 from dmlap_kernels.trainer.checkpoint import CheckpointError, load_checkpoint, of_prefix
 from dmlap_kernels.trainer.config import TrainConfig, parse_widths
-from dmlap_kernels.trainer.embedding import evaluate
+from dmlap_kernels.trainer.embedding import device_of, evaluate
+from dmlap_kernels.trainer.packing import unpack
 
 
 def build_encoder(
@@ -49,7 +52,7 @@ def load_encoder(folder: str | Path, encoder: nn.Module | None = None) -> nn.Mod
     if encoder is None:
         config = TrainConfig.from_dict(state["config"])
         encoder = build_encoder(config, tuple(state["image_shape"]), pretrained=False)
-    load_weights(encoder, tensors, folder)
+    load_weights(encoder, tensors, state, folder)
     return encoder.eval()
 
 
@@ -58,7 +61,7 @@ def evaluate_run(
     *,
     data: str | None = None,
     ks: Sequence[int] | None = None,
-    device: str = "auto",
+    device: str = defaults.DEVICE,
     clustering: bool = False,
 ) -> dict[str, float]:
     """`retrieval_metrics` of the run in ``folder`` on its test classes.
@@ -73,10 +76,15 @@ def evaluate_run(
     Raises:
         CheckpointError: no readable checkpoint.
         MissingExtra: ``clustering`` without faiss.
+        NonFiniteEmbeddings: the weights have diverged.
         ValueError: the images do not fit the encoder.
     """
     _, state = load_checkpoint(Path(folder))
     config = TrainConfig.from_dict(state["config"])
+    # Before the data are read and embedded.
+    where = resolve_device(device)
+    if ks is not None and (not ks or any(k < 1 for k in ks)):
+        raise ValueError(f"ks must be one or more positive integers, got {tuple(ks)!r}")
     shape = tuple(state["image_shape"])
     size = config.image_size if data is None else shape[-1]
     loaded = load_data(data or config.data, image_size=size, seed=config.data_seed)
@@ -86,7 +94,7 @@ def evaluate_run(
             f"data must have images of shape {shape}, as the run in {folder} had, got "
             f"{tuple(split.images.shape[1:])}"
         )
-    encoder = load_encoder(folder).to(resolve_device(device))
+    encoder = load_encoder(folder).to(where)
     return evaluate(
         encoder,
         split,
@@ -95,13 +103,19 @@ def evaluate_run(
         loss=config.loss,
         loss_options=config.loss_options,
         clustering=clustering,
+        chunk_size=config.chunk_size,
     )
 
 
-def load_weights(encoder: nn.Module, tensors: dict[str, Tensor], folder: object) -> None:
+def load_weights(
+    encoder: nn.Module, tensors: dict[str, Tensor], state: dict[str, Any], folder: object
+) -> None:
     """Put the weights of a checkpoint into ``encoder``; CheckpointError if they do not fit."""
+    device = device_of(encoder)
+    # What modules keep beside their tensors, by get_extra_state.
+    extra = unpack(state.get("model_extra", {"dict": []}), of_prefix("extra", tensors), device)
     try:
-        encoder.load_state_dict(of_prefix("model", tensors))
+        encoder.load_state_dict({**of_prefix("model", tensors), **extra})
     except RuntimeError as error:
         raise CheckpointError(f"the weights in {folder} do not fit the encoder: {error}") from error
 
@@ -116,9 +130,12 @@ def resolve_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).partition("\n")[0]
+        # Computes and is read back, which a device such as meta cannot do.
+        torch.zeros(1, device=device).add_(1).item()
+    # Whatever the runtime of the device, or the import of its support, runs into.
+    except Exception as error:
+        # The first sentence: some go on with a list of all that torch knows.
+        reason = str(error).partition("\n")[0].partition(". ")[0][:200]
         raise ValueError(
             f"device must be auto or a device of this machine, got {name!r}: {reason}"
         ) from error

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from dmlap_kernels.losses import LOSSES, PROXY_LOSSES
 from dmlap_kernels.problem import PairStats
+from dmlap_kernels.trainer import defaults
 
 SIDES = ("references", "anchors", "both")
 
@@ -21,7 +22,8 @@ class AlternatingObjective(nn.Module):
     Args:
         loss: a name in `dmlap_kernels.losses.LOSSES` or ``PROXY_LOSSES``.
         options: keywords of that loss; ``reduction`` is ``"mean_nonzero"`` unless they say other,
-            so that the constraints that are still violated keep their pull when they are few.
+            so that the constraints that are still violated keep their pull when they are few, and
+            ``normalize`` is False (proxy_nca aside) and ``form`` ``"generalized"``.
         in_batch_weight: weight of the loss over all pairs of the batch.
         side: side of the representatives, ``"references"`` (the samples are the anchors),
             ``"anchors"``, or ``"both"``: the mean of the two. References where they are proxies.
@@ -39,14 +41,14 @@ class AlternatingObjective(nn.Module):
         loss: str,
         options: dict[str, Any],
         *,
-        in_batch_weight: float = 0.1,
-        side: str = "references",
-        between_weight: float = 0.0,
+        in_batch_weight: float = defaults.IN_BATCH_WEIGHT,
+        side: str = defaults.SIDE,
+        between_weight: float = defaults.BETWEEN_WEIGHT,
         num_classes: int | None = None,
         embedding_dim: int | None = None,
     ) -> None:
         super().__init__()
-        options = {"reduction": "mean_nonzero", **options}
+        options = defaults.loss_options(loss, options)
         self.in_batch_weight = in_batch_weight
         self.side = side
         self.between_weight = between_weight
@@ -119,5 +121,5 @@ class _Against(nn.Module):
         (loss,) = self._loss
         if proxies is None:
             proxies, proxy_labels = loss.proxies, loss.proxy_labels
-        options = {**loss.options, **self._options}
+        options = {**loss.keywords(), **self._options}
         return type(loss).function(embeddings, labels, proxies, proxy_labels, **options)

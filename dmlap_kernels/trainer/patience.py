@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ class Patience:
     Attributes:
         best: highest value of this projection; minus infinity before the first.
         stale: evaluations since then.
-        weights: parameters and buffers of the encoder at ``best``.
+        weights: ``state_dict()`` of the encoder at ``best``.
     """
 
     def __init__(self, limit: int) -> None:
@@ -34,13 +35,13 @@ class Patience:
 
     def _begin(self) -> None:
         self.best, self.stale = float("-inf"), 0
-        self.weights: dict[str, Tensor] = {}
+        self.weights: dict[str, Any] = {}
 
     def runs_out(self, value: float, encoder: nn.Module) -> bool:
         """Take note of an evaluation (more is better); whether it was one too many without gain."""
         if value > self.best:
             self.best, self.stale = value, 0
-            self.weights = {name: t.detach().clone() for name, t in encoder.state_dict().items()}
+            self.weights = {name: _copied(value) for name, value in encoder.state_dict().items()}
         else:
             self.stale += 1
         return self.stale >= self.limit
@@ -56,7 +57,12 @@ class Patience:
         """What `load` takes besides the weights, ready for JSON."""
         return {"best": None if self.best == float("-inf") else self.best, "stale": self.stale}
 
-    def load(self, state: dict[str, Any], weights: dict[str, Tensor]) -> None:
+    def load(self, state: dict[str, Any], weights: dict[str, Any]) -> None:
         """Return to a saved `state` and ``weights``."""
         self.best = float("-inf") if state["best"] is None else state["best"]
         self.stale, self.weights = state["stale"], dict(weights)
+
+
+def _copied(value: Any) -> Any:
+    # What a module's get_extra_state returns need not be a tensor.
+    return value.detach().clone() if isinstance(value, Tensor) else copy.deepcopy(value)

@@ -44,11 +44,13 @@ class PinnedRepresentatives:
         config = self._config
         if config.representative_choice == "random":
             return self._sampler.draw(projection)
-        pool, distinct = self._sampler.pool(projection, config.representative_pool)
-        rows = embed(encoder, self._train, pool.flatten()).view(*pool.shape, -1)
+        # No class has more candidates than samples.
+        size = min(config.representative_pool, int(torch.bincount(self._train.labels).max()))
+        pool, distinct = self._sampler.pool(projection, size)
+        rows = self._embedded(encoder, pool)
         choose = CHOICES[config.representative_choice]
         amount = config.representatives_per_class
-        limit = torch.minimum(distinct, self._sampler.distinct(config.representative_pool))
+        limit = torch.minimum(distinct, self._sampler.distinct(size))
         chosen = choose(rows, amount, distinct.to(rows.device)).cpu()
         # One sample of every class is left to meet its representatives.
         picks = torch.arange(amount) % limit[:, None]
@@ -56,11 +58,17 @@ class PinnedRepresentatives:
 
     def _mine(self, encoder: nn.Module, indices: Tensor) -> Tensor:
         config = self._config
-        rows = embed(encoder, self._train, indices.flatten())
+        rows = self._embedded(encoder, indices)
         k = min(config.hard_pool, len(indices) - 1)
         options = search_options(config.loss, config.loss_options)
         search = config.hard_search
-        return hardest_classes(rows.view(*indices.shape, -1), k, search=search, **options).cpu()
+        return hardest_classes(rows, k, search=search, **options).cpu()
+
+    def _embedded(self, encoder: nn.Module, indices: Tensor) -> Tensor:
+        """Embeddings (C, R, D) of the images at ``indices`` (C, R)."""
+        size = self._config.chunk_size
+        rows = embed(encoder, self._train, indices.flatten(), chunk_size=size)
+        return rows.view(*indices.shape, -1)
 
     def tensors(self) -> dict[str, Tensor]:
         """What `load` takes, for a checkpoint."""

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from dmlap_kernels.trainer import defaults
+
 
 class Projection:
     """Ties weights to where they were when the projection began.
@@ -36,7 +38,10 @@ class Projection:
     """
 
     def __init__(
-        self, parameters: Iterable[Tensor], weight: float = 2e-4, decay: float = 1.0
+        self,
+        parameters: Iterable[Tensor],
+        weight: float = defaults.PROXIMAL_WEIGHT,
+        decay: float = defaults.PROXIMAL_DECAY,
     ) -> None:
         if not 0 <= weight < float("inf"):
             raise ValueError(f"weight must be finite and at least 0, got {weight!r}")

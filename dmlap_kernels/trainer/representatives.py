@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from dmlap_kernels.trainer import defaults
 from dmlap_kernels.trainer.seeds import generator
 
 
@@ -20,7 +21,9 @@ class RepresentativeSampler:
             some of n - 1: one sample of every class is left to meet them.
     """
 
-    def __init__(self, labels: Tensor, seed: int, per_class: int = 1) -> None:
+    def __init__(
+        self, labels: Tensor, seed: int, per_class: int = defaults.REPRESENTATIVES_PER_CLASS
+    ) -> None:
         if isinstance(per_class, bool) or not isinstance(per_class, int) or per_class < 1:
             raise ValueError(f"per_class must be an integer of at least 1, got {per_class!r}")
         self._labels = labels.long()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 import types
@@ -17,7 +18,7 @@ from torch import Tensor
 import dmlap_kernels
 from benchmarks import candidates, devices, gpu, order
 from benchmarks.batch import Batch
-from dmlap_kernels.backends import registry
+from dmlap_kernels.backends import precision, registry
 
 
 class Pretended(devices.Cpu):
@@ -46,7 +47,7 @@ def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
     def run(device: type[devices.Cpu], *arguments: str) -> dict[str, Any]:
         monkeypatch.setitem(devices.DEVICES, "cuda", device)
-        gpu.main(["--out", str(tmp_path), *arguments])
+        gpu.main(["--out", str(tmp_path), "--without-kernels", *arguments])
         return json.loads((tmp_path / "gpu.json").read_text())
 
     yield run
@@ -126,6 +127,22 @@ def test_one_that_fails_leaves_the_others(measured: Any, monkeypatch: pytest.Mon
     assert sum(one["candidate"] == "eager" for one in content["results"]) == 3
 
 
+@pytest.mark.parametrize("name", ["cpu", "cuda"])
+def test_nothing_is_measured_without_kernels(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(devices.DEVICES, "cuda", Pretended)
+    for backend in registry.backends().values():
+        monkeypatch.setattr(backend, "unavailable", lambda: "the reason")
+    with pytest.raises(SystemExit) as refusal:
+        gpu.main(["--out", str(tmp_path / "out"), "--device", name])
+    ours = devices.DEVICES[name].ours
+    assert str(refusal.value).startswith(f"error: nothing is measured: {ours[0]} ")
+    assert "the reason" in str(refusal.value) and "--without-kernels" in str(refusal.value)
+    assert not (tmp_path / "out").exists()
+    assert f"from {dmlap_kernels.__file__}" in capsys.readouterr().out
+
+
 def test_cpu_results_become_an_order(
     measured: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -137,6 +154,24 @@ def test_cpu_results_become_an_order(
     found = json.loads(capsys.readouterr().out)["cpu"]["measured"]["cpu"]
     assert set(found) == {"sup_con", "search"}
     assert set(found["sup_con"][0]["order"]) == {"cpu", "torch"}
+
+
+@pytest.mark.parametrize("place", ["cuda.matmul", "mkldnn.matmul", ""])
+def test_the_new_setting_of_the_precision_is_read_and_put_back(place: str) -> None:
+    backend = functools.reduce(getattr, filter(None, place.split(".")), torch.backends)
+    if not hasattr(backend, "fp32_precision"):
+        pytest.skip("this PyTorch has the old setting alone")
+    value = "bf16" if place == "mkldnn.matmul" else "tf32"
+    try:
+        backend.fp32_precision = value
+        with gpu.matmul_precision("medium"):
+            assert precision.matmul_precision() == "medium"
+            assert torch.get_float32_matmul_precision() == "medium"
+        assert backend.fp32_precision == value
+        assert precision.matmul_precision() == ("highest" if value == "bf16" else "high")
+    finally:
+        for every in (torch.backends, torch.backends.cuda.matmul, torch.backends.mkldnn.matmul):
+            every.fp32_precision = "none"
 
 
 def test_inf_cl_has_our_problem(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 
@@ -110,11 +111,114 @@ def test_switches_are_0_or_1(small, compiler, name):
     assert lines[-1] == f"error: {name} must be 0 or 1, not 'yes'"
 
 
-@pytest.mark.parametrize("wanted", ["1", ""])
-def test_cuda_without_the_nvcc_that_was_named(small, compiler, wanted):
-    lines = ending(run(COMMAND, small, DMLAP_CUDA=wanted, CUDACXX="/nonexistent/nvcc"))
+@pytest.mark.parametrize("asked", [{"DMLAP_CUDA": "1"}, {"DMLAP_CUDA_ARCHS": "90"}])
+def test_cuda_without_the_nvcc_that_was_named(small, compiler, asked):
+    lines = ending(run(COMMAND, small, CUDACXX="/nonexistent/nvcc", **asked))
     assert lines[-2] == "error: no nvcc was found (looked for /nonexistent/nvcc)"
     assert lines[-1] == HINT_CUDA
+
+
+DRIVER = """
+static const int capabilities[] = {GPUS};
+static const int number = sizeof capabilities / sizeof *capabilities;
+int cuInit(unsigned flags) { return number ? 0 : 100; }
+int cuDeviceGetCount(int* count) { *count = number; return 0; }
+int cuDeviceGetAttribute(int* value, int attribute, int device) {
+  const int major = capabilities[device] / 10;
+  *value = attribute == 75 ? major : capabilities[device] - 10 * major;
+  return 0;
+}
+"""
+NVCC = """#!%s
+print(*("compute_" + arch for arch in "75 80 86 89 90 100".split()), sep="\\n")
+"""
+NO_SMI = "#!/bin/false\n"
+# What setup.py says of the CUDA half, without building anything.
+PLAN = """
+import runpy, setuptools
+setuptools.setup = lambda **options: None
+plan = runpy.run_path("setup.py")["plan_cuda"]()
+print(f"with CUDA for {', '.join(plan.archs)}" if plan.nvcc else "without CUDA", plan.why, sep=": ")
+"""
+ASKED, ALL = {"DMLAP_CUDA": "1"}, {"DMLAP_CUDA_ARCHS": "all"}
+NO_DRIVER = "without CUDA: no NVIDIA driver was found; reinstall with DMLAP_CUDA=1"
+# GPUs by their capability (None: no driver), variables of the build, and what it says.
+PLANS = [
+    (None, {}, NO_DRIVER),
+    (None, {"CUDACXX": "nvcc"}, NO_DRIVER),
+    ([], {}, "without CUDA: the NVIDIA driver sees no GPU; reinstall with DMLAP_CUDA=1"),
+    ([90], {}, "with CUDA for 90: GPUs of capability 9.0 are here"),
+    ([90, 75, 80, 90], {}, "with CUDA for 80, 90: GPUs of capability 8.0, 9.0 are here"),
+    ([103, 87], {}, "with CUDA for 86, 100: GPUs of capability 8.7, 10.3 are here"),
+    ([75], {}, "without CUDA: the GPUs here are of capability 7.5, it serves 8.0 and up"),
+    ([90], {"CUDACXX": "/no/nvcc"}, "without CUDA: no nvcc was found (looked for /no/nvcc)"),
+    ([90], {"DMLAP_CUDA": "0"}, "without CUDA: DMLAP_CUDA=0 left it out"),
+    (None, ASKED, "with CUDA for 80, 90, 100: DMLAP_CUDA asked for it"),
+    (None, ALL, "with CUDA for 80, 90, 100: DMLAP_CUDA_ARCHS asked for it"),
+    (None, {"DMLAP_CUDA_ARCHS": "8.9"}, "with CUDA for 89: DMLAP_CUDA_ARCHS asked for it"),
+    ([86], ASKED, "with CUDA for 86: DMLAP_CUDA asked for it"),
+    ([86], ASKED | ALL, "with CUDA for 80, 90, 100: DMLAP_CUDA and DMLAP_CUDA_ARCHS asked for it"),
+    ([75], ASKED, "with CUDA for 80, 90, 100: DMLAP_CUDA asked for it"),
+]
+
+
+@pytest.fixture(scope="session")
+def machine(once, compiler):
+    """GPUs -> variables of a machine with a driver that sees them, and an nvcc."""
+
+    def variables(gpus):
+        def make(folder):
+            for name, content in (("nvcc", NVCC % sys.executable), ("nvidia-smi", NO_SMI)):
+                (folder / name).write_text(content)
+                (folder / name).chmod(0o755)
+            library = folder / "libcuda.so.1"
+            if gpus is None:  # no library, but found before that of this machine, if it has one
+                library.write_text("")
+                return
+            (folder / "driver.c").write_text(DRIVER.replace("GPUS", ", ".join(map(str, gpus))))
+            done = run(["cc", "-shared", "-fPIC", "-o", library, folder / "driver.c"], folder)
+            assert done.returncode == 0, done.stdout
+
+        name = "none" if gpus is None else "-".join(map(str, gpus))
+        folder = once(f"machine-{name}", make)
+        path = f"{folder}:{os.environ['PATH']}"
+        return {"PATH": path, "LD_LIBRARY_PATH": str(folder), "CUDACXX": "nvcc"}
+
+    return variables
+
+
+def said_of_cuda(sources, variables):
+    done = run([sys.executable, "-c", PLAN], sources, **variables)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+@pytest.mark.parametrize("gpus,asked,said", PLANS)
+def test_the_cuda_half_is_built_for_the_gpus_here(sources, machine, gpus, asked, said):
+    assert said_of_cuda(sources, machine(gpus) | asked).startswith(said)
+
+
+def test_gpus_are_found_by_nvidia_smi_where_the_driver_is_not_on_the_path(
+    sources, machine, tmp_path
+):
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\nprintf '9.0\\n12.0\\n'\n")
+    smi.chmod(0o755)
+    variables = machine(None)
+    variables["PATH"] = f"{tmp_path}:{variables['PATH']}"
+    said = said_of_cuda(sources, variables)
+    assert said.startswith("with CUDA for 90, 100: GPUs of capability 9.0, 12.0 are here")
+
+
+def test_a_build_says_once_what_it_builds_and_why(small, machine):
+    done = run(COMMAND, small, CXXFLAGS="-O0", **machine([]))
+    assert done.returncode == 0, done.stdout
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("building for "))
+    assert "), without CUDA: the NVIDIA driver sees no GPU; reinstall with DMLAP_CUDA=1" in line
+    ask = "import json; from dmlap_kernels import _native as n; b = json.loads(n.build_info());"
+    ask += "print(b['cuda_archs'], b['cuda_why'])"
+    told = run([sys.executable, "-c", ask], small).stdout.strip()
+    assert told == "None " + line.partition("without CUDA: ")[2]
 
 
 @pytest.fixture

@@ -59,6 +59,7 @@ Sides among_references(const Sides& s, const float* norms, const Ints& first, co
   among.last = among.col_last = last.data();
   among.rows = s.cols;
   among.self = true;
+  among.itself = nullptr;
   return among;
 }
 
@@ -69,6 +70,7 @@ Sides swapped(const Sides& s) {
   std::swap(other.first, other.col_first);
   std::swap(other.last, other.col_last);
   std::swap(other.rows, other.cols);
+  std::swap(other.itself, other.col_itself);
   return other;
 }
 
@@ -156,22 +158,40 @@ int run_soft_triple(const Sides& s, const Ints& first, const Ints& last, const Q
   return status;
 }
 
-int run(int64_t rows, int64_t cols, int64_t dim, bool self, int distance, int precision) {
+// With `named` each anchor has a column that is itself, or -1.
+int run(int64_t rows, int64_t cols, int64_t dim, bool self, int distance, int precision,
+        bool named) {
   const Floats x = near_rows(rows, dim), other = near_rows(cols, dim);
   const Floats& y = self ? x : other;
   const Floats x_norms = norms(x, dim), y_norms = norms(y, dim);
   Ints first, last, col_first, col_last;
   runs(rows, cols, 3, first, last);
   runs(cols, rows, 3, col_first, col_last);
-  const Sides s{
-      x.data(),         y.data(),        x_norms.data(), y_norms.data(), first.data(), last.data(),
-      col_first.data(), col_last.data(), rows,           cols,           dim,          self,
-      distance,         precision};
+  Ints itself;
+  for (int64_t i = 0; i < rows; ++i) itself.push_back(static_cast<int>(i * 5 % (cols + 1)) - 1);
+  const Sides s{x.data(),
+                y.data(),
+                x_norms.data(),
+                y_norms.data(),
+                first.data(),
+                last.data(),
+                col_first.data(),
+                col_last.data(),
+                rows,
+                cols,
+                dim,
+                self,
+                distance,
+                precision,
+                named ? itself.data() : nullptr};
   const Queue queue{0, nullptr};
   std::vector<char> workspace(static_cast<size_t>(sweep_workspace(s)));
   const auto n = static_cast<size_t>(rows);
   std::vector<Floats> out(6, Floats(n));
   std::vector<Ints> counts(2, Ints(n));
+  std::vector<char> more_workspace(static_cast<size_t>(sweep_workspace(swapped(s))));
+  std::vector<Floats> of_refs(2, Floats(static_cast<size_t>(cols)));
+  Ints of_refs_counts(static_cast<size_t>(cols));
   const Floats bound(n, 1.f), of_columns(static_cast<size_t>(cols), -1.f);
   int status = launch_extremes(s,
                                {out[0].data(), counts[0].data(), out[1].data(), counts[1].data(),
@@ -188,6 +208,9 @@ int run(int64_t rows, int64_t cols, int64_t dim, bool self, int distance, int pr
       s, {PairKind::lifted, up, bound.data(), of_columns.data(), of_columns.data()},
       {out[0].data(), counts[0].data(), out[1].data()}, workspace.data(), queue);
   Floats gradient(x.size()), parts(x.size() * static_cast<size_t>(gradient_splits(s)));
+  status |= launch_pair_terms(
+      swapped(s), {PairKind::nt_xent, up, of_columns.data(), nullptr, bound.data()},
+      {of_refs[0].data(), of_refs_counts.data(), of_refs[1].data()}, more_workspace.data(), queue);
   for (const int kind : {0, 1, 2, 3, 4, 5}) {
     const size_t table_rows = kind < 2 ? 4 : kind == 2 ? 5 : kind == 3 ? 7 : 3;
     const Floats of_x(table_rows * n, 1.f), of_y(table_rows * static_cast<size_t>(cols), 1.f);
@@ -215,10 +238,10 @@ int run(int64_t rows, int64_t cols, int64_t dim, bool self, int distance, int pr
 
 int main() {
   int status = 0;
-  status |= run(131, 131, 16, true, 0, 0);
-  status |= run(7, 70, 32, false, 2, 1);
-  status |= run(66, 3, 272, false, 1, 2);
-  status |= run(3, 2100, 16, false, 0, 1);  // several tiles of columns a block
+  status |= run(131, 131, 16, true, 0, 0, false);
+  status |= run(7, 70, 32, false, 2, 1, true);
+  status |= run(66, 3, 272, false, 1, 2, true);
+  status |= run(3, 2100, 16, false, 0, 1, false);  // several tiles of columns a block
   std::printf("%d\n", status);
   return status;
 }

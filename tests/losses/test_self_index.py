@@ -21,6 +21,19 @@ CASES = [
 ]
 
 
+def few_cases() -> list[Case]:
+    """For backends that are slow in tests: every set of options of a loss, with some distance."""
+    found = []
+    for loss in WITH_REFERENCES:
+        distances = LOSSES[loss].distances or (LOSSES[loss].default_distance,)
+        ends = variants(loss)
+        for i in range(max(2, len(ends))):
+            pair = (distances[i % len(distances)], ends[i % len(ends)])
+            cases = (case for case in CASES if case.loss == loss)
+            found += [case for case in cases if (case.distance, case.options) == pair]
+    return found
+
+
 def containing_the_batch(case: Case, labels_agree: bool = True) -> Problem:
     """References that hold most of the anchors somewhere among others, and where."""
     for seed in range(1, 40):
@@ -81,7 +94,8 @@ def test_memory_of_many_tiles(loss: str, native: str) -> None:
     memory = torch.randn(700, 24, generator=g, dtype=torch.float64)
     labels = torch.randint(0, 40, (700,), generator=g)
     itself = torch.arange(540, 700)
-    keywords = {"seed": 5} if loss == "triplet_distance_weighted" else {}
+    # A circle that is not so sharp that the pair of a row and itself is lost to rounding.
+    keywords = {"triplet_distance_weighted": {"seed": 5}, "circle": {"gamma": 3.0}}.get(loss, {})
     tensors = memory[itself], labels[itself], memory, labels
     problem = Problem(*tensors, keywords | {"self_index": itself})
     value, gradients = run(LOSSES[loss].fused, problem, backend=native)
@@ -92,6 +106,29 @@ def test_memory_of_many_tiles(loss: str, native: str) -> None:
     unaware, _ = run(LOSSES[loss].fused, Problem(*tensors, keywords), backend=native)
     # The farthest positive is another row than the anchor.
     assert torch.equal(value, unaware) == (loss == "triplet_hard")
+
+
+@pytest.mark.parametrize("labels_agree", [True, False], ids=["same-label", "other-label"])
+@pytest.mark.parametrize(
+    ("loss", "options"), [(loss, dict(o)) for loss in WITH_REFERENCES for o in variants(loss)]
+)
+def test_classes_of_hundreds(loss: str, options: dict, labels_agree: bool, native: str) -> None:
+    """Classes of more rows than a panel holds, and more positives than a sweep keeps."""
+    case = usual(loss, rows=30, features=6, refs="more", dtype=torch.float64)
+    keywords = make_problem(replace(case, options=tuple(options.items()))).keywords
+    g = torch.Generator().manual_seed(1)
+    memory = torch.randn(230, 6, generator=g, dtype=torch.float64)
+    labels = torch.randint(0, 2, (230,), generator=g)
+    itself = torch.where(torch.arange(90) % 5 == 4, -1, torch.arange(100, 190))
+    own = labels[100:190] if labels_agree else 1 - labels[100:190]
+    problem = Problem(memory[100:190], own, memory, labels, keywords | {"self_index": itself})
+    for name in problem.parameters():
+        problem.keywords = problem.keywords | {name: problem.keywords[name].flatten()[0]}
+    value, gradients = run(LOSSES[loss].fused, problem, backend=native)
+    truth, true_gradients = run(LOSSES[loss].fused, problem, backend="torch")
+    torch.testing.assert_close(value, truth, rtol=1e-9, atol=1e-9)
+    for mine, true in zip(gradients, true_gradients, strict=True):
+        torch.testing.assert_close(mine, true, rtol=1e-8, atol=1e-9 * true.abs().max())
 
 
 @pytest.mark.parametrize("normalize", [False, True])

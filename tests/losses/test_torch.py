@@ -131,15 +131,16 @@ def test_compiled_shapes_may_change(loss: str, dtype: torch.dtype, backend: str)
             torch.testing.assert_close(a, b)
 
 
-def test_a_seed_must_be_given_to_the_compiler() -> None:
+def test_a_compiled_loss_without_a_seed_draws_anew(backend: str) -> None:
     x, labels, *_ = CALLS[0].draw(False)
 
     @torch.compile(fullgraph=True, backend="aot_eager")
     def step(x: Tensor) -> Tensor:
-        return dmlap_kernels.fused_triplet_loss(x, labels, mining="distance_weighted")
+        return dmlap_kernels.fused_triplet_loss(
+            x, labels, mining="distance_weighted", backend=backend
+        )
 
-    with pytest.raises(RuntimeError, match="seed must be given under torch.compile"):
-        step(x)
+    assert len({step(x).item() for _ in range(5)}) > 1
 
 
 @EVERY_CALL
@@ -235,19 +236,24 @@ OWN_KEYWORDS: dict[str, dict[str, Any]] = {
     },
     "contrastive": {
         **{"pos_margin": 0.0, "neg_margin": 1.0, "squared": False, "distance": "euclidean"},
+        **{"normalize": True, "reduction": "mean_nonzero"},
     },
-    "margin": {"margin": 0.2, "beta": 1.2, "distance": "euclidean"},
+    "margin": {
+        **{"margin": 0.2, "beta": 1.2, "distance": "euclidean"},
+        **{"normalize": True, "reduction": "mean_nonzero"},
+    },
     "multi_similarity": {
         **{"alpha": 2.0, "beta": 50.0, "base": 0.5, "epsilon": None, "distance": "cosine"},
     },
     "lifted_structure": {
-        **{"pos_margin": 0.0, "neg_margin": 1.0, "form": "generalized", "distance": "euclidean"},
+        **{"pos_margin": 0.0, "neg_margin": 1.0, "form": "original", "distance": "euclidean"},
+        **{"normalize": True},
     },
-    "n_pairs": {"distance": "dot"},
+    "n_pairs": {"distance": "dot", "normalize": True},
     "nt_xent": {"temperature": 0.07, "distance": "cosine"},
-    "sup_con": {"temperature": 0.1, "distance": "cosine"},
+    "sup_con": {"temperature": 0.1, "distance": "cosine", "reduction": "mean_nonzero"},
     "angular": {"alpha": 40.0},
-    "circle": {"m": 0.4, "gamma": 80.0},
+    "circle": {"m": 0.4, "gamma": 80.0, "reduction": "mean_nonzero"},
     "proxy_nca": {"softmax_scale": 1.0, "distance": "sqeuclidean", "normalize": True},
     "proxy_anchor": {"margin": 0.1, "alpha": 32.0, "distance": "cosine"},
     "soft_triple": {"la": 20.0, "gamma": 0.1, "margin": 0.01, "distance": "cosine"},
@@ -257,17 +263,19 @@ OWN_KEYWORDS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("loss", OWN_KEYWORDS)
 def test_signatures(loss: str) -> None:
     """The public surface: names, order and defaults."""
-    own = OWN_KEYWORDS[loss]
-    normalize = {} if "distance" not in own else {"normalize": own.get("normalize", False)}
-    shared = {"reduction": "mean", "backend": "auto", "precision": None, "return_stats": False}
-    expected = own | normalize | shared
+    own = dict(OWN_KEYWORDS[loss])
+    proxies = loss in ("proxy_nca", "proxy_anchor", "soft_triple")
+    normalize = {} if "distance" not in own else {"normalize": own.pop("normalize", False)}
+    reduction = {"reduction": own.pop("reduction", "mean")}
+    shared = {"backend": "auto", "precision": None, "return_stats": False}
+    expected = ({} if proxies else {"self_index": None}) | own | normalize | reduction | shared
     function = getattr(dmlap_kernels, f"fused_{loss}_loss")
     assert function is getattr(dmlap_kernels.functional, f"fused_{loss}_loss")
     parameters = inspect.signature(function).parameters.values()
     keywords = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
     assert list(keywords.items()) == list(expected.items())
     references = ["ref_embeddings", "ref_labels"]
-    if loss in ("proxy_nca", "proxy_anchor", "soft_triple"):
+    if proxies:
         references = ["proxies", "proxy_labels"]
     positional = {p.name: p.default for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD}
     assert list(positional) == ["embeddings", "labels", *references]

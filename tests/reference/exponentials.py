@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -129,7 +127,7 @@ def angular(pairs: Pairs, *, alpha: float = 40.0) -> Terms:
 
     Of each positive pair (1708.01682, eq. 8), over unit rows.
     """
-    t2 = math.tan(math.radians(alpha)) ** 2
+    t2 = torch.as_tensor(alpha, dtype=pairs.d.dtype).deg2rad().tan() ** 2
     products, among = 1 - pairs.d, 1 - pairs.among_references()
     exponents = 4 * t2 * (products[:, None, :] + among[None]) - (
         2 * (1 + t2) * products[:, :, None]

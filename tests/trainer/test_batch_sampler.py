@@ -1,8 +1,17 @@
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Sampler, TensorDataset
+from torch.utils.data.distributed import DistributedSampler
 
 from dmlap_kernels.trainer import PinnedBatchSampler
 
@@ -79,8 +88,208 @@ def test_a_data_loader_takes_it(workers: int) -> None:
     data = TensorDataset(torch.arange(60), LABELS)
     sampler = PinnedBatchSampler(LABELS, 6, classes_per_batch=4)
     loader = DataLoader(data, batch_sampler=sampler, num_workers=workers)
-    found = [indices.tolist() for indices, _ in loader]
-    assert found == list(sampler)
+    found = [[indices.tolist() for indices, _ in loader] for _ in range(2)]
+    assert sampler.epoch == 1
+    for epoch in range(2):
+        sampler.set_epoch(epoch)
+        assert found[epoch] == list(sampler)
+
+
+def made(steps: int = 20, **changes: Any) -> PinnedBatchSampler:
+    settings = {"classes_per_batch": 4, "samples_per_class": 3, "projection_steps": 5}
+    return PinnedBatchSampler(LABELS, steps, **(settings | changes))
+
+
+def test_every_iteration_is_another_epoch() -> None:
+    """Which seed and number decide, so that all samples are seen and any epoch can be had again."""
+    sampler = made(6)
+    epochs = [list(sampler) for _ in range(6)]
+    assert len({str(epoch) for epoch in epochs}) == 6
+    assert {i for epoch in epochs for indices in epoch for i in indices} == set(range(60))
+    again = made(6)
+    again.set_epoch(4)
+    assert [list(again), list(again)] == epochs[4:]
+    other = made(6, seed=1)
+    assert list(other) != epochs[0]
+
+
+def test_an_iteration_that_was_broken_off_is_not_repeated() -> None:
+    sampler = made()
+    first = next(iter(sampler))
+    assert next(iter(sampler)) != first
+    assert sampler.epoch == 1
+
+
+def test_an_epoch_can_be_resumed_in_its_middle() -> None:
+    whole = made()
+    epochs = [list(whole) for _ in range(3)]
+    sampler = made()
+    sampler.set_epoch(1)
+    sampler.first_step = 7
+    assert len(sampler) == 13
+    assert list(sampler) == epochs[1][7:]
+    # The epochs after it are whole again.
+    assert len(sampler) == 20
+    assert list(sampler) == epochs[2]
+
+
+def test_a_projection_goes_on_across_epochs() -> None:
+    sampler = made(7)
+    used: dict[int, set[str]] = {}
+    begun = []
+    for epoch in range(4):
+        for step, indices in enumerate(sampler):
+            pinned = sampler.representatives(step)
+            assert set(indices[:4]) <= set(pinned.flatten().tolist())
+            used.setdefault((7 * epoch + step) // 5, set()).add(str(pinned.tolist()))
+            if sampler.begins_projection(step):
+                begun.append(7 * epoch + step)
+    assert [len(pinned) for pinned in used.values()] == [1] * 6
+    assert len(set.union(*used.values())) == 6
+    assert begun == [5, 10, 15, 20, 25]
+
+
+@pytest.mark.parametrize("epoch", [-1, 1.0, True, None])
+def test_an_epoch_is_a_number(epoch: Any) -> None:
+    with pytest.raises(ValueError, match="epoch must be an integer of at least 0, got"):
+        made().set_epoch(epoch)
+
+
+def test_what_frameworks_look_for() -> None:
+    """They call `set_epoch` of ``batch_sampler.sampler``, and rebuild what has a ``batch_size``."""
+    sampler = made()
+    sampler.sampler.set_epoch(3)
+    assert sampler.epoch == 3
+    assert not hasattr(sampler, "batch_size") and not hasattr(sampler, "drop_last")
+
+
+def test_classes_of_one_sample_are_all_named() -> None:
+    labels = torch.tensor([205, 205, 7, 7, 300, 41])
+    with pytest.raises(ValueError, match=r"but 2 classes have fewer: 41, 300$"):
+        PinnedBatchSampler(labels, 5, classes_per_batch=2)
+    with pytest.raises(ValueError, match=r"but class 205 has 1$"):
+        PinnedBatchSampler(torch.tensor([205, 7, 7, 8, 8]), 5, classes_per_batch=2)
+    with pytest.raises(ValueError, match=r"12 classes have fewer: 0, 1, .*, 9 and 2 more$"):
+        PinnedBatchSampler(torch.arange(12), 5, classes_per_batch=2)
+
+
+class Shard(Sampler[list[int]]):
+    """As accelerate's ``BatchSamplerShard``: one in ``num_processes`` batches."""
+
+    def __init__(self, batch_sampler: Any, num_processes: int, process_index: int) -> None:
+        self.batch_sampler = batch_sampler
+        self.num_processes, self.process_index = num_processes, process_index
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for number, batch in enumerate(self.batch_sampler):
+            if number % self.num_processes == self.process_index:
+                yield batch
+
+
+class Listed(DistributedSampler):
+    """As Lightning's ``DistributedSamplerWrapper``: shares out the list of all batches."""
+
+    def __init__(self, sampler: Any, num_replicas: int, rank: int) -> None:
+        super().__init__(range(len(sampler)), num_replicas, rank, shuffle=False)
+        self.batches = sampler
+
+    def __iter__(self) -> Iterator[Any]:
+        every = list(self.batches)
+        return (every[i] for i in super().__iter__())
+
+
+@pytest.mark.parametrize("wrapper", [Shard, Listed])
+def test_batches_are_not_shared_out_twice(wrapper: Any) -> None:
+    for rank in range(2):
+        part = made(num_replicas=2, rank=rank)
+        with pytest.raises(RuntimeError, match=rf"{wrapper.__name__} would leave it one in 2: "):
+            next(iter(wrapper(part, 2, rank)))
+        # Nothing was lost: it is still to begin.
+        assert (part.epoch, len(list(part))) == (0, 20)
+
+
+@pytest.mark.parametrize("wrapper", [Shard, Listed])
+def test_the_parts_of_all_processes_are_shared_out_once(wrapper: Any) -> None:
+    direct = [made(num_replicas=2, rank=rank) for rank in range(2)]
+    shared = [made(num_replicas=2, rank="all") for _ in range(2)]
+    assert len(shared[0]) == 40
+    for _ in range(2):
+        for rank in range(2):
+            assert list(wrapper(shared[rank], 2, rank)) == list(direct[rank])
+    with pytest.raises(RuntimeError, match="num_replicas must be the number of processes of"):
+        next(iter(wrapper(shared[0], 3, 0)))
+
+
+def test_whole_batches_may_be_shared_out() -> None:
+    every = list(made(num_replicas=1, rank=0))
+    found = [list(Shard(made(num_replicas=1, rank=0), 2, rank)) for rank in range(2)]
+    assert found == [every[::2], every[1::2]]
+
+
+_RANKS = """
+import sys
+import torch
+import torch.distributed as dist
+from torch.utils.data import DataLoader, TensorDataset
+from dmlap_kernels.trainer import PinnedBatchSampler
+
+labels = torch.arange(60) % 10
+def made(**place):
+    return PinnedBatchSampler(labels, 6, classes_per_batch=3, samples_per_class=3, **place)
+
+before = made()  # made before the processes know of each other
+if sys.argv[3] == "accelerate":
+    from accelerate import Accelerator
+    accelerator = Accelerator(cpu=True)
+else:
+    dist.init_process_group("gloo", f"file://{sys.argv[1]}", rank=int(sys.argv[2]), world_size=2)
+rank = dist.get_rank()
+wanted = made(num_replicas=2, rank=rank)
+wanted = [list(wanted), list(wanted)]
+assert [list(before), list(before)] == wanted
+if sys.argv[3] == "accelerate":
+    data = TensorDataset(torch.arange(60))
+    sampler = made(rank="all")
+    loader = accelerator.prepare(DataLoader(data, batch_sampler=sampler))
+    assert len(loader) == 6
+    found = [[rows.tolist() for (rows,) in loader] for _ in range(2)]
+    assert found == wanted, (found, wanted)
+    loader.set_epoch(1)
+    assert [rows.tolist() for (rows,) in loader] == wanted[1]
+    try:
+        next(iter(accelerator.prepare(DataLoader(data, batch_sampler=made()))))
+    except RuntimeError as error:
+        assert "would leave it one in 2" in str(error), error
+    else:
+        raise AssertionError("shared out twice")
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.parametrize("kind", ["torch", "accelerate"])
+def test_two_processes(kind: str, tmp_path: Path) -> None:
+    if kind == "accelerate":
+        pytest.importorskip("accelerate")
+    script = tmp_path / "ranks.py"
+    script.write_text(_RANKS)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    running = [
+        subprocess.Popen(
+            [sys.executable, script, tmp_path / "store", str(rank), kind],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]
+    for process in running:
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, output
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
+import types
 
 import pytest
 import torch
@@ -29,6 +30,7 @@ TRIPLET = PairSpec("triplet_hard", (0.2, 0.0, 0.0))
 )
 def test_reasons(monkeypatch, cuda, visible, capability, reason):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(module, "_version", lambda: (3, 9, 0))
     monkeypatch.setattr(torch.version, "cuda", cuda)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: visible)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
@@ -38,6 +40,27 @@ def test_reasons(monkeypatch, cuda, visible, capability, reason):
 def test_without_triton(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert BACKEND.unavailable() == "Triton is not installed (pip install triton)"
+
+
+@pytest.mark.parametrize(
+    ("version", "old"),
+    [("2.3.1", True), ("3.3.1", True), ("3.4.0", False), ("3.10.0+git1", False), ("4.0", False)],
+)
+@pytest.mark.parametrize("interpreted", [False, True])
+def test_versions(monkeypatch, version, old, interpreted):
+    """Those whose compiler does not take the kernels are refused before anything is launched."""
+    fake = types.SimpleNamespace(__version__=version)
+    monkeypatch.setitem(sys.modules, "triton", fake)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(module, "_interpreted", lambda: interpreted)
+    reason = f"it needs Triton 3.4 or newer, got {version}"
+    assert (BACKEND.unavailable() == reason) == old
+
+
+def test_a_triton_that_cannot_be_imported(monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    assert "Triton cannot be imported: " in BACKEND.unavailable()
 
 
 def test_asking_for_it_where_it_does_not_run(monkeypatch):

@@ -21,12 +21,18 @@ ONES = torch.ones(200)
 
 
 def packed(
-    distance: str = "euclidean", refs: bool = False, precision: str = "highest", rows: int = 200
+    distance: str = "euclidean",
+    refs: bool = False,
+    precision: str = "highest",
+    rows: int = 200,
+    named: bool = False,
 ) -> Sides:
+    """With ``named`` each anchor has a column that is itself."""
     x, labels = torch.randn(rows, 128), torch.arange(rows) // 4
     columns = rows + 100
     y = (torch.randn(columns, 128), torch.arange(columns) // 4) if refs else (None, None)
-    return pack_rows(x, y[0], (labels, y[1]), distance, False, precision)
+    sides = pack_rows(x, y[0], (labels, y[1]), distance, False, precision)
+    return sides._replace(itself=torch.arange(rows, dtype=torch.int32) if named else None)
 
 
 def triplets(mining: str) -> Triplets:
@@ -39,6 +45,12 @@ CALLS: dict[str, Callable[[], Any]] = {
     "all": lambda: SWEEPS.triplet_sums(packed(refs=True), triplets("all")),
     "gradient-semihard": lambda: SWEEPS.triplet_gradient(packed(), triplets("semihard"), ONES),
     "gradient-all": lambda: SWEEPS.triplet_gradient(packed(refs=True), triplets("all"), ONES),
+    "gradient-semihard-self_index": lambda: SWEEPS.triplet_gradient(
+        packed(refs=True, named=True), triplets("semihard"), ONES
+    ),
+    "gradient-all-self_index": lambda: SWEEPS.triplet_gradient(
+        packed(refs=True, named=True), triplets("all"), ONES
+    ),
     "gradient-angular": lambda: SWEEPS.angular_gradient(packed("cosine"), 0.8, ONES),
     "soft_triple": lambda: SWEEPS.soft_triple(packed("cosine", True), 20.0, 0.1, 0.01),
     "gradient-soft_triple": lambda: SWEEPS.soft_triple_gradient(

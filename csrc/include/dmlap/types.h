@@ -42,6 +42,9 @@ struct Pairs {
   bool normalize = false;
   int threads = 1;
   const T* anchor_params = nullptr;  // null, or [x.n]: one number of the loss for each anchor
+  // Null, or [x.n], where there are references: the row of y that is the anchor itself, -1 for
+  // none. That pair is neither positive nor negative.
+  const int64_t* self_index = nullptr;
 };
 
 struct LossOptions {

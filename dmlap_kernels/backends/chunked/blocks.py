@@ -126,9 +126,8 @@ class Euclidean(torch.autograd.Function):
 
 
 def _pieces(x: Tensor, y: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Slices of rows and columns that cover all pairs; all at once where PyTorch keeps no
-    differences, which is on the CPU."""
-    if x.device.type == "cpu":
+    """Slices of rows and columns that cover all pairs."""
+    if not _keeps_differences(x.device):
         yield slice(None), slice(None)
         return
     pairs = max(1, DIFFERENCE_BYTES // (x.shape[1] * x.element_size()))
@@ -137,6 +136,11 @@ def _pieces(x: Tensor, y: Tensor) -> Iterator[tuple[slice, slice]]:
     for i in range(0, x.shape[0], height):
         for j in range(0, y.shape[0], width):
             yield slice(i, i + height), slice(j, j + width)
+
+
+def _keeps_differences(device: torch.device) -> bool:
+    """Whether PyTorch's derivative of distances does so there."""
+    return device.type != "cpu"
 
 
 def row_distances(p: Tensor, n: Tensor, distance: str) -> Tensor:

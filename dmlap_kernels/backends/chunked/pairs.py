@@ -146,8 +146,10 @@ def angular(params: Params, block: Block) -> Iterator[Terms]:
 def circle(params: Params, block: Block) -> Iterator[Terms]:
     m, gamma = params
     s = 1 - block.d
-    pull = -gamma * (1 + m - s.detach()).relu() * (s - (1 - m))
-    push = gamma * (s.detach() + m).relu() * (s - m)
+    with torch.no_grad():
+        pulled, pushed = (1 + m - s).relu(), (s + m).relu()
+    pull = -gamma * pulled * (s - (1 - m))
+    push = gamma * pushed * (s - m)
     # Where either is empty the sum is -inf and the term 0.
     both = log_sum_exp(pull, block.positive) + log_sum_exp(push, block.negative)
     yield anchor_terms((softplus(both), _every(both)))

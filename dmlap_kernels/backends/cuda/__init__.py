@@ -30,6 +30,11 @@ def built_archs() -> list[str]:
     return json.loads(extension.build_info())["cuda_archs"] or []
 
 
+def why_without() -> str:
+    """Why the build left the CUDA half out, in its own words."""
+    return json.loads(native().build_info()).get("cuda_why", "unknown")
+
+
 def why_unavailable(archs: list[str], found: dict[str, Any], torch_cuda: str | None) -> str | None:
     """Why a machine as `machine` describes it cannot run code built for ``archs``."""
     driver, runtime = found["driver_version"], found["runtime_version"]
@@ -81,10 +86,7 @@ class CudaBackend(DeviceBackend):
             return extension
         archs = built_archs()
         if not archs:
-            return (
-                "the extension was built without CUDA (no nvcc was found, or DMLAP_CUDA=0); "
-                "reinstall with nvcc on PATH"
-            )
+            return f"the extension was built without CUDA: {why_without()}"
         return why_unavailable(archs, machine(), torch.version.cuda)
 
     def sweeps(self) -> Sweeps:

@@ -35,6 +35,7 @@ def arguments_of(sides: Sides) -> tuple:
         sides.self_case,
         _DISTANCES[sides.distance],
         _PRECISIONS[sides.precision],
+        addresses_of(sides.itself, sides.col_itself),
     )
 
 

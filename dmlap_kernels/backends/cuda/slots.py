@@ -128,6 +128,7 @@ def references_of(sides: Sides) -> Sides:
         order_x=sides.order_y,
         labels_x=sides.labels_y,
         self_case=True,
+        itself=None,
     )
 
 

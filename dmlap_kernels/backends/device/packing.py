@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dmlap_kernels.backends.precision import matmul_precision
 from dmlap_kernels.problem import PairProblem, PairSpec
 
 # Rows shorter than this are not brought to unit length, as in torch.nn.functional.normalize.
@@ -31,6 +32,9 @@ class Sides(NamedTuple):
         order_x, order_y: (B,) and (N,) int64, what row of the caller's each row is.
         labels_x, labels_y: (B,) and (N,) int64, ascending.
         self_case: the pair of a row with itself does not exist.
+        itself: (B,) int32, with references, the column that is the anchor itself, -1 for none; that
+            pair does not exist. None where no anchor is among the columns.
+        col_itself: the same of exchanged sides: (N,) the row that is the column itself.
         distance: a name of `dmlap_kernels.problem.DISTANCES`.
         precision: of matrix products, a name of `dmlap_kernels.problem.PRECISIONS`.
         features: D, before padding.
@@ -56,6 +60,8 @@ class Sides(NamedTuple):
     features: int
     x_grad: bool = True
     y_grad: bool = True
+    itself: Tensor | None = None
+    col_itself: Tensor | None = None
 
     @property
     def anchors(self) -> int:
@@ -70,12 +76,21 @@ class Sides(NamedTuple):
     @property
     def positives(self) -> Tensor:
         """(B,) int64, how many positive pairs each anchor has."""
-        return (self.last - self.first - int(self.self_case)).long()
+        positives = (self.last - self.first - int(self.self_case)).long()
+        return positives if self.itself is None else positives - self._itself_within()
 
     @property
     def negatives(self) -> Tensor:
         """(B,) int64, how many negative pairs each anchor has."""
-        return (self.columns - (self.last - self.first)).long()
+        negatives = (self.columns - (self.last - self.first)).long()
+        if self.itself is None:
+            return negatives
+        return negatives - ((self.itself >= 0).long() - self._itself_within())
+
+    def _itself_within(self) -> Tensor:
+        """(B,) int64, 1 where the column that is the anchor itself has the anchor's label."""
+        assert self.itself is not None
+        return ((self.itself >= self.first) & (self.itself < self.last)).long()
 
     def swapped(self) -> Sides:
         """Anchors and references exchanged; the same in the self case."""
@@ -97,14 +112,33 @@ class Sides(NamedTuple):
             labels_y=self.labels_x,
             x_grad=self.y_grad,
             y_grad=self.x_grad,
+            itself=self.col_itself,
+            col_itself=self.itself,
         )
 
 
 def pack(spec: PairSpec, problem: PairProblem) -> Sides:
     """The sides of a loss call."""
-    precision = spec.precision or torch.get_float32_matmul_precision()
+    precision = spec.precision or matmul_precision()
     labels = (problem.labels, problem.ref_labels)
-    return pack_rows(problem.x, problem.y, labels, spec.distance, spec.normalize, precision)
+    sides = pack_rows(problem.x, problem.y, labels, spec.distance, spec.normalize, precision)
+    if problem.self_index is None:
+        return sides
+    return sides._replace(itself=_packed_columns(sides, problem.self_index))
+
+
+def _packed_columns(sides: Sides, indices: Tensor) -> Tensor:
+    """Indices (B,) of the caller's references as columns, in the order of the anchors, int32.
+
+    -1 of what is no index of a reference.
+    """
+    count = sides.columns
+    column = torch.arange(count + 1, dtype=torch.int32, device=indices.device)
+    column_of = torch.empty_like(column)
+    column_of[sides.order_y] = column[:count]
+    column_of[count] = -1
+    exists = (indices >= 0) & (indices < count)
+    return column_of[torch.where(exists, indices, count)][sides.order_x]
 
 
 def pack_rows(

@@ -49,12 +49,23 @@ def _class_scores(call: Call, problem: PairProblem) -> ClassScores:
     """How many classes there are depends on the data: this waits for the device."""
     sides = call.sides
     labels, ref_labels = problem.labels[sides.order_x], problem.ref_side[1][sides.order_y]
-    classes, sizes = torch.unique_consecutive(labels, return_counts=True)
-    ref_classes, ref_sizes = torch.unique_consecutive(ref_labels, return_counts=True)
+    classes, of_x, sizes = _classes(labels)
+    ref_classes, of_y, ref_sizes = _classes(ref_labels)
     shape = len(classes), len(ref_classes)
     if 0 in shape:
         empty = sides.x.new_zeros(shape)
         return ClassScores(classes, ref_classes, empty, torch.full_like(empty, torch.inf))
     ends = sizes.cumsum(0), ref_sizes.cumsum(0)
     sums, smallest = call.sweeps.class_scores(sides, thresholds(call), *ends)
-    return ClassScores(classes, ref_classes, sums / torch.outer(sizes, ref_sizes), smallest)
+    pairs = torch.outer(sizes, ref_sizes)
+    if sides.itself is not None:
+        named = sides.itself >= 0
+        at = of_x * len(ref_classes) + rows_at(of_y, sides.itself)
+        pairs.view(-1).index_add_(0, at, -named.long())
+        pairs.clamp_(min=1)
+    return ClassScores(classes, ref_classes, sums / pairs, smallest)
+
+
+def _classes(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The classes of ascending labels, that of each row, and how many rows each has."""
+    return torch.unique_consecutive(labels, return_inverse=True, return_counts=True)

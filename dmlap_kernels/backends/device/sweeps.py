@@ -1,7 +1,8 @@
 """The one interface between the driver and the kernels of a GPU backend.
 
 All vectors are on the device and in the order of `Sides`; anchors are rows i, references columns j;
--1 stands for no column; equal distances go to the lower column. Every method is deterministic,
+-1 stands for no column; equal distances go to the lower column. The pair of an anchor and itself is
+neither positive nor negative (`Sides.self_case`, `Sides.itself`). Every method is deterministic,
 launches on the current stream of its tensors' device and waits for nothing. No method holds a
 (B, N) tensor, and any of them may be called with no anchors or no columns.
 """

@@ -9,12 +9,16 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+import re
 from typing import Any
 
 import torch
 
+from dmlap_kernels import versions
 from dmlap_kernels.backends.device.backend import DeviceBackend
 from dmlap_kernels.backends.device.sweeps import Sweeps
+
+OLDEST_TRITON = versions.numbers(versions.SUPPORTED["triton"].oldest)
 
 
 class TritonBackend(DeviceBackend):
@@ -25,6 +29,13 @@ class TritonBackend(DeviceBackend):
     def unavailable(self) -> str | None:
         if importlib.util.find_spec("triton") is None:
             return "Triton is not installed (pip install triton)"
+        try:
+            version = _version()
+        except ImportError as error:
+            return f"Triton cannot be imported: {error}"
+        if version < OLDEST_TRITON:
+            have, need = (".".join(map(str, one)) for one in (version, OLDEST_TRITON))
+            return f"it needs Triton {need} or newer, got {have}"
         if _interpreted():
             return None
         if torch.version.cuda is None:
@@ -40,6 +51,13 @@ class TritonBackend(DeviceBackend):
 
     def sweeps(self) -> Sweeps:
         return _sweeps()
+
+
+def _version() -> tuple[int, ...]:
+    """Of the Triton that would be imported, whatever the distribution that brought it is called."""
+    import triton
+
+    return tuple(map(int, re.findall(r"\d+", triton.__version__)[:3]))
 
 
 def _interpreted() -> bool:

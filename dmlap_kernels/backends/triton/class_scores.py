@@ -14,7 +14,8 @@ from torch import Tensor
 from dmlap_kernels.backends.device.packing import Sides
 from dmlap_kernels.backends.triton.configurations import Launch
 from dmlap_kernels.backends.triton.gathered import tile
-from dmlap_kernels.backends.triton.tile import INTERPRETED, NEAR
+from dmlap_kernels.backends.triton.slot_mining import own_column
+from dmlap_kernels.backends.triton.tile import INTERPRETED, NEAR, ROWS_NAMED, SELF, itself_of
 
 # Not measured.
 LAUNCH = Launch(16, 16, 16, 4, 1) if INTERPRETED else Launch(16, 32, 32, 4, 2)
@@ -30,9 +31,9 @@ def _runs(ends, group, groups):
 
 @triton.jit(do_not_specialize=["x_classes", "y_classes"])
 def class_scores_kernel(
-    X, Y, x_norms, y_norms, first, last, thresholds, ends_x, ends_y, sums, smallest,
+    X, Y, x_norms, y_norms, first, last, itself, thresholds, ends_x, ends_y, sums, smallest,
     x_classes, y_classes, width,
-    DISTANCE: tl.constexpr, PRECISION: tl.constexpr, NEAR: tl.constexpr, SELF: tl.constexpr,
+    DISTANCE: tl.constexpr, PRECISION: tl.constexpr, NEAR: tl.constexpr, ITSELF: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """sums and smallest (x_classes, y_classes). Grid: tiles of classes."""
@@ -49,13 +50,17 @@ def class_scores_kernel(
         row_in = a < row_count
         row = row_begin + a
         bound = tl.load(thresholds + row, mask=row_in, other=0.0)
+        if ITSELF == ROWS_NAMED:
+            own = own_column(itself, row, row_in, ITSELF)
         for b in range(0, tl.max(column_count, 0)):
             column_in = b < column_count
             d = tile(
                 X, x_norms, row, row_in, Y, y_norms, column_begin + b, column_in, width,
-                SELF, DISTANCE, PRECISION, NEAR, CHUNK,
+                ITSELF == SELF, DISTANCE, PRECISION, NEAR, CHUNK,
             )  # fmt: skip
             there = row_in[:, None] & column_in[None, :]
+            if ITSELF == ROWS_NAMED:
+                there &= own[:, None] != (column_begin + b)[None, :]
             violation = bound[:, None] - d
             total += tl.where(there & (violation > 0), violation, 0.0)
             least = tl.where(there & (d < least), d, least)
@@ -72,13 +77,14 @@ def class_scores(
     """`Sweeps.class_scores`."""
     shape = len(ends_x), len(ends_y)
     sums, smallest = torch.empty(2, *shape, dtype=torch.float32, device=sides.x.device)
+    itself, named = itself_of(sides)
     if 0 not in shape:
         grid = triton.cdiv(shape[0], LAUNCH.BM), triton.cdiv(shape[1], LAUNCH.BN)
         class_scores_kernel[grid](
-            sides.x, sides.y, sides.x_norms, sides.y_norms, sides.first, sides.last,
+            sides.x, sides.y, sides.x_norms, sides.y_norms, sides.first, sides.last, itself,
             thresholds.contiguous(), ends_x, ends_y, sums, smallest, *shape, sides.x.shape[1],
             DISTANCE=sides.distance, PRECISION=sides.precision, NEAR=NEAR[sides.precision],
-            SELF=sides.self_case, ROWS=LAUNCH.BM, COLUMNS=LAUNCH.BN, CHUNK=LAUNCH.BK,
+            ITSELF=named, ROWS=LAUNCH.BM, COLUMNS=LAUNCH.BN, CHUNK=LAUNCH.BK,
             **LAUNCH.options,
         )  # fmt: skip
     return sums, smallest

@@ -16,35 +16,42 @@ from dmlap_kernels.backends.triton.gathered import (
     sigmoid,
     tile,
 )
-from dmlap_kernels.backends.triton.slot_mining import factor, positive_at, positives_of
+from dmlap_kernels.backends.triton.slot_mining import (
+    factor,
+    own_column,
+    positive_at,
+    positives_of,
+)
 from dmlap_kernels.backends.triton.slot_sums import ANGULAR, MINED, SWAPPED
+from dmlap_kernels.backends.triton.tile import APART, ROWS_NAMED, SELF
 
 
 @triton.jit
 def _as_positive(
-    member, k, first, col_first, col_last, member_in, base, window, SELF: tl.constexpr
-):
+    member, k, first, last, itself, col_first, col_last, member_in, base, window,
+    ITSELF: tl.constexpr,
+):  # fmt: skip
     """The k-th anchor of each positive's class, the positive's slot there, and if it is one."""
     begin = tl.load(col_first + member, mask=member_in, other=0).to(tl.int64)
     end = tl.load(col_last + member, mask=member_in, other=0)
     anchor = begin + k
     there = member_in & (anchor < end)
-    start = tl.load(first + anchor, mask=there, other=0)
+    start, _, left_out = positives_of(first, last, itself, anchor, there, ITSELF)
     slot = member - start
-    if SELF:
-        slot -= (member > anchor).to(tl.int64)
-        there = there & (anchor != member)
+    if ITSELF != APART:
+        slot -= (member > left_out).to(tl.int64)
+        there = there & (member != left_out)
     slot -= base
     return anchor, slot, there & (slot >= 0) & (slot < window)
 
 
 @triton.jit
 def _triplet_weights(
-    d, negative, other_negative_d, at, anchor, there, dp, weights, share, margin, spread,
+    d, live, other_negative_d, at, anchor, there, dp, weights, share, margin, spread,
     AXIS: tl.constexpr, KIND: tl.constexpr, SMOOTH: tl.constexpr,
 ):  # fmt: skip
-    """d loss / d d of the pairs (member, negative) whose partner is at other_negative_d from it."""
-    live = negative & tl.expand_dims(there, AXIS)
+    """d loss / d d of the ``live`` pairs (member, negative), whose partner is at other_negative_d
+    from the negative."""
     if KIND == ANGULAR:
         by_sum = tl.expand_dims(tl.load(share + at, mask=there, other=0.0), AXIS)
         power = tl.exp(spread * (1 - d)) * tl.exp(spread * (1 - other_negative_d))
@@ -65,10 +72,10 @@ def _triplet_weights(
 @triton.jit
 def _member_weights(
     d, negative, member, member_in, opposite, opposite_in, X, Y, x_norms, y_norms,
-    first, last, col_first, col_last, dp, weights, share, by_negative, mined,
+    first, last, itself, col_first, col_last, dp, weights, share, by_negative, mined,
     base, window, margin, spread, width,
     AXIS: tl.constexpr, POSITIVE: tl.constexpr, KIND: tl.constexpr, SMOOTH: tl.constexpr,
-    SELF: tl.constexpr, DISTANCE: tl.constexpr, PRECISION: tl.constexpr, NEAR: tl.constexpr,
+    ITSELF: tl.constexpr, DISTANCE: tl.constexpr, PRECISION: tl.constexpr, NEAR: tl.constexpr,
     CHUNK: tl.constexpr,
 ):  # fmt: skip
     """d loss / d d of a tile of pairs (member, negative), or their factors if MINED.
@@ -80,13 +87,13 @@ def _member_weights(
         start = tl.load(col_first + member, mask=member_in, other=0)
         count = tl.load(col_last + member, mask=member_in, other=0) - start
     else:
-        start, count = positives_of(first, last, member, member_in, SELF)
+        start, count, left_out = positives_of(first, last, itself, member, member_in, ITSELF)
         count = tl.minimum(count - base, window)
     for k in range(0, tl.max(count, 0)):
         if POSITIVE:
             anchor, slot, there = _as_positive(
-                member, k, first, col_first, col_last, member_in, base, window, SELF
-            )
+                member, k, first, last, itself, col_first, col_last, member_in, base, window, ITSELF
+            )  # fmt: skip
             at = anchor * window + slot
         else:
             anchor = member
@@ -97,21 +104,25 @@ def _member_weights(
             slope = tl.expand_dims(tl.load(by_negative + at, mask=there, other=0.0), AXIS)
             total -= tl.where(chosen == tl.expand_dims(opposite, 1 - AXIS), slope, 0.0)
         else:
+            live = negative & tl.expand_dims(there, AXIS)
+            if ITSELF == ROWS_NAMED:
+                named = own_column(itself, anchor, there, ITSELF)
+                live = live & (tl.expand_dims(named, AXIS) != tl.expand_dims(opposite, 1 - AXIS))
             other_d = d
             if KIND >= SWAPPED:
                 if POSITIVE:
                     other_d = _tile_along(
                         X, x_norms, anchor, there, Y, y_norms, opposite, opposite_in, width,
-                        AXIS, SELF, DISTANCE, PRECISION, NEAR, CHUNK,
+                        AXIS, ITSELF == SELF, DISTANCE, PRECISION, NEAR, CHUNK,
                     )  # fmt: skip
                 else:
-                    positive = positive_at(start, base + k, member, SELF)
+                    positive = positive_at(start, base + k, left_out, ITSELF)
                     other_d = _tile_along(
                         Y, y_norms, positive, there, Y, y_norms, opposite, opposite_in, width,
                         AXIS, True, DISTANCE, PRECISION, NEAR, CHUNK,
                     )  # fmt: skip
             total += _triplet_weights(
-                d, negative, other_d, at, anchor, there, dp, weights, share, margin, spread,
+                d, live, other_d, at, anchor, there, dp, weights, share, margin, spread,
                 AXIS, KIND, SMOOTH,
             )  # fmt: skip
     return total
@@ -138,17 +149,18 @@ def _tile_along(
 
 @triton.jit
 def _positive_weights(
-    anchor, anchor_in, positive, positive_in, same, by_ap, first, base, window,
-    AXIS: tl.constexpr, SELF: tl.constexpr,
+    anchor, anchor_in, positive, same, by_ap, first, last, itself, base, window,
+    AXIS: tl.constexpr, ITSELF: tl.constexpr,
 ):  # fmt: skip
     """What by_ap has of a tile of positive pairs; anchors lie along the axis that is not AXIS."""
-    start = tl.expand_dims(tl.load(first + anchor, mask=anchor_in, other=0), AXIS)
+    start, _, left_out = positives_of(first, last, itself, anchor, anchor_in, ITSELF)
     anchor = tl.expand_dims(anchor, AXIS)
     positive = tl.expand_dims(positive, 1 - AXIS)
-    slot = positive - start - base
-    if SELF:
-        slot -= (positive > anchor).to(tl.int64)
-        same = same & (positive != anchor)
+    slot = positive - tl.expand_dims(start, AXIS) - base
+    if ITSELF != APART:
+        left_out = tl.expand_dims(left_out, AXIS)
+        slot -= (positive > left_out).to(tl.int64)
+        same = same & (positive != left_out)
     there = same & (slot >= 0) & (slot < window)
     return tl.load(by_ap + anchor * window + slot, mask=there, other=0.0)
 
@@ -235,11 +247,11 @@ def finish(
 
 @triton.jit(do_not_specialize=["anchors", "references"], do_not_specialize_on_alignment=["weights"])
 def slot_gradient(
-    X, Y, x_norms, y_norms, x_class, y_class, first, last, col_first, col_last, largest,
+    X, Y, x_norms, y_norms, x_class, y_class, first, last, itself, col_first, col_last, largest,
     dp, weights, by_ap, by_an, by_pn, share, mined, gradient,
     base, window, margin, spread, anchors, references, width,
     ROWS_ARE: tl.constexpr, KIND: tl.constexpr, SMOOTH: tl.constexpr,
-    SELF: tl.constexpr, DISTANCE: tl.constexpr, PRECISION: tl.constexpr, NEAR: tl.constexpr,
+    ITSELF: tl.constexpr, DISTANCE: tl.constexpr, PRECISION: tl.constexpr, NEAR: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHUNK: tl.constexpr,
     WIDE: tl.constexpr,
 ):  # fmt: skip
@@ -273,7 +285,7 @@ def slot_gradient(
             if KIND != MINED:
                 d = tile(
                     R, r_norms, row, row_in, C, c_norms, column, column_in, width,
-                    SELF or ROWS_ARE == "positives", DISTANCE, PRECISION, NEAR, CHUNK,
+                    ITSELF == SELF or ROWS_ARE == "positives", DISTANCE, PRECISION, NEAR, CHUNK,
                 )  # fmt: skip
             other = tl.load(c_class + column, mask=column_in, other=-4)
             same = own[:, None] == other[None, :]
@@ -283,35 +295,35 @@ def slot_gradient(
             if ROWS_ARE == "both" or ROWS_ARE == "anchors":
                 found += _member_weights(
                     d, negative, row, row_in, column, column_in, X, Y, x_norms, y_norms,
-                    first, last, col_first, col_last, dp, weights, share, by_an, mined,
+                    first, last, itself, col_first, col_last, dp, weights, share, by_an, mined,
                     base, window, margin, spread, width,
-                    1, False, KIND, SMOOTH, SELF, DISTANCE, PRECISION, NEAR, CHUNK,
+                    1, False, KIND, SMOOTH, ITSELF, DISTANCE, PRECISION, NEAR, CHUNK,
                 )  # fmt: skip
                 found += _positive_weights(
-                    row, row_in, column, column_in, same, by_ap, first, base, window, 1, SELF
-                )
+                    row, row_in, column, same, by_ap, first, last, itself, base, window, 1, ITSELF
+                )  # fmt: skip
             if ROWS_ARE == "both" or ROWS_ARE == "references":
                 found += _member_weights(
                     d, negative, column, column_in, row, row_in, X, Y, x_norms, y_norms,
-                    first, last, col_first, col_last, dp, weights, share, by_an, mined,
+                    first, last, itself, col_first, col_last, dp, weights, share, by_an, mined,
                     base, window, margin, spread, width,
-                    0, False, KIND, SMOOTH, SELF, DISTANCE, PRECISION, NEAR, CHUNK,
+                    0, False, KIND, SMOOTH, ITSELF, DISTANCE, PRECISION, NEAR, CHUNK,
                 )  # fmt: skip
                 found += _positive_weights(
-                    column, column_in, row, row_in, same, by_ap, first, base, window, 0, SELF
-                )
+                    column, column_in, row, same, by_ap, first, last, itself, base, window, 0, ITSELF
+                )  # fmt: skip
             if ROWS_ARE == "positives":
                 found += _member_weights(
                     d, negative, row, row_in, column, column_in, X, Y, x_norms, y_norms,
-                    first, last, col_first, col_last, dp, weights, share, by_pn, mined,
+                    first, last, itself, col_first, col_last, dp, weights, share, by_pn, mined,
                     base, window, margin, spread, width,
-                    1, True, KIND, SMOOTH, SELF, DISTANCE, PRECISION, NEAR, CHUNK,
+                    1, True, KIND, SMOOTH, ITSELF, DISTANCE, PRECISION, NEAR, CHUNK,
                 )  # fmt: skip
                 found += _member_weights(
                     d, negative, column, column_in, row, row_in, X, Y, x_norms, y_norms,
-                    first, last, col_first, col_last, dp, weights, share, by_pn, mined,
+                    first, last, itself, col_first, col_last, dp, weights, share, by_pn, mined,
                     base, window, margin, spread, width,
-                    0, True, KIND, SMOOTH, SELF, DISTANCE, PRECISION, NEAR, CHUNK,
+                    0, True, KIND, SMOOTH, ITSELF, DISTANCE, PRECISION, NEAR, CHUNK,
                 )  # fmt: skip
             if tl.max(tl.max((found != 0).to(tl.int32), 1), 0) > 0:
                 if KIND == MINED:

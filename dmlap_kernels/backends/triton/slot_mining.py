@@ -17,6 +17,7 @@ from dmlap_kernels.backends.triton.gathered import (
     softplus,
     tile,
 )
+from dmlap_kernels.backends.triton.tile import APART, ROWS_NAMED, SELF
 
 NOTHING = tl.constexpr(2**63 - 1)  # in `best`
 NEVER = tl.constexpr(-(2**63))  # in `fallback`
@@ -24,39 +25,64 @@ _LOW = tl.constexpr(0x7FFFFFFF)
 
 
 @triton.jit
-def positives_of(first, last, anchor, anchor_in, SELF: tl.constexpr):
-    """First column of each anchor's class, and how many positives are in it."""
-    start = tl.load(first + anchor, mask=anchor_in, other=0)
-    stop = tl.load(last + anchor, mask=anchor_in, other=0)
-    count = stop - start
-    if SELF:
-        count = tl.maximum(count - 1, 0)
-    return start.to(tl.int64), count
+def own_column(itself, anchor, anchor_in, ITSELF: tl.constexpr):
+    """The column that is the anchor itself, -1 for none; meaningless where ITSELF is APART."""
+    if ITSELF == ROWS_NAMED:
+        return tl.load(itself + anchor, mask=anchor_in, other=-1).to(tl.int64)
+    else:
+        return anchor
 
 
 @triton.jit
-def positive_at(start, slot, anchor, SELF: tl.constexpr):
-    """Column of the positive in a slot: the anchor itself is left out."""
+def positives_of(first, last, itself, anchor, anchor_in, ITSELF: tl.constexpr):
+    """First column of each anchor's class, how many positives are in it, and the column in it that
+    is left out (one beyond all columns for none)."""
+    start = tl.load(first + anchor, mask=anchor_in, other=0)
+    stop = tl.load(last + anchor, mask=anchor_in, other=0)
+    count = stop - start
+    left_out = own_column(itself, anchor, anchor_in, ITSELF)
+    if ITSELF == SELF:
+        count = tl.maximum(count - 1, 0)
+    elif ITSELF == ROWS_NAMED:
+        within = (left_out >= start) & (left_out < stop)
+        count -= within.to(tl.int32)
+        left_out = tl.where(within, left_out, NOTHING)
+    return start.to(tl.int64), count, left_out
+
+
+@triton.jit
+def positive_at(start, slot, left_out, ITSELF: tl.constexpr):
+    """Column of the positive in a slot."""
     column = start + slot
-    if SELF:
-        column += (column >= anchor).to(tl.int64)
+    if ITSELF != APART:
+        column += (column >= left_out).to(tl.int64)
     return column
+
+
+@triton.jit
+def negatives_of(own, other, column, column_in, itself, anchor, anchor_in, ITSELF: tl.constexpr):
+    """Mask (ROWS, COLUMNS) of the columns that are of other classes ``other`` than the anchors'."""
+    negative = (own[:, None] != other[None, :]) & column_in[None, :]
+    if ITSELF == ROWS_NAMED:
+        named = own_column(itself, anchor, anchor_in, ITSELF)
+        negative = negative & (named[:, None] != column[None, :])
+    return negative
 
 
 @triton.jit(do_not_specialize=["anchors"])
 def positive_distances(
-    X, Y, first, last, dp, best, base, window, anchors, width,
-    MINED: tl.constexpr, SELF: tl.constexpr, DISTANCE: tl.constexpr,
+    X, Y, first, last, itself, dp, best, base, window, anchors, width,
+    MINED: tl.constexpr, ITSELF: tl.constexpr, DISTANCE: tl.constexpr,
     GROUP: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """dp (B, W); with MINED clears `best` (B, W). Grid: blocks of anchors, groups of slots."""
     anchor = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    start, count = positives_of(first, last, anchor, anchor < anchors, SELF)
+    start, count, left_out = positives_of(first, last, itself, anchor, anchor < anchors, ITSELF)
     lead = tl.program_id(1) * GROUP
     count = tl.minimum(count - base, window)
     for slot in range(lead, tl.minimum(lead + GROUP, tl.max(count, 0))):
         there = slot < count
-        column = positive_at(start, base + slot, anchor, SELF)
+        column = positive_at(start, base + slot, left_out, ITSELF)
         d = listed(X, anchor, Y, column, there, width, DISTANCE, CHUNK)
         at = anchor * window + slot
         tl.store(dp + at, d, mask=there)
@@ -66,9 +92,9 @@ def positive_distances(
 
 @triton.jit(do_not_specialize=["anchors", "references"])
 def semihard(
-    X, Y, x_norms, y_norms, x_class, y_class, first, last, dp, best, fallback,
+    X, Y, x_norms, y_norms, x_class, y_class, first, last, itself, dp, best, fallback,
     base, window, anchors, references, width, split,
-    SELF: tl.constexpr, DISTANCE: tl.constexpr, PRECISION: tl.constexpr, NEAR: tl.constexpr,
+    ITSELF: tl.constexpr, DISTANCE: tl.constexpr, PRECISION: tl.constexpr, NEAR: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """Keys of the nearest negative beyond each positive, and of each anchor's farthest negative.
@@ -79,7 +105,7 @@ def semihard(
     """
     anchor = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     anchor_in = anchor < anchors
-    _, count = positives_of(first, last, anchor, anchor_in, SELF)
+    _, count, _ = positives_of(first, last, itself, anchor, anchor_in, ITSELF)
     count = tl.minimum(count - base, window)
     slots = tl.max(count, 0)
     if slots > 0:
@@ -91,10 +117,12 @@ def semihard(
             column_in = column < references
             d = tile(
                 X, x_norms, anchor, anchor_in, Y, y_norms, column, column_in, width,
-                SELF, DISTANCE, PRECISION, NEAR, CHUNK,
+                ITSELF == SELF, DISTANCE, PRECISION, NEAR, CHUNK,
             )  # fmt: skip
             other = tl.load(y_class + column, mask=column_in, other=-1)
-            negative = (own[:, None] != other[None, :]) & column_in[None, :]
+            negative = negatives_of(
+                own, other, column, column_in, itself, anchor, anchor_in, ITSELF
+            )  # fmt: skip
             key = ordered(d) << 32
             greatest = tl.where(negative, key | (-column + _LOW)[None, :], NEVER)
             far = tl.maximum(far, tl.max(greatest, 1))
@@ -146,9 +174,9 @@ def _log_weight(d, possible, low, high, closeness, farness, DISTANCE: tl.constex
 
 @triton.jit(do_not_specialize=["anchors", "references", "seed"])
 def draw(
-    X, Y, x_norms, y_norms, x_class, y_class, first, last, order, best, fallback,
+    X, Y, x_norms, y_norms, x_class, y_class, first, last, itself, order, best, fallback,
     base, window, anchors, references, width, seed, low, high, closeness, farness,
-    SELF: tl.constexpr, DISTANCE: tl.constexpr, PRECISION: tl.constexpr, NEAR: tl.constexpr,
+    ITSELF: tl.constexpr, DISTANCE: tl.constexpr, PRECISION: tl.constexpr, NEAR: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """Draws the columns `best` (B, W), and keeps each anchor's last possible one in `fallback`,
@@ -156,7 +184,7 @@ def draw(
     """
     anchor = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     anchor_in = anchor < anchors
-    _, count = positives_of(first, last, anchor, anchor_in, SELF)
+    _, count, _ = positives_of(first, last, itself, anchor, anchor_in, ITSELF)
     count = tl.minimum(count - base, window)
     slots = tl.max(count, 0)
     if slots > 0:
@@ -169,10 +197,12 @@ def draw(
             column_in = column < references
             d = tile(
                 X, x_norms, anchor, anchor_in, Y, y_norms, column, column_in, width,
-                SELF, DISTANCE, PRECISION, NEAR, CHUNK,
+                ITSELF == SELF, DISTANCE, PRECISION, NEAR, CHUNK,
             )  # fmt: skip
             other = tl.load(y_class + column, mask=column_in, other=-1)
-            negative = (own[:, None] != other[None, :]) & column_in[None, :]
+            negative = negatives_of(
+                own, other, column, column_in, itself, anchor, anchor_in, ITSELF
+            )  # fmt: skip
             weight = _log_weight(d, negative, low, high, closeness, farness, DISTANCE)
             higher = tl.maximum(top, tl.max(weight, 1))
             origin = tl.where(higher > float("-inf"), higher, 0.0)
@@ -186,10 +216,12 @@ def draw(
             column_in = column < references
             d = tile(
                 X, x_norms, anchor, anchor_in, Y, y_norms, column, column_in, width,
-                SELF, DISTANCE, PRECISION, NEAR, CHUNK,
+                ITSELF == SELF, DISTANCE, PRECISION, NEAR, CHUNK,
             )  # fmt: skip
             other = tl.load(y_class + column, mask=column_in, other=-1)
-            negative = (own[:, None] != other[None, :]) & column_in[None, :]
+            negative = negatives_of(
+                own, other, column, column_in, itself, anchor, anchor_in, ITSELF
+            )  # fmt: skip
             weight = _log_weight(d, negative, low, high, closeness, farness, DISTANCE)
             share = tl.exp(weight - origin[:, None])
             sums = running[:, None] + tl.cumsum(share, 1)
@@ -219,10 +251,10 @@ def factor(by_distance, d, DISTANCE: tl.constexpr):
 
 @triton.jit(do_not_specialize=["anchors"], do_not_specialize_on_alignment=["weights"])
 def mined_terms(
-    X, Y, first, last, dp, best, fallback, weights, sums, by_ap, by_an, by_pn, mined,
+    X, Y, first, last, itself, dp, best, fallback, weights, sums, by_ap, by_an, by_pn, mined,
     base, window, margin, anchors, width,
     SMOOTH: tl.constexpr, SWAP: tl.constexpr, BACKWARD: tl.constexpr,
-    SELF: tl.constexpr, DISTANCE: tl.constexpr,
+    ITSELF: tl.constexpr, DISTANCE: tl.constexpr,
     ROWS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """Terms of the mined triplets. Grid: blocks of anchors.
@@ -234,7 +266,7 @@ def mined_terms(
     """
     anchor = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     anchor_in = anchor < anchors
-    start, count = positives_of(first, last, anchor, anchor_in, SELF)
+    start, count, left_out = positives_of(first, last, itself, anchor, anchor_in, ITSELF)
     count = tl.minimum(count - base, window)
     slots = tl.max(count, 0)
     if slots > 0:
@@ -252,7 +284,7 @@ def mined_terms(
             there = (slot < count) & exists
             key = tl.load(best + at, mask=there, other=0)
             negative = tl.where(key < NOTHING, key & _LOW, spare)
-            positive = positive_at(start, base + slot, anchor, SELF)
+            positive = positive_at(start, base + slot, left_out, ITSELF)
             d_ap = tl.load(dp + at, mask=there, other=0.0)
             d_an = listed(X, anchor, Y, negative, there, width, DISTANCE, CHUNK)
             nearest = d_an

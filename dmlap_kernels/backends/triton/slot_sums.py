@@ -9,7 +9,13 @@ import triton
 import triton.language as tl
 
 from dmlap_kernels.backends.triton.gathered import sigmoid, softplus, tile
-from dmlap_kernels.backends.triton.slot_mining import add_sums, positive_at, positives_of
+from dmlap_kernels.backends.triton.slot_mining import (
+    add_sums,
+    negatives_of,
+    positive_at,
+    positives_of,
+)
+from dmlap_kernels.backends.triton.tile import SELF
 
 # What a (positive pair, negative) adds. PLAIN and SWAPPED are triplets, of two or three distances.
 MINED = tl.constexpr(0)
@@ -20,10 +26,10 @@ ANGULAR = tl.constexpr(3)
 
 @triton.jit(do_not_specialize=["anchors", "references"], do_not_specialize_on_alignment=["weights"])
 def slot_sums(
-    X, Y, x_norms, y_norms, x_class, y_class, first, last, dp, weights, sums, by_ap, share,
+    X, Y, x_norms, y_norms, x_class, y_class, first, last, itself, dp, weights, sums, by_ap, share,
     base, window, margin, spread, pull, anchors, references, width,
     KIND: tl.constexpr, SMOOTH: tl.constexpr, BACKWARD: tl.constexpr,
-    SELF: tl.constexpr, DISTANCE: tl.constexpr, PRECISION: tl.constexpr, NEAR: tl.constexpr,
+    ITSELF: tl.constexpr, DISTANCE: tl.constexpr, PRECISION: tl.constexpr, NEAR: tl.constexpr,
     GROUP: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
@@ -36,7 +42,7 @@ def slot_sums(
     """
     anchor = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     anchor_in = anchor < anchors
-    start, count = positives_of(first, last, anchor, anchor_in, SELF)
+    start, count, left_out = positives_of(first, last, itself, anchor, anchor_in, ITSELF)
     lead = tl.program_id(1) * GROUP
     count = tl.minimum(count - base - lead, GROUP)
     slots = tl.max(count, 0)
@@ -53,16 +59,18 @@ def slot_sums(
             column_in = column < references
             d = tile(
                 X, x_norms, anchor, anchor_in, Y, y_norms, column, column_in, width,
-                SELF, DISTANCE, PRECISION, NEAR, CHUNK,
+                ITSELF == SELF, DISTANCE, PRECISION, NEAR, CHUNK,
             )  # fmt: skip
             other = tl.load(y_class + column, mask=column_in, other=-1)
-            negative = (own[:, None] != other[None, :]) & column_in[None, :]
+            negative = negatives_of(
+                own, other, column, column_in, itself, anchor, anchor_in, ITSELF
+            )  # fmt: skip
             for slot in range(0, slots):
                 there = slot < count
                 live = negative & there[:, None]
                 nearest = d
                 if KIND != PLAIN:
-                    positive = positive_at(start, base + lead + slot, anchor, SELF)
+                    positive = positive_at(start, base + lead + slot, left_out, ITSELF)
                     d_pn = tile(
                         Y, y_norms, positive, there, Y, y_norms, column, column_in, width,
                         True, DISTANCE, PRECISION, NEAR, CHUNK,

@@ -19,7 +19,7 @@ from dmlap_kernels.backends.device.sweeps import Both, Triplets
 from dmlap_kernels.backends.triton import slot_mining, slot_sums
 from dmlap_kernels.backends.triton.configurations import Launch
 from dmlap_kernels.backends.triton.slot_gradient import slot_gradient
-from dmlap_kernels.backends.triton.tile import INTERPRETED, NEAR
+from dmlap_kernels.backends.triton.tile import INTERPRETED, NEAR, itself_of
 
 # Positive pairs that buffers hold, about; the least positives of an anchor in a window; those
 # that a program takes.
@@ -140,6 +140,7 @@ class _Call:
     def __init__(self, sides: Sides, task: _Task, sums: Tensor | None) -> None:
         self.sides, self.task = sides, task
         self.width = sides.x.shape[1]
+        self.itself, self.named = itself_of(sides)
         device = sides.x.device
         self.window = window_of(sides)
         shape = (sides.anchors, self.window)
@@ -173,9 +174,9 @@ class _Call:
         sides, task = self.sides, self.task
         rows, _, chunk, meta = launch("positive_distances")
         slot_mining.positive_distances[(triton.cdiv(sides.anchors, rows), self.window // GROUP)](
-            sides.x, sides.y, sides.first, sides.last, self.dp, self.best,
+            sides.x, sides.y, sides.first, sides.last, self.itself, self.dp, self.best,
             base, self.window, sides.anchors, self.width,
-            MINED=task.kind == _MINED, SELF=sides.self_case, DISTANCE=sides.distance,
+            MINED=task.kind == _MINED, ITSELF=self.named, DISTANCE=sides.distance,
             GROUP=GROUP, ROWS=rows, CHUNK=chunk, **meta,
         )  # fmt: skip
         if task.kind == _MINED:
@@ -188,13 +189,13 @@ class _Call:
         sides = self.sides
         return (
             sides.x, sides.y, sides.x_norms, sides.y_norms,
-            self.x_class, self.y_class, sides.first, sides.last,
+            self.x_class, self.y_class, sides.first, sides.last, self.itself,
         )  # fmt: skip
 
     def _kind_of_distance(self) -> dict[str, Any]:
         sides = self.sides
         return {
-            "SELF": sides.self_case,
+            "ITSELF": self.named,
             "DISTANCE": sides.distance,
             "PRECISION": sides.precision,
             "NEAR": NEAR[sides.precision],
@@ -224,12 +225,12 @@ class _Call:
         sides, triplets = self.sides, self.task.triplets
         rows, _, chunk, meta = launch("mined_terms")
         slot_mining.mined_terms[(triton.cdiv(sides.anchors, rows),)](
-            sides.x, sides.y, sides.first, sides.last, self.dp, self.best, self.fallback,
+            sides.x, sides.y, sides.first, sides.last, self.itself, self.dp, self.best, self.fallback,
             self.dp if weight is None else weight, self.sums,
             self.by_ap, self.by_an, self.by_pn, self.mined,
             base, self.window, triplets.margin, sides.anchors, self.width,
             SMOOTH=triplets.smooth, SWAP=triplets.swap, BACKWARD=weight is not None,
-            SELF=sides.self_case, DISTANCE=sides.distance,
+            ITSELF=self.named, DISTANCE=sides.distance,
             ROWS=rows, CHUNK=chunk, **meta,
         )  # fmt: skip
 

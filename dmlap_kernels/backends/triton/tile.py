@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from dmlap_kernels.backends.device.packing import Sides
 
@@ -20,6 +21,23 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # Squared distances below this share of |x|^2 + |y|^2 are taken again from differences: what the
 # rounding of products leaves of them is then less than a few parts in ten thousand ("highest").
 NEAR = {"highest": 2e-2, "high": 5e-2, "medium": 1e-1}
+
+# Which pairs of an anchor and itself there are among rows and columns, and so left out: none;
+# those of equal numbers; those of which a list has the column of each row, or the row of each
+# column.
+APART = tl.constexpr(0)
+SELF = tl.constexpr(1)
+ROWS_NAMED = tl.constexpr(2)
+COLUMNS_NAMED = tl.constexpr(3)
+
+
+def itself_of(sides: Sides) -> tuple[Tensor, int]:
+    """The list (any tensor where there is none), and which of these it is."""
+    if sides.itself is not None:
+        return sides.itself, ROWS_NAMED.value
+    if sides.col_itself is not None:
+        return sides.col_itself, COLUMNS_NAMED.value
+    return sides.first, (SELF if sides.self_case else APART).value
 
 
 class Pairs(NamedTuple):
@@ -35,6 +53,7 @@ class Pairs(NamedTuple):
     y_norms: Any  # (columns,)
     first: Any  # (rows,)
     last: Any  # (rows,)
+    itself: Any  # as `itself_of` has it
     rows_16: int
     columns_16: int
     features: int
@@ -43,20 +62,23 @@ class Pairs(NamedTuple):
     def of(sides: Sides) -> Pairs:
         sizes = 16 * sides.anchors, 16 * sides.columns, sides.x.shape[1]
         tensors = sides.x, sides.y, sides.x_norms, sides.y_norms, sides.first, sides.last
-        return Pairs(*tensors, *sizes)
+        return Pairs(*tensors, itself_of(sides)[0], *sizes)
 
 
 @dataclass(frozen=True)
 class Tiling:
     """What a kernel is compiled for: distance, precision, and the tile's rows, columns, features.
 
-    Triton before 3.9 wants each of them to be a constexpr of its own.
+    Triton's compiler before 3.9 wants each of them to be a constexpr of its own. Its interpreter
+    takes plain values, as it does for parameters: that of 3.8 cannot compare with the product of a
+    constexpr and a tensor.
     """
 
     distance: tl.constexpr
     precision: tl.constexpr
     near: tl.constexpr
     self_case: tl.constexpr
+    itself: tl.constexpr
     BM: tl.constexpr
     BN: tl.constexpr
     BK: tl.constexpr
@@ -68,11 +90,12 @@ class Tiling:
             sides.precision,
             NEAR[sides.precision],
             sides.self_case,
+            itself_of(sides)[1],
             BM,
             BN,
             BK,
         )
-        return Tiling(*map(tl.constexpr, constants))
+        return Tiling(*(constants if INTERPRETED else map(tl.constexpr, constants)))
 
 
 @triton.jit
@@ -109,13 +132,29 @@ def row_block(pairs, block, how: tl.constexpr):
 
 
 @triton.jit
+def apart(pairs, rows, columns, how: tl.constexpr):
+    """Mask (BM, BN) of the pairs that are not those of an anchor and itself."""
+    if how.itself == ROWS_NAMED:
+        own = tl.load(pairs.itself + rows, mask=rows < rows_of(pairs), other=-1)
+        return own[:, None] != columns[None, :]
+    elif how.itself == COLUMNS_NAMED:
+        own = tl.load(pairs.itself + columns, mask=columns < columns_of(pairs), other=-1)
+        return rows[:, None] != own[None, :]
+    else:
+        return rows[:, None] != columns[None, :]
+
+
+@triton.jit
 def sides_of(pairs, rows, columns, first, last, how: tl.constexpr):
     """Masks (BM, BN) of the positive and the negative pairs of a tile."""
     same = (columns[None, :] >= first[:, None]) & (columns[None, :] < last[:, None])
     exists = (rows < rows_of(pairs))[:, None] & (columns < columns_of(pairs))[None, :]
     positive = same & exists
-    if how.self_case:
-        positive &= rows[:, None] != columns[None, :]
+    if how.itself == SELF:
+        positive &= apart(pairs, rows, columns, how)
+    elif how.itself != APART:
+        exists &= apart(pairs, rows, columns, how)
+        positive &= exists
     return positive, exists & ~same
 
 
@@ -142,8 +181,8 @@ def distances_and_near(pairs, rows, columns, how: tl.constexpr):
     else:
         q = tl.maximum(total - 2.0 * dots, 0.0)
         near = (q < how.near * total) & row_exists[:, None] & column_exists[None, :]
-        if how.self_case:
-            near &= rows[:, None] != columns[None, :]
+        if how.itself != APART:
+            near &= apart(pairs, rows, columns, how)
         if tl.max(near.to(tl.int32)) > 0:
             q = tl.where(near, _from_differences(pairs, rows, columns, how), q)
     if how.distance == "euclidean":

@@ -20,6 +20,10 @@ struct Sides {
   bool self;
   int distance;   // dmlap::Distance
   int precision;  // 0 highest, 1 high, 2 medium
+  // With references: [rows], the column that is the anchor itself, -1 for none; and of exchanged
+  // sides [cols], the row that is the column itself. Null where no anchor is a reference.
+  const int* itself = nullptr;
+  const int* col_itself = nullptr;
 };
 
 // Where kernels are enqueued: a device and its stream (cudaStream_t).
