@@ -148,7 +148,7 @@ def compare_clusters(labels: Tensor, clusters: Tensor) -> dict[str, float]:
         >>> {name: round(value, 3) for name, value in found.items()}
         {'nmi': 1.0, 'f1': 1.0, 'ami': 1.0}
     """
-    labels, clusters = torch.as_tensor(labels).cpu(), torch.as_tensor(clusters).cpu()
+    labels, clusters = (torch.as_tensor(each, device="cpu") for each in (labels, clusters))
     if labels.ndim != 1 or labels.shape != clusters.shape or not len(labels):
         raise ValueError(
             f"labels and clusters must have the same shape (N,), N at least 1, got "

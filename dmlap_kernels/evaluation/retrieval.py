@@ -227,7 +227,9 @@ class _Search:
             del found
             metrics = _query_metrics(hits, self.relevant[rows], self.ks, self.metrics)
             for name, part in metrics.items():
-                whole = values.setdefault(name, torch.empty(len(self.x), dtype=torch.float64))
+                whole = values.setdefault(
+                    name, torch.empty(len(self.x), dtype=torch.float64, device="cpu")
+                )
                 whole[rows.cpu()] = part.double().cpu()
         valid = (self.relevant > 0).cpu()
         return {name: whole[valid] for name, whole in values.items()}
@@ -286,7 +288,10 @@ def _averaged(values: dict[str, Tensor], labels: Tensor, average: str | None) ->
         return {name: float(each.mean()) for name, each in values.items()}
     classes, position, counts = torch.unique(labels, return_inverse=True, return_counts=True)
     means = {
-        name: torch.zeros(len(classes), dtype=torch.float64).index_add_(0, position, each) / counts
+        name: torch.zeros(len(classes), dtype=torch.float64, device="cpu").index_add_(
+            0, position, each
+        )
+        / counts
         for name, each in values.items()
     }
     if average == "macro":
@@ -302,7 +307,7 @@ def _itself(problem: Any, self_index: Any, ref_includes_query: bool) -> Tensor |
         itself = checks.self_index(self_index, x, y, "embeddings", "ref_embeddings")
         if itself is not None and itself.device.type != "cpu":
             # Looked at here, where the labels at these places are looked at, too.
-            rows, refs = (torch.empty(1).expand(len(each), 1) for each in (x, y))
+            rows, refs = (torch.empty(1, device="cpu").expand(len(each), 1) for each in (x, y))
             checks.self_index(itself.cpu(), rows, refs, "embeddings", "ref_embeddings")
         return itself
     if self_index is not None:
