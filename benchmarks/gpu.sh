@@ -40,6 +40,7 @@ nvidia-smi > "$out/nvidia-smi.log" 2>&1
 export DMLAP_CUDA=1 DMLAP_CUDA_ARCHS=$capability
 # Editable: what runs in this folder imports the package that lies here.
 step build 150 "$python" -m pip install --no-build-isolation --no-deps -e . || exit 1
+"$python" -c 'from dmlap_kernels import info; print(*info.headline(), sep="\n")' || exit 1
 step info 15 "$python" -m dmlap_kernels info
 # Triton compiles in each process of pytest-xdist's, where it is installed.
 workers=()

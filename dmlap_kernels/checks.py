@@ -160,16 +160,8 @@ def labels(argument: str, value: Any, rows: Tensor, rows_argument: str) -> Tenso
     A tensor or NumPy array of shape (rows,) or (rows, 1), of integers, bools, or floats that are
     whole numbers, for which the values of a device are waited for.
     """
-    if not isinstance(value, Tensor) and isinstance(value, np.ndarray):
-        value = torch.as_tensor(value, device=rows.device)
-    if not isinstance(value, Tensor):
-        raise TypeError(
-            f"{argument} must be a torch.Tensor or a NumPy array, got {type(value).__name__}"
-        )
-    dense(argument, value)
     count = rows.shape[0]
-    if value.ndim == 2 and value.shape[1] == 1:
-        value = value[:, 0]
+    value = _column(argument, value, rows.device)
     if value.ndim != 1 or value.shape[0] != count:
         raise ValueError(
             f"{argument} must have shape ({count},), one label for each row of "
@@ -180,6 +172,43 @@ def labels(argument: str, value: Any, rows: Tensor, rows_argument: str) -> Tenso
             f"{argument} must be on the device of {rows_argument} ({rows.device}), "
             f"got {value.device}"
         )
+    return _as_int64(argument, value)
+
+
+def data_labels(argument: str, value: Any) -> Tensor:
+    """``value`` as int64 (N,) on the CPU: the labels of a data set, in any form that `labels`
+    takes, or a sequence of numbers."""
+    if not isinstance(value, (Tensor, np.ndarray)):
+        try:
+            value = np.asarray(value)
+        except ValueError as error:
+            raise ValueError(f"{argument} must be one number a sample: {error}") from error
+        if value.dtype.kind not in "biuf":
+            raise TypeError(f"{argument} must be whole numbers, got {value.dtype}")
+    value = _column(argument, value, torch.device("cpu"))
+    if value.ndim != 1:
+        raise ValueError(
+            f"{argument} must have shape (N,), one label for each sample, got {tuple(value.shape)}"
+        )
+    return _as_int64(argument, value.cpu())
+
+
+def _column(argument: str, value: Any, device: torch.device) -> Tensor:
+    """A tensor or NumPy array as a tensor, without a second dimension of 1."""
+    if not isinstance(value, Tensor) and isinstance(value, np.ndarray):
+        try:
+            value = torch.as_tensor(value, device=device)
+        except TypeError as error:
+            raise TypeError(f"{argument} must be whole numbers, got {value.dtype}") from error
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"{argument} must be a torch.Tensor or a NumPy array, got {type(value).__name__}"
+        )
+    dense(argument, value)
+    return value[:, 0] if value.ndim == 2 and value.shape[1] == 1 else value
+
+
+def _as_int64(argument: str, value: Tensor) -> Tensor:
     if value.dtype == torch.int64:
         return value
     if value.dtype not in _LABEL_DTYPES:

@@ -8,6 +8,7 @@ memory of their own, the same two backend calls are the operators ``dmlap::pair_
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Sequence
 from typing import Any
 
@@ -272,7 +273,7 @@ def _pair_loss_backward_op(
     saved: Tensor,
     grad: Tensor,
     wants_numbers: bool,
-) -> list[Tensor]:
+) -> typing.List[Tensor]:  # noqa: UP006  PyTorch 2.6 reads no list[...] here
     """The gradients at x, y, anchor_params and, if wanted, numbers; without those of None."""
     problem = PairProblem(x, labels, y, ref_labels, anchor_params, self_index, numbers)
     decoded = PairSpec.decode(spec)

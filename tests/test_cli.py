@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -14,6 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -195,6 +197,8 @@ def test_interrupted_and_resumed_equals_uninterrupted(whole: Path, tmp_path: Pat
 
 def test_refusals_are_one_sentence(whole: Path, tmp_path: Path) -> None:
     """Checked in this process: a subprocess each would take a minute."""
+    photos = _photos(tmp_path / "photos", tests=1)
+    singles = (f"--data=folder:{photos}", "--out", tmp_path / "s")
     for arguments, named in (
         (["train", "--out", whole], "already holds a run; continue it with --resume"),
         (["train", "--resume", tmp_path], "holds no checkpoint.safetensors"),
@@ -211,6 +215,20 @@ def test_refusals_are_one_sentence(whole: Path, tmp_path: Path) -> None:
         (["train", *QUICK, "--classes-per-batch=9", "--out", tmp_path / "y"], "must be in 2..5"),
         (["train", "--loss-option=margni=1", "--out", tmp_path / "z"], "margni"),
         (["train", *QUICK, "--device=tpu9", "--out", tmp_path / "v"], "device must be auto"),
+        (["train", *QUICK, "--device=meta", "--out", tmp_path / "w"], "device must be auto"),
+        (["train", *QUICK, f"--seed={2**70}", "--out", tmp_path / "t"], "seed must be less than"),
+        (["train", *QUICK, "--seed=-1", "--out", tmp_path / "t"], "seed must be at least 0"),
+        (["train", *QUICK, "--out", whole / "metrics.json" / "x"], "out must be a folder that can"),
+        (["train", *QUICK, "--optimizer-option=betas=[1]", "--out", tmp_path / "u"], "do not suit"),
+        (["train", *QUICK, f"--embedding-dim={10**12}", "--out", tmp_path / "q"], "out of memory"),
+        (["train", *QUICK, "--hard-warmup", 10**30, "--out", tmp_path / "r"], "less than 2**63"),
+        (["train", *singles, "--validation=0.4"], "none of the 2 images of 2 test classes has one"),
+        (["train", "--resume", whole, "--data=glyphs"], "had other images (train, test) than"),
+        (
+            ["train", "--resume", whole, "--steps", 99],
+            "the schedule 'one_cycle' of the run depends",
+        ),
+        (["eval", whole, "--device=meta"], "device must be auto"),
         (["eval", tmp_path / "none"], "holds no checkpoint.safetensors"),
         (["report", whole, tmp_path], "it is not the folder of a run"),
         (["report", whole, "--out", tmp_path], "--out takes the name of a file"),
@@ -221,6 +239,118 @@ def test_refusals_are_one_sentence(whole: Path, tmp_path: Path) -> None:
         assert named in done.errors, arguments
         assert done.errors.startswith(f"dmlap {arguments[0]}: "), arguments
         assert done.errors.count("\n") == 1, done.errors
+
+
+def _photos(path: Path, tests: int = 3, prefix: str = "c") -> Path:
+    """Six training and two test classes, these of ``tests`` images."""
+    pillow = pytest.importorskip("PIL.Image")
+    random = np.random.default_rng(0)
+    for part, classes, images in (("train", 6, 4), ("test", 2, tests)):
+        for c in range(classes):
+            (folder := path / part / f"{prefix}{part}{c}").mkdir(parents=True)
+            for i in range(images):
+                pixels = random.integers(0, 255, (16, 16), dtype=np.uint8)
+                pillow.fromarray(pixels).save(folder / f"{i}.png")
+    return path
+
+
+SMALL = (
+    "--samples-per-class=3",
+    "--encoder=conv:4,4",
+    "--embedding-dim=8",
+    "--classes-per-batch=4",
+)
+
+
+def test_data_may_move_and_steps_be_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "run"
+    data = _photos(tmp_path / "old")
+    begin = ("train", *SMALL, "--schedule=constant")
+    whole = _main(*begin, f"--data=folder:{data}", "--steps=6", "--out", tmp_path / "whole")
+    assert whole.status == 0, whole.errors
+    assert _main(*begin, f"--data=folder:{data}", "--steps=4", "--out", out).status == 0
+    data.rename(tmp_path / "new")
+    monkeypatch.chdir(tmp_path)
+    assert "does not exist" in _main("train", "--resume", out, "--steps=6").errors
+    done = _main("train", "--resume", out, "--data=folder:new", "--steps=6", "--chunk-size=50")
+    assert done.status == 0, done.errors
+    first, second = (load_checkpoint(folder) for folder in (tmp_path / "whole", out))
+    assert all(torch.equal(first[0][name], second[0][name]) for name in first[0])
+    # The path in full, so that it is found from everywhere.
+    assert second[1]["config"]["data"] == f"folder:{tmp_path / 'new'}"
+    assert _main("eval", out).status == 0
+
+
+def test_small_classes_are_left_out_when_asked(tmp_path: Path) -> None:
+    data = _photos(tmp_path / "data")
+    for c in range(2):
+        for i in range(3):
+            (data / "train" / f"ctrain{c}" / f"{i}.png").unlink()
+    given = ("train", f"--data=folder:{data}", *SMALL, "--steps=2", "--out", tmp_path / "run")
+    assert "2 classes have fewer: 'ctrain0', 'ctrain1'; they can be left" in _main(*given).errors
+    done = _main(*given, "--drop-small-classes")
+    assert done.status == 0, done.errors
+    assert "folder: 4 training classes (16 images)" in done.output
+
+
+def test_a_full_disk_stops_a_run_and_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = []
+
+    def fill(number: int) -> None:
+        written.append(number)
+        if len(written) > 6:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fill)
+    out = tmp_path / "run"
+    done = _main("train", *PLAIN, "--steps=9", "--checkpoint-every=1", "--out", out)
+    assert done.status == 1
+    assert "dmlap train: stopped: " in done.errors and "No space left" in done.errors
+    monkeypatch.undo()
+    assert load_checkpoint(out)[1]["step"] == 2
+    assert _main("train", "--resume", out).status == 0
+
+
+def test_memory_that_is_used_up_stops_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dmlap_kernels.encoders import ConvEncoder
+
+    forward = ConvEncoder.forward
+
+    def hungry(self: ConvEncoder, images: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            raise MemoryError
+        return forward(self, images)
+
+    monkeypatch.setattr(ConvEncoder, "forward", hungry)
+    done = _main("train", *PLAIN, "--steps=9", "--out", tmp_path / "run")
+    assert done.status == 1
+    last = done.errors.splitlines()[-1]
+    assert last.startswith(
+        "dmlap train: stopped: out of memory on cpu after step 0, with batches of"
+    )
+    assert "--chunk-size" in last
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are text elsewhere")
+def test_names_that_are_not_utf8(tmp_path: Path) -> None:
+    data = _photos(tmp_path / "data", prefix=os.fsdecode(b"\xff"))
+    out = tmp_path / os.fsdecode(b"run\xfe")
+    done = _run("train", f"--data=folder:{data}", *SMALL, "--steps=2", "--out", out)
+    assert "are in" in done.stdout and "run\\udcfe" in done.stdout
+    assert json.loads((out / "metrics.json").read_text())["config"]["steps"] == 2
+    assert "recall@1" in _main("eval", out).output
+    assert _main("report", out).status == 0
+
+
+def test_output_that_nobody_reads_is_no_error() -> None:
+    process = _started("info")
+    process.stdout.close()
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1 and errors == ""
 
 
 def test_a_diverging_run_stops(tmp_path: Path) -> None:

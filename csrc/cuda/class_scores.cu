@@ -55,10 +55,9 @@ __device__ inline void add_cell(const Sides& s, const ClassScores& in, int64_t a
   float sum = 0, smallest = INFINITY;
   for (int64_t i = from; i < to; ++i) {
     const float threshold = in.thresholds[i];
-    const int64_t itself = own_column(s, i);
     for (int64_t j = left; j < right; ++j) {
-      if (j == itself) continue;
       const float d = distances[(i - row0) * Square::kScorePitch + j - col0];
+      if (is_left_out(d)) continue;
       sum += fmaxf(threshold - d, 0.f);
       smallest = fminf(smallest, d);
     }

@@ -102,7 +102,6 @@ __device__ inline bool fill_weights(const Sides& s, int64_t row0, int64_t col0, 
   const int64_t i = row0 + row;
   const bool lives = i < s.rows;
   const int from = lives ? s.first[i] : 0, to = lives ? s.last[i] : 0;
-  const int64_t itself = lives ? own_column(s, i) : -1;
   const bool squares = from_differences(s.distance);
   bool active = false;
   unsigned near = 0;
@@ -113,8 +112,7 @@ __device__ inline bool fill_weights(const Sides& s, int64_t row0, int64_t col0, 
     const float d = *at;
     const bool positive = j >= from && j < to;
     float c = 0;
-    if (lives && j < col_end && j != itself && !is_own_row(s, i, j) &&
-        (positive || d != INFINITY)) {
+    if (lives && j < col_end && !is_left_out(d) && (positive || d != INFINITY)) {
       c = pair_factor(s.distance, weigh(j, d, positive), d);
       if (squares && c != 0) {
         const bool root = s.distance == static_cast<int>(Distance::euclidean);

@@ -19,13 +19,14 @@ __global__ void __launch_bounds__(kThreads) anchors_kernel(Sides s, MinedPairs i
   const int slots = slots_from(positives_of(s, i), in.window.base, in.window.slots);
   const bool squares = from_differences(s.distance);
   if (slots <= 0) return;
+  const Positives positives(s, i);
   for (int64_t k = threadIdx.x % 32; k < s.dim; k += 32) {
     const float x = s.x[i * s.dim + k];
     float sum = 0;
     for (int slot = 0; slot < slots; ++slot) {
       const int64_t at = slot * s.rows + i, n = in.negative[at];
       if (n < 0) continue;
-      const int64_t p = positive_at(s, i, in.window.base + slot);
+      const int64_t p = positives.column(in.window.base + slot);
       sum += pull(squares, in.anchor_positive[at], x, s.y[p * s.dim + k]);
       sum -= pull(squares, in.anchor_negative[at], x, s.y[n * s.dim + k]);
     }
@@ -45,7 +46,7 @@ __device__ inline void add_as_positive(const Sides& s, const MinedPairs& in, int
     const float y = s.y[j * s.dim + k];
     float sum = 0;
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t slot = slot_of(s, i, j) - in.window.base;
+      const int64_t slot = Positives(s, i).slot(j) - in.window.base;
       if (slot < 0 || slot >= in.window.slots) continue;
       const int64_t at = slot * s.rows + i, n = in.negative[at];
       if (n < 0) continue;

@@ -91,8 +91,8 @@ __global__ void __launch_bounds__(kThreads, 2)
       const List list = list_of(row);
       for (int c = lane; c < Flat::kN; c += 32) {
         const int64_t j = col0 + c;
-        const bool exists = j < end && !(s.self && row0 + row == j);
-        list.offer(distances[row * Flat::kScorePitch + c], static_cast<int>(j), exists);
+        const float d = distances[row * Flat::kScorePitch + c];
+        list.offer(d, static_cast<int>(j), j < end && !is_left_out(d));
       }
     }
     __syncthreads();

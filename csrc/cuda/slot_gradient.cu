@@ -55,7 +55,7 @@ struct Members {
       return {k * s.rows + m, m, static_cast<int>(positive_at(s, m, in.window.base + k))};
     }
     const int64_t i = of.first + k;
-    const int64_t slot = slot_of(s, i, m) - in.window.base;
+    const int64_t slot = Positives(s, i).slot(m) - in.window.base;
     if (slot < 0 || slot >= in.window.slots) return {-1, 0, 0};
     return {slot * s.rows + i, i, static_cast<int>(i)};
   }
@@ -122,7 +122,7 @@ __device__ inline void add_members(const Sides& g, const Sides& third, const Mem
 
 // d loss / d d of the positive pair of an anchor and column j of its run.
 __device__ inline float positive_weight(const Sides& s, const SlotPairs& in, int64_t i, int64_t j) {
-  const int64_t slot = slot_of(s, i, j) - in.window.base;
+  const int64_t slot = Positives(s, i).slot(j) - in.window.base;
   return slot >= 0 && slot < in.window.slots ? in.by_distance[slot * s.rows + i] : 0.f;
 }
 

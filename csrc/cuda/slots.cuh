@@ -16,26 +16,30 @@ constexpr int kRowThreads = kThreads / Narrow::kM;
 constexpr int kRowsOfWarp = 32 / kRowThreads;
 constexpr int kTable = Narrow::kM * kSlots;  // entries of a table [kM][kSlots]
 
-// The column of the anchor's run that is the anchor itself, and so left out; beyond all for none.
-__device__ inline int64_t left_out(const Sides& s, int64_t i) {
-  const int64_t own = own_column(s, i);
-  return own >= s.first[i] && own < s.last[i] ? own : s.cols;
-}
+// The positives of an anchor by their slots.
+struct Positives {
+  int64_t first, left_out;  // of its run; the column in it that is the anchor itself (s.cols: none)
+
+  __device__ Positives(const Sides& s, int64_t i) : first(s.first[i]), left_out(own_column(s, i)) {
+    if (left_out < first || left_out >= s.last[i]) left_out = s.cols;
+  }
+  __device__ int64_t column(int64_t slot) const {
+    const int64_t j = first + slot;
+    return j + (j >= left_out ? 1 : 0);
+  }
+  // Of a column of the run; -1 of the one that is left out.
+  __device__ int64_t slot(int64_t j) const {
+    return j == left_out ? -1 : j - first - (j > left_out ? 1 : 0);
+  }
+};
 
 __device__ inline int positives_of(const Sides& s, int64_t i) {
-  return i < s.rows ? s.last[i] - s.first[i] - (left_out(s, i) < s.cols ? 1 : 0) : 0;
+  if (i >= s.rows) return 0;
+  return s.last[i] - s.first[i] - (Positives(s, i).left_out < s.cols ? 1 : 0);
 }
 
-// Column of the positive in a slot.
 __device__ inline int64_t positive_at(const Sides& s, int64_t i, int64_t slot) {
-  const int64_t j = s.first[i] + slot;
-  return j + (j >= left_out(s, i) ? 1 : 0);
-}
-
-// Slot of a column of the anchor's run; -1 of the one that is left out.
-__device__ inline int64_t slot_of(const Sides& s, int64_t i, int64_t j) {
-  const int64_t out = left_out(s, i);
-  return j == out ? -1 : j - s.first[i] - (j > out ? 1 : 0);
+  return Positives(s, i).column(slot);
 }
 
 // How many of `count` positives have slots from `base` on, `most` at most; may be negative.

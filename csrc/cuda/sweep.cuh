@@ -21,25 +21,21 @@ using Wide = Shape<128, 64, 32, 32, 66>;
 // Pairs of one anchor with consecutive partners of a tile, or with every second one.
 struct Strip {
   const float* distances;
-  int pitch;      // between the distances of partners
-  int64_t first;  // the first partner
+  int pitch;  // between the distances of partners
+  int first;  // the first partner
   int step, count;
-  int from, to;    // partners [from, to) are positive
-  int64_t itself;  // no partner; -1: none
-  // Neither are those whose entry here is `number`; or null.
-  const int* of_partners;
-  int64_t number;
+  int from, to;  // partners [from, to) are positive
 
   // visit(d, partner, positive)
   template <class Visit>
   __device__ void each(const Visit& visit) const {
     for (int k = 0; k < count; ++k) {
-      const int64_t j = first + k * step;
+      const int j = first + k * step;
       const float d = distances[k * pitch];
       const bool positive = j >= from && j < to;
-      if (j == itself || (of_partners != nullptr && of_partners[j] == number)) continue;
-      if (!positive && d == INFINITY) continue;  // the column does not exist
-      visit(d, static_cast<int>(j), positive);
+      // Columns that do not exist are infinitely far away.
+      if (is_left_out(d) || (!positive && d == INFINITY)) continue;
+      visit(d, j, positive);
     }
   }
 };
@@ -103,14 +99,11 @@ __device__ inline void visit_row(const Sides& s, const Policy& policy, int64_t i
   const int count = static_cast<int>(least((col_end - first + 1) / 2, Wide::kN / 2));
   const Strip strip = {scores + row * Wide::kScorePitch + half,
                        2,
-                       first,
+                       static_cast<int>(first),
                        2,
                        count,
                        s.first[i],
-                       s.last[i],
-                       own_column(s, i),
-                       s.col_itself,
-                       i};
+                       s.last[i]};
   typename Policy::State state = own;
   policy.visit(state, policy.params(i), strip);
   own = state;
@@ -129,14 +122,11 @@ __device__ inline void visit_columns(const Sides& s, const Policy& policy, const
   if (j < s.cols) {
     const Strip strip = {scores + quarter * kQuarter * Wide::kScorePitch + column,
                          Wide::kScorePitch,
-                         first,
+                         static_cast<int>(first),
                          1,
                          static_cast<int>(least(rows.end - first, kQuarter)),
                          s.col_first[j],
-                         s.col_last[j],
-                         -1,
-                         nullptr,
-                         j};
+                         s.col_last[j]};
     policy.visit(state, policy.params(j), strip);
   }
   exchange[threadIdx.x] = state;

@@ -58,10 +58,9 @@ __device__ inline int64_t own_column(const Sides& s, int64_t i) {
   return s.itself == nullptr ? -1 : s.itself[i];
 }
 
-// Whether the pair is that of a column and its own row, in exchanged sides.
-__device__ inline bool is_own_row(const Sides& s, int64_t i, int64_t j) {
-  return s.col_itself != nullptr && s.col_itself[j] == i;
-}
+// In a tile in the place of the distance of such a pair: no number that arithmetic makes.
+constexpr unsigned kLeftOut = 0x7fc0beefu;
+__device__ inline bool is_left_out(float d) { return __float_as_uint(d) == kLeftOut; }
 
 // Sum over the warp, the same in every lane.
 __device__ inline float warp_sum(float value) {
@@ -207,10 +206,11 @@ __device__ inline void distances_of(const Sides& s, const Rows& rows, int64_t co
           const float norms = s.x_norms[i] + s.y_norms[j];
           d = norms - (squares ? 2 * sums[m][n][e] : sums[m][n][e]);
           if (squares) {
-            if (d < kNear * norms) {
-              const bool exists = own_column(s, i) != j && !is_own_row(s, i, j);
-              d = exists ? -1 : 0;  // marked, or nothing that anyone reads
-              near = near || exists;
+            if (s.self && i == j) {
+              d = 0;
+            } else if (d < kNear * norms) {
+              d = -1;  // marked
+              near = true;
             } else {
               d = distance_of_square(s.distance, d);
             }
@@ -227,10 +227,31 @@ __device__ inline void distances_of(const Sides& s, const Rows& rows, int64_t co
   __syncthreads();
 }
 
-// The same of consecutive anchors.
+// Marks the pairs of a tile that are those of an anchor and itself; by the whole block.
+template <class S>
+__device__ inline void mark_left_out(const Sides& s, int64_t row0, int64_t col0, float* memory) {
+  static_assert(S::kM <= kThreads && S::kN <= kThreads);
+  if (s.self && (row0 >= col0 + S::kN || col0 >= row0 + S::kM)) return;
+  if (!s.self && s.itself == nullptr && s.col_itself == nullptr) return;
+  const int n = threadIdx.x;
+  if (n < S::kM && row0 + n < s.rows) {
+    const int64_t column = own_column(s, row0 + n) - col0;
+    if (column >= 0 && column < S::kN) {
+      memory[n * S::kScorePitch + column] = __uint_as_float(kLeftOut);
+    }
+  }
+  if (s.col_itself != nullptr && n < S::kN && col0 + n < s.cols) {
+    const int64_t row = s.col_itself[col0 + n] - row0;
+    if (row >= 0 && row < S::kM) memory[row * S::kScorePitch + n] = __uint_as_float(kLeftOut);
+  }
+  __syncthreads();
+}
+
+// The same of consecutive anchors, and pairs that do not exist marked.
 template <class S>
 __device__ inline void tile_distances(const Sides& s, int64_t row0, int64_t col0, float* memory) {
   distances_of<S>(s, Consecutive{row0}, col0, memory);
+  mark_left_out<S>(s, row0, col0, memory);
 }
 
 }  // namespace dmlap::cuda

@@ -46,7 +46,9 @@ def load() -> dict[str, Any]:
 
 
 def chip_of(device_type: str) -> str:
-    return torch.cuda.get_device_name() if device_type == "cuda" else device_type
+    # Fake tensors are "cuda" where there is none as well.
+    real = device_type == "cuda" and torch.cuda.is_available()
+    return torch.cuda.get_device_name() if real else device_type
 
 
 def entries(orders: dict[str, Any], op: str, device_type: str, chip: str) -> tuple[Entry, ...]:

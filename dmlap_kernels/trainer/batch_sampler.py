@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
+from dmlap_kernels import checks
 from dmlap_kernels.trainer import defaults
 from dmlap_kernels.trainer.batches import ClassBatchSampler, named_classes, small_classes
 from dmlap_kernels.trainer.representatives import RepresentativeSampler
@@ -44,7 +46,8 @@ class PinnedBatchSampler(Sampler[list[int]]):
     iteration that would be shared out twice raises RuntimeError.
 
     Args:
-        labels: (N,) integer labels of the data set, any values, at least two samples of each.
+        labels: (N,) or (N, 1) labels of the data set: whole numbers of any values, as a tensor, a
+            NumPy array or a sequence; at least two samples of each.
         steps: batches that an iteration yields, at least 1.
         classes_per_batch: C, at least 2; of each process.
         samples_per_class: M, at least 2, the representatives included.
@@ -72,7 +75,7 @@ class PinnedBatchSampler(Sampler[list[int]]):
 
     def __init__(
         self,
-        labels: Tensor,
+        labels: Tensor | np.ndarray | Sequence[int],
         steps: int,
         *,
         classes_per_batch: int = defaults.CLASSES_PER_BATCH,
@@ -95,7 +98,7 @@ class PinnedBatchSampler(Sampler[list[int]]):
                 f"{samples_per_class}, got {representatives_per_class}"
             )
         self._given = num_replicas, rank
-        values, classes = torch.unique(torch.as_tensor(labels).cpu(), return_inverse=True)
+        values, classes = torch.unique(checks.data_labels("labels", labels), return_inverse=True)
         if few := small_classes(classes):
             raise ValueError(
                 "labels must give every class at least two samples, but "
@@ -146,9 +149,12 @@ class PinnedBatchSampler(Sampler[list[int]]):
         return max(0, self.steps - self.first_step) * (num_replicas if rank == "all" else 1)
 
     def __iter__(self) -> Iterator[list[int]]:
-        # An epoch begins with its first batch: loaders with workers ask for two iterators.
         num_replicas, rank = self.place()
         self._refuse_a_second_sharding(num_replicas, rank)
+        return self._iterate(num_replicas, rank)
+
+    def _iterate(self, num_replicas: int, rank: int | Literal["all"]) -> Iterator[list[int]]:
+        # An epoch begins with its first batch: loaders with workers ask for two iterators.
         if self._begun:
             self.epoch += 1
         self._begun = True
@@ -237,7 +243,8 @@ def _sharding_sampler(sampler: Sampler[Any]) -> tuple[str, int] | None:
     frame = inspect.currentframe()
     while frame is not None:
         owner = frame.f_locals.get("self")
-        if isinstance(owner, Sampler) and owner is not sampler:
+        wraps = getattr(owner, "batch_sampler", None) is sampler and hasattr(owner, "__iter__")
+        if owner is not sampler and (wraps or isinstance(owner, Sampler)):
             for name in ("num_processes", "num_replicas"):
                 shares = getattr(owner, name, None)
                 if isinstance(shares, int) and shares > 1:

@@ -83,9 +83,8 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not path.is_file():
         raise CheckpointError(f"{folder} holds no {FILE_NAME}: it is not the folder of a run")
     try:
-        with safetensors.safe_open(str(path), framework="pt") as file:
-            state = json.loads((file.metadata() or {})["state"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        tensors, metadata = _read(path)
+        state = json.loads(metadata["state"])
     except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
         raise CheckpointError(f"{path} is not a readable checkpoint: {error}") from error
     if not isinstance(state, dict) or state.get("format") not in _READABLE:
@@ -93,6 +92,22 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         readable = " and ".join(map(str, _READABLE))
         raise CheckpointError(f"{path} has format {found}; this version reads {readable}")
     return tensors, state
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        # The library opens files by names of UTF-8 alone: this one is read for it.
+        content = path.read_bytes()
+        end = 8 + int.from_bytes(content[:8], "little")
+        metadata = json.loads(content[8:end]).get("__metadata__", {})
+        return require("safetensors.torch", purpose="checkpoints").load(content), metadata
+    safetensors = require("safetensors", purpose="checkpoints")
+    with safetensors.safe_open(str(path), framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+        return tensors, file.metadata() or {}
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[Any, dict[str, Tensor]]:

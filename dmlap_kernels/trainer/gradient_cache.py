@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -33,6 +33,8 @@ class GradientCache:
         images, texts = cache.embed(images), cache.embed(tokens, encoder=text_encoder)
         cache.backward(fused_nt_xent_loss(images, labels, texts, labels))
 
+    So may embeddings of several caches, say of other chunks; `backward` of any of them serves all.
+
     The gradient is that of ``torch.cat([encoder(part) for part in images.split(chunk_size)])``, up
     to rounding: random numbers are drawn anew as they were (dropout), autocast and the mode of
     every module are those of `embed`, batch normalisation sees chunks, and buffers such as its
@@ -53,7 +55,6 @@ class GradientCache:
         self.chunk_size = chunk_size
         # The graph of the loss keeps the calls, so that nothing outlives it.
         self._calls: list[weakref.ref[_Call]] = []
-        self._receiving = False
 
     def embed(self, inputs: Any, *, encoder: nn.Module | Encoder | None = None) -> Tensor:
         """Embeddings (B, D): a leaf that requires grad, for a loss that `backward` gets.
@@ -82,10 +83,8 @@ class GradientCache:
             return embeddings
         embeddings.requires_grad_()
 
-        def receive(gradient: Tensor) -> None:
-            record.receive(gradient, expected=self._receiving)
-
-        embeddings.register_hook(receive)
+        # The graph of the loss holds the hook, and the hook the record.
+        embeddings.register_hook(record.receive)
         self._calls.append(weakref.ref(record))
         return embeddings
 
@@ -97,29 +96,31 @@ class GradientCache:
 
         Raises:
             RuntimeError: nothing was embedded since the last call, the loss does not depend on
-                embeddings, they were used in a `backward` before, or weights have changed since.
+                embeddings, they were used in a `backward` before, or weights or inputs have changed
+                since.
         """
         if not self._calls:
             raise RuntimeError(
                 "backward needs embeddings that require grad: call embed before each backward, "
                 "with gradients enabled"
             )
-        alive = [record for kept in self._calls if (record := kept()) is not None]
-        if not alive or not loss.requires_grad:
-            raise RuntimeError("loss must depend on the embeddings that embed returned")
-        for record in alive:
-            record.gradient = None
-        self._receiving = True
+        used: list[_Call] = []
+        _receivers.append(used)
         try:
-            loss.backward()
+            if loss.requires_grad:
+                loss.backward()
         finally:
-            self._receiving = False
-        used = [record for record in alive if record.gradient is not None]
+            _receivers.remove(used)
         if not used:
             raise RuntimeError("loss must depend on the embeddings that embed returned")
-        self._calls = [weakref.ref(record) for record in alive if record not in used]
+        waiting = (kept for kept in self._calls if kept() not in used)
+        self._calls = [kept for kept in waiting if kept() is not None]
         for record in used:
             record.backward()
+
+
+# Of every backward of a cache that runs: the calls of embed whose gradients have come in.
+_receivers: list[list[_Call]] = []
 
 
 class _Call:
@@ -136,7 +137,8 @@ class _Call:
         self._devices = tuple(dict.fromkeys(t.device for t in (*tensors, *parameters)))
         self._autocast = Autocast(self._devices)
         self._modes = Modes(self._module)
-        self._versions = [(p, p._version) for p in parameters] if self.needed else []
+        self._parameters = _versions(parameters) if self.needed else []
+        self._tensors = _versions(tensors) if self.needed else []
         self._before: list[tuple[RandomState, Buffers]] = []
         self._spent = False
         self.gradient: Tensor | None = None
@@ -155,19 +157,21 @@ class _Call:
                 self._before.append((random, buffers.without_constants()))
         return torch.cat(parts)
 
-    def receive(self, gradient: Tensor, *, expected: bool) -> None:
+    def receive(self, gradient: Tensor) -> None:
         """Take the gradient at the embeddings."""
         if self._spent:
             raise RuntimeError(
                 "the embeddings were used in a backward before: embed again, or add the losses up"
             )
-        if not expected:
+        if not _receivers:
             warnings.warn(
                 "a gradient reached embeddings of a GradientCache outside of its backward, so the "
                 "encoder gets none of it: call cache.backward(loss) in place of loss.backward()",
                 stacklevel=2,
             )
+            return
         self.gradient = gradient
+        _receivers[-1].append(self)
 
     def backward(self) -> None:
         """Run every chunk again, with its part of the gradient."""
@@ -175,10 +179,15 @@ class _Call:
         gradient, self.gradient, self._spent = self.gradient, None, True
         inputs, self._inputs = self._inputs, None
         before, self._before = self._before, []
-        if any(parameter._version != version for parameter, version in self._versions):
+        if _written(self._parameters):
             raise RuntimeError(
                 "the encoder's parameters have changed between embed and backward: take the "
                 "optimizer's step after backward"
+            )
+        if _written(self._tensors):
+            raise RuntimeError(
+                "the inputs have been written to between embed and backward, by the encoder or "
+                "since, but the encoder needs them again: give it a copy"
             )
         after = RandomState(self._devices), Modes(self._module), Buffers(self._module)
         self._modes.restore()
@@ -241,6 +250,15 @@ class _Call:
         """Where each chunk begins, and its size."""
         begins = itertools.accumulate(self._sizes, initial=0)
         return list(zip(begins, self._sizes, strict=False))
+
+
+def _versions(tensors: Sequence[Tensor]) -> list[tuple[Tensor, int]]:
+    # Tensors made in inference mode do not count what is written to them.
+    return [(tensor, tensor._version) for tensor in tensors if not tensor.is_inference()]
+
+
+def _written(versions: list[tuple[Tensor, int]]) -> bool:
+    return any(tensor._version != version for tensor, version in versions)
 
 
 def _cut(tensor: Tensor, begin: int, size: int) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dmlap_kernels.data import load_data
 from dmlap_kernels.encoders import WIDTHS, ConvEncoder, TimmEncoder
+from dmlap_kernels.extras import require
 from dmlap_kernels.trainer import defaults
 from dmlap_kernels.trainer.checkpoint import CheckpointError, load_checkpoint, of_prefix
 from dmlap_kernels.trainer.config import TrainConfig, parse_widths
@@ -85,6 +86,9 @@ def evaluate_run(
     where = resolve_device(device)
     if ks is not None and (not ks or any(k < 1 for k in ks)):
         raise ValueError(f"ks must be one or more positive integers, got {tuple(ks)!r}")
+    if clustering:
+        require("faiss", purpose="clustering", extra="faiss")
+        require("sklearn.metrics", purpose="clustering")
     shape = tuple(state["image_shape"])
     size = config.image_size if data is None else shape[-1]
     loaded = load_data(data or config.data, image_size=size, seed=config.data_seed)

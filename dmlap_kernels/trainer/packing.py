@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,8 +14,9 @@ from torch import Tensor
 def pack(value: Any, tensors: dict[str, Tensor], path: str) -> Any:
     """``value`` for JSON; its tensors go into ``tensors``, by the path that they stand at.
 
-    Takes None, bool, int, float, complex, str, dense tensors, torch dtypes and devices, and dicts,
-    lists, tuples, sets and deques of them. A tensor that stands twice is kept once.
+    Takes None, bool, int, float, complex, str, dense tensors, torch dtypes and devices,
+    NumPy's arrays and numbers, and dicts, lists, tuples, sets and deques of them. A tensor that
+    stands twice is kept once.
 
     Raises:
         TypeError: naming what is something else.
@@ -31,7 +33,7 @@ class _Packer:
         if value is None or isinstance(value, (bool, str)):
             return value
         for kind in (int, float):
-            if isinstance(value, kind):
+            if isinstance(value, kind) and not isinstance(value, np.generic):
                 return kind(value)
         if isinstance(value, Tensor):
             return self._pack_tensor(value, path)
@@ -49,6 +51,10 @@ class _Packer:
             if isinstance(value, kinds):  # type: ignore[arg-type]
                 length = {"maxlen": value.maxlen} if isinstance(value, deque) else {}
                 return {name: self._parts(value, path), **length}
+        if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
+            return {"array": self._pack_tensor(torch.tensor(value), path)}
+        if isinstance(value, np.generic) and value.dtype.kind in "biuf":
+            return {"numpy": [value.dtype.str, value.item()]}
         if isinstance(value, complex):
             return {"complex": [value.real, value.imag]}
         if isinstance(value, torch.dtype):
@@ -93,6 +99,8 @@ def unpack(packed: Any, tensors: Mapping[str, Tensor], device: torch.device) -> 
             "set": lambda parts: set(map(back, parts)),
             "deque": lambda parts: deque(map(back, parts), value["maxlen"]),
             "complex": lambda parts: complex(*parts),
+            "array": lambda part: back(part).numpy(),
+            "numpy": lambda parts: np.dtype(parts[0]).type(parts[1]),
             "dtype": lambda name: getattr(torch, name),
             "device": torch.device,
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,11 @@ def collect_results(
 
 def write_results(folder: Path, results: dict[str, Any]) -> None:
     """Write ``metrics.json`` and ``curves.png`` into ``folder``, the metrics last."""
-    plot_curves(results, folder / CURVES_FILE)
+    try:
+        plot_curves(results, folder / CURVES_FILE)
+    # The numbers are not to be lost for want of a picture.
+    except Exception as error:
+        warnings.warn(f"{folder / CURVES_FILE} could not be drawn: {error}", stacklevel=2)
     text = json.dumps(results, indent=2, allow_nan=False) + "\n"
     write_atomically(folder / METRICS_FILE, text.encode())
 

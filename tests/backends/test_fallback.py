@@ -97,10 +97,10 @@ def test_what_was_asked_for_is_no_fallback(missing: None, said: Callable[[], lis
     assert not said()
 
 
-def test_a_call_on_the_cpu_leaves_compilers_for_gpus_alone() -> None:
+def test_a_call_on_the_cpu_leaves_compilers_for_gpus_alone(tmp_path: Path) -> None:
     code = "import sys, torch, dmlap_kernels as d; d.nearest(torch.randn(4, 2), k=1); "
     code += "sys.exit('triton' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path).returncode == 0
 
 
 def test_as_an_error_it_stops_every_call(missing: None) -> None:

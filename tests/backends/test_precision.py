@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -54,10 +55,12 @@ def uses_new(statements: tuple[str, ...]) -> bool:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks a process a setting")
-def test_either_setting_is_read() -> None:
+def test_either_setting_is_read(tmp_path: Path) -> None:
     table = [row for row in SETTINGS if HAS_NEW or not uses_new(row[0])]
     lines = "\n".join("; ".join(statements) or "pass" for statements, _ in table)
-    done = subprocess.run([sys.executable, "-c", ASK], input=lines, text=True, capture_output=True)
+    done = subprocess.run(
+        [sys.executable, "-c", ASK], input=lines, text=True, capture_output=True, cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     found = dict(zip(lines.splitlines(), done.stdout.split(), strict=True))
     assert found == dict(zip(lines.splitlines(), [want for _, want in table], strict=True))

@@ -80,7 +80,6 @@ def weights(weigher: Weigher, sides: Sides) -> Tensor:
     total = torch.zeros_like(d)
     if weigher.kind == "lifted":
         zn = torch.logaddexp(ends[0][0], ends[1][0])
-        zn = torch.where(zn == -torch.inf, 0, zn)
         h = (exponent(weigher.positive, d) + zn).relu() * slope(weigher.positive, d)
         total += torch.where(positives, (ends[0][1] + ends[1][1]) * h, 0)
     for end in ends:

@@ -128,7 +128,7 @@ def test_pair_terms(sweeps: CudaSweeps, sides: Sides, kind: str, order: str) -> 
         got = sweeps.pair_terms(sides, kind, e, zn, None, weight)
     else:
         both = torch.logaddexp(leaf, of_columns.double()[None])
-        terms = (exponents + torch.where(both == -torch.inf, 0, both)).relu().square() / 2
+        terms = (exponents + both).relu().square() / 2
         got = sweeps.pair_terms(sides, kind, e, zn, of_columns, weight)
     terms = torch.where(positives, terms, 0)
     (terms * weight).sum().backward()

@@ -275,6 +275,7 @@ LOSSES: dict[str, Row] = {
             _contrastive,
             levels={"squared": (False, True), "active": ("all", "half", "few")},
             slope=_squared(1),
+            default_normalize=True,
             sum_over_references=True,
         ),
         Row(
@@ -282,6 +283,7 @@ LOSSES: dict[str, Row] = {
             "fused_margin_loss",
             _margin,
             levels={"beta": ("number", "0-d", "1-d", "classes"), "active": ("half", "all")},
+            default_normalize=True,
             max_rows=130,
         ),
         Row(
@@ -298,7 +300,9 @@ LOSSES: dict[str, Row] = {
             "lifted_structure",
             "fused_lifted_structure_loss",
             _lifted,
+            {"form": "generalized"},
             slope=lambda options, largest: (1, 1),
+            default_normalize=True,
             spread=1.5,
         ),
         Row(
@@ -307,6 +311,7 @@ LOSSES: dict[str, Row] = {
             _lifted,
             {"form": "original"},
             slope=_squared(2),
+            default_normalize=True,
             spread=1.5,
             max_rows=130,
         ),
@@ -317,6 +322,7 @@ LOSSES: dict[str, Row] = {
             slope=lambda options, largest: (1, 1),
             distances=ALL,
             default_distance="dot",
+            default_normalize=True,
             spread=2.0,
             ordered=True,
         ),

@@ -66,7 +66,7 @@ def lifted_structure_original(
     """[log(sum_n e^(neg_margin - d_in) + sum_n e^(neg_margin - d_pn)) + d_ip - pos_margin]+^2 / 2.
 
     Over positive pairs (1511.06452, eq. 4); the negatives of a reference are the anchors of other
-    labels.
+    labels. Where neither row has negatives the logarithm is that of 0, and the term 0.
     """
     push = torch.where(pairs.negatives, neg_margin - pairs.d, -torch.inf)
     some_i, some_p = pairs.negatives.any(1), pairs.negatives.any(0)
@@ -80,9 +80,9 @@ def lifted_structure_original(
         torch.where(some_p[None, :], of_reference[None, :], none),
     )
     known = some_i[:, None] | some_p[None, :]
-    argument = torch.where(known, both, torch.zeros_like(both)) + pairs.d - pos_margin
+    argument = torch.where(known, both + pairs.d - pos_margin, torch.zeros_like(both))
     values = hinge(argument) ** 2 / 2
-    return Terms([Group(values, pairs.positives)], [argument[pairs.positives].detach()])
+    return Terms([Group(values, pairs.positives)], [argument[pairs.positives & known].detach()])
 
 
 def nt_xent(pairs: Pairs, *, temperature: float = 0.07) -> Terms:

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
@@ -186,6 +189,16 @@ class Shard(Sampler[list[int]]):
                 yield batch
 
 
+class Plain:
+    """One of another library, which is no `Sampler` of torch."""
+
+    def __init__(self, batch_sampler: Any, num_replicas: int, rank: int) -> None:
+        self.batch_sampler, self.num_replicas, self.rank = batch_sampler, num_replicas, rank
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return itertools.islice(iter(self.batch_sampler), self.rank, None, self.num_replicas)
+
+
 class Listed(DistributedSampler):
     """As Lightning's ``DistributedSamplerWrapper``: shares out the list of all batches."""
 
@@ -198,7 +211,7 @@ class Listed(DistributedSampler):
         return (every[i] for i in super().__iter__())
 
 
-@pytest.mark.parametrize("wrapper", [Shard, Listed])
+@pytest.mark.parametrize("wrapper", [Shard, Listed, Plain])
 def test_batches_are_not_shared_out_twice(wrapper: Any) -> None:
     for rank in range(2):
         part = made(num_replicas=2, rank=rank)
@@ -208,7 +221,7 @@ def test_batches_are_not_shared_out_twice(wrapper: Any) -> None:
         assert (part.epoch, len(list(part))) == (0, 20)
 
 
-@pytest.mark.parametrize("wrapper", [Shard, Listed])
+@pytest.mark.parametrize("wrapper", [Shard, Listed, Plain])
 def test_the_parts_of_all_processes_are_shared_out_once(wrapper: Any) -> None:
     direct = [made(num_replicas=2, rank=rank) for rank in range(2)]
     shared = [made(num_replicas=2, rank="all") for _ in range(2)]
@@ -229,6 +242,7 @@ def test_whole_batches_may_be_shared_out() -> None:
 _RANKS = """
 import sys
 import torch
+from torch import Tensor
 import torch.distributed as dist
 from torch.utils.data import DataLoader, TensorDataset
 from dmlap_kernels.trainer import PinnedBatchSampler
@@ -306,3 +320,33 @@ def test_two_processes(kind: str, tmp_path: Path) -> None:
 def test_what_it_refuses(changes: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PinnedBatchSampler(LABELS, **({"steps": 5, "classes_per_batch": 4} | changes))
+
+
+LABEL_FORMS: dict[str, Callable[[Tensor], Any]] = {
+    "list": lambda t: t.tolist(),
+    "column": lambda t: t[:, None],
+    "floats": lambda t: t.double(),
+    "numpy": lambda t: t.numpy(),
+    "numpy-column": lambda t: t.numpy().astype(np.int16)[:, None],
+    "numpy-floats": lambda t: t.numpy().astype(np.float32),
+}
+
+
+@pytest.mark.parametrize("form", LABEL_FORMS)
+def test_forms_of_labels(form: str) -> None:
+    labels = 205 * (torch.arange(40) % 5)
+    options: dict[str, Any] = {"classes_per_batch": 3, "samples_per_class": 3}
+    plain = list(PinnedBatchSampler(labels, 4, **options))
+    assert list(PinnedBatchSampler(LABEL_FORMS[form](labels), 4, **options)) == plain
+
+
+def test_bad_labels_are_named_as_they_were_given() -> None:
+    options: dict[str, Any] = {"classes_per_batch": 2, "samples_per_class": 2}
+    with pytest.raises(ValueError, match="205"):
+        PinnedBatchSampler([3, 3, 205, 7, 7], 4, **options)
+    with pytest.raises(ValueError, match=r"labels must be whole numbers, got 0\.5"):
+        PinnedBatchSampler([0.0, 0.5], 4, **options)
+    with pytest.raises(TypeError, match="labels must be whole numbers"):
+        PinnedBatchSampler(["a", "a"], 4, **options)
+    with pytest.raises(ValueError, match=r"\(2, 3\)"):
+        PinnedBatchSampler(torch.zeros(2, 3), 4, **options)

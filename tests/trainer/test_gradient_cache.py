@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -121,9 +122,11 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
 
 
-def test_memory_depends_on_the_chunk() -> None:
+def test_memory_depends_on_the_chunk(tmp_path: Path) -> None:
     """Of 256 images; the activations of all 4,096 take more than 300 MiB."""
-    done = subprocess.run([sys.executable, "-c", _STEP], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", _STEP], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 200
 

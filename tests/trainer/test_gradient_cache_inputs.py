@@ -138,6 +138,21 @@ def test_every_embed_before_a_backward_gets_its_gradient(shared: bool) -> None:
     _assert_same(found[1], found[0])
 
 
+def test_backward_of_one_cache_serves_the_others_too() -> None:
+    torch.manual_seed(0)
+    one, other = Tower().double().eval(), Tower().double().eval()
+    _loss(one(_features()), other(_features(seed=1))).backward()
+    wanted = [p.grad.clone() for m in (one, other) for p in m.parameters()]
+    one.zero_grad()
+    other.zero_grad()
+    caches = GradientCache(one, 4), GradientCache(other, 7)
+    loss = _loss(caches[0].embed(_features()), caches[1].embed(_features(seed=1)))
+    caches[1].backward(loss)
+    _assert_same([p.grad for m in (one, other) for p in m.parameters()], wanted)
+    with pytest.raises(RuntimeError, match="loss must depend on|backward through the graph"):
+        caches[0].backward(loss)
+
+
 def test_each_of_two_losses_takes_its_own_embeddings() -> None:
     torch.manual_seed(0)
     one = Tower().double().eval()
@@ -344,6 +359,11 @@ def test_mistakes_are_one_sentence_each() -> None:
     with torch.no_grad():
         encoder.layers[0].weight.add_(1)
     with pytest.raises(RuntimeError, match="parameters have changed between embed and backward"):
+        cache.backward(loss)
+    inputs = _features()
+    loss = cache.embed(inputs).square().sum()
+    inputs.mul_(2)
+    with pytest.raises(RuntimeError, match="inputs have been written to between embed and back"):
         cache.backward(loss)
 
 

@@ -6,6 +6,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -268,10 +269,14 @@ def test_packing_keeps_every_type() -> None:
         ("a", 1): {2: {"x": (), "y": ({},)}},
         "text": "\udcff and \n",
         "tensors": [shared, shared, torch.zeros(()), torch.empty(0, 3)],
+        "numpy": [np.float32(0.1), np.float64(0.1), np.int16(-3), np.bool_(True)],
         "others": (torch.float16, torch.device("cpu"), {1, 2}, deque([1, 2], maxlen=3)),
     }
     tensors: dict[str, torch.Tensor] = {}
     back = unpack(pack(value, tensors, "it"), tensors, torch.device("cpu"))
+    assert [type(v) for v in back["numpy"]] == [type(v) for v in value["numpy"]]
+    array = unpack(pack(np.arange(3.0), tensors, "array"), tensors, torch.device("cpu"))
+    assert array.dtype == np.float64 and array.tolist() == [0, 1, 2]
     one, other = back.pop("tensors"), value.pop("tensors")
     assert back == value
     assert [type(v) for v in back["numbers"]] == [type(v) for v in value["numbers"]]

@@ -75,7 +75,7 @@ def test_refusals():
     assert "cpu" in BACKEND.refuses(TRIPLET, "cpu", torch.float32)
 
 
-def test_importing_the_package_leaves_triton_alone():
+def test_importing_the_package_leaves_triton_alone(tmp_path):
     code = "import sys, dmlap_kernels.backends.registry as r; r.backends(); "
     code += "sys.exit('triton' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path).returncode == 0

@@ -12,6 +12,7 @@ from torch import Tensor
 from dmlap_kernels.backends.chunked.blocks import full_precision
 from dmlap_kernels.backends.device import search
 from dmlap_kernels.backends.device.losses import FAMILIES
+from dmlap_kernels.backends.device.memory import refuse_without_memory
 from dmlap_kernels.backends.device.packing import unpacked
 from dmlap_kernels.backends.device.stats import pair_stats
 from dmlap_kernels.backends.device.sweeps import Sweeps
@@ -61,6 +62,7 @@ class DeviceBackend(ABC):
         return problem.x.new_empty((rows, problem.x.shape[0]), dtype=torch.float32)
 
     def forward(self, spec: PairSpec, problem: PairProblem, stats: bool, scores: bool) -> Forward:
+        refuse_without_memory(self.name, *problem)
         with _at(problem.x):
             # A memory bank needs no gradient: a backward that knows of it sweeps for none.
             call = Call.of(spec, problem, self.sweeps(), stats or scores, only_needed=True)
@@ -80,6 +82,7 @@ class DeviceBackend(ABC):
         grad: Tensor,
         context: Any = None,
     ) -> Gradients:
+        refuse_without_memory(self.name, *problem, saved, grad)
         with _at(problem.x):
             call = context or Call.of(spec, problem, self.sweeps())
             family, sides, poison = FAMILIES[spec.loss], call.sides, _poison(call)
@@ -102,12 +105,14 @@ class DeviceBackend(ABC):
     def nearest(
         self, queries: Tensor, refs: Tensor | None, k: int, distance: str, normalize: bool
     ) -> Nearest:
+        refuse_without_memory(self.name, queries, refs)
         with _at(queries):
             return search.nearest(self.sweeps(), queries, refs, k, distance, normalize)
 
     def hard_classes(
         self, rows: Tensor, labels: Tensor, k: int, margin: float, distance: str, normalize: bool
     ) -> HardClasses:
+        refuse_without_memory(self.name, rows, labels)
         with _at(rows):
             return search.hard_classes(self.sweeps(), rows, labels, k, margin, distance, normalize)
 

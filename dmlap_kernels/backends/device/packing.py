@@ -219,16 +219,32 @@ def unpacked(sides: Sides, grad: Tensor, raw: Tensor, unit: bool, references: bo
     order = sides.order_y if references else sides.order_x
     found = torch.empty((raw.shape[0], sides.features), dtype=grad.dtype, device=grad.device)
     found[order] = grad[:, : sides.features]
-    if unit:
-        with torch.enable_grad():
-            leaf = raw.detach().float().requires_grad_()
-            (found,) = torch.autograd.grad(F.normalize(leaf, eps=_SHORT), leaf, found)
-    return found
+    return _through_unit(raw.detach().float(), found) if unit else found
 
 
 def _ready(rows: Tensor, unit: bool) -> Tensor:
     rows = rows.detach().float()
-    return F.normalize(rows, eps=_SHORT) if unit else rows
+    return _over(rows, _lengths(rows).clamp(min=_SHORT)) if unit else rows
+
+
+def _lengths(rows: Tensor) -> Tensor:
+    """(B, 1) float64: the squares of float32 numbers may be too large or too small for float32."""
+    return torch.linalg.vector_norm(rows, dim=1, keepdim=True, dtype=torch.float64)
+
+
+def _over(rows: Tensor, lengths: Tensor) -> Tensor:
+    """Rows (B, D) float32 over float64 lengths (B, 1), float32, without a float64 table."""
+    return torch.div(rows, lengths, out=torch.empty_like(rows))
+
+
+def _through_unit(rows: Tensor, grad: Tensor) -> Tensor:
+    """The gradient at rows (B, D), given that at `_ready` ones of unit length."""
+    lengths = _lengths(rows)
+    divisors = lengths.clamp(min=_SHORT)
+    unit = _over(rows, divisors)
+    along = (unit * grad).sum(1, keepdim=True)
+    # A row too short to be brought to unit length is divided by a constant.
+    return _over(torch.addcmul(grad, unit, torch.where(lengths < _SHORT, 0, -along)), divisors)
 
 
 def _padded(rows: Tensor) -> Tensor:

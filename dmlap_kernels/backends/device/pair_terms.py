@@ -67,7 +67,10 @@ class NPairs(_PairTermLoss):
 
 
 class LiftedStructureOriginal(_PairTermLoss):
-    """[log(sum over N_i and N_p of e^(neg_margin - d)) + d_ip - pos_margin]+^2 / 2."""
+    """[log(sum over N_i and N_p of e^(neg_margin - d)) + d_ip - pos_margin]+^2 / 2.
+
+    The logarithm of a sum over nothing is -inf, and so the term of a pair without negatives 0.
+    """
 
     def forward(self, call: Call) -> Found:
         positive, negative = self._exponents(call)

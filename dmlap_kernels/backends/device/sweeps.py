@@ -109,8 +109,8 @@ class Weigher(NamedTuple):
         with d < below
     ``nt_xent``, terms log(1 + e^(e_p(d) + zn)); rows zn, weight, by_zn:
         weight sigmoid(e_p(d) + zn) slope_p(d) and by_zn e^(e_n(d) - zn) slope_n(d)
-    ``lifted``, terms [e_p(d) + log(e^zn + e^zn')]+^2 / 2 with zn' of the other end (the logarithm
-        is 0 if both are -inf), for which both ends have coefficients; the same rows:
+    ``lifted``, terms [e_p(d) + log(e^zn + e^zn')]+^2 / 2 with zn' of the other end (0 if both are
+        -inf), for which both ends have coefficients; the same rows:
         weight [...]+ slope_p(d) and by_zn e^(e_n(d) - zn) slope_n(d)
 
     Kinds of losses that see more than a pair are with the methods that they belong to.

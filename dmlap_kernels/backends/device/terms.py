@@ -111,7 +111,11 @@ def found(groups: tuple[Group, ...], kept: Tensor | None) -> Found:
 
 
 def reduce(groups: tuple[Group, ...], reduction: str) -> tuple[Tensor, Tensor]:
-    """The loss, and the weight (groups, B) of each anchor's sum in it."""
+    """The loss, and the weight (groups, B) of each anchor's sum in it.
+
+    "mean_nonzero" is over the terms that are > 0: it leaves out anchors that have none, whose sum
+    may be negative. An anchor of several terms has none that are.
+    """
     total, count, nonzero = (torch.stack(parts) for parts in zip(*groups, strict=True))
     if reduction == "none":
         weights = 1 / count.clamp(min=1).float()
@@ -122,6 +126,8 @@ def reduce(groups: tuple[Group, ...], reduction: str) -> tuple[Tensor, Tensor]:
         terms = count if reduction == "mean" else nonzero
         share = 1 / terms.sum(1, keepdim=True).clamp(min=1).float()
         weights = share.expand_as(total).contiguous()
+        if reduction == "mean_nonzero":
+            weights = torch.where(nonzero > 0, weights, 0)
     return (total.double() * weights.double()).sum().float(), weights
 
 

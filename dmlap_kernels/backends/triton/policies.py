@@ -64,13 +64,13 @@ def nt_xent(e, zn, zn_other):
 
 @triton.jit
 def lifted(e, zn, zn_other):
-    """[e + log(e^zn + e^zn')]+^2 / 2, the logarithm 0 where both are -inf."""
+    """[e + log(e^zn + e^zn')]+^2 / 2: value, and derivatives by e and by zn."""
     top = tl.maximum(zn, zn_other)
     some = top > float("-inf")
     top = tl.where(some, top, 0.0)
     own, other = tl.exp(zn - top), tl.exp(zn_other - top)
     both = tl.where(some, own + other, 1.0)
-    hinge = tl.maximum(e + top + tl.log(both), 0.0)
+    hinge = tl.where(some, tl.maximum(e + top + tl.log(both), 0.0), 0.0)
     return 0.5 * hinge * hinge, hinge, hinge * own / both
 
 

@@ -21,6 +21,7 @@ from dmlap_kernels.backends.triton.slot_mining import (
     own_column,
     positive_at,
     positives_of,
+    swap_share,
 )
 from dmlap_kernels.backends.triton.slot_sums import ANGULAR, MINED, SWAPPED
 from dmlap_kernels.backends.triton.tile import APART, ROWS_NAMED, SELF
@@ -64,8 +65,7 @@ def _triplet_weights(
         if SMOOTH:
             slope = sigmoid(excess)
         if KIND == SWAPPED:
-            even = tl.where(d == other_negative_d, 0.5, 0.0)
-            slope *= tl.where(d < other_negative_d, 1.0, even)
+            slope = swap_share(d, other_negative_d, slope)
         return tl.where(live, -upstream * slope, 0.0)
 
 
@@ -300,7 +300,8 @@ def slot_gradient(
                     1, False, KIND, SMOOTH, ITSELF, DISTANCE, PRECISION, NEAR, CHUNK,
                 )  # fmt: skip
                 found += _positive_weights(
-                    row, row_in, column, same, by_ap, first, last, itself, base, window, 1, ITSELF
+                    row, row_in, column, same, by_ap, first, last, itself, base, window,
+                    1, ITSELF,
                 )  # fmt: skip
             if ROWS_ARE == "both" or ROWS_ARE == "references":
                 found += _member_weights(
@@ -310,7 +311,8 @@ def slot_gradient(
                     0, False, KIND, SMOOTH, ITSELF, DISTANCE, PRECISION, NEAR, CHUNK,
                 )  # fmt: skip
                 found += _positive_weights(
-                    column, column_in, row, same, by_ap, first, last, itself, base, window, 0, ITSELF
+                    column, column_in, row, same, by_ap, first, last, itself, base, window,
+                    0, ITSELF,
                 )  # fmt: skip
             if ROWS_ARE == "positives":
                 found += _member_weights(

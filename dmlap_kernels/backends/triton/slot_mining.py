@@ -239,6 +239,13 @@ def draw(
 
 
 @triton.jit
+def swap_share(d, other, slope):
+    """The part of a slope by the lesser of two distances that is the first one's: half of it where
+    they are equal, as of `torch.minimum`."""
+    return tl.where(d < other, slope, tl.where(d == other, 0.5 * slope, 0.0))
+
+
+@triton.jit
 def factor(by_distance, d, DISTANCE: tl.constexpr):
     """What x - y (of products: -y) counts with in the gradient at x; nothing at distance 0."""
     if DISTANCE == "euclidean":
@@ -300,10 +307,8 @@ def mined_terms(
                 tl.store(mined + at, negative.to(tl.int32), mask=there)
                 of_an = slope
                 if SWAP:
-                    even = tl.where(d_an == d_pn, 0.5 * slope, 0.0)
-                    of_an = tl.where(d_an < d_pn, slope, even)
-                    of_pn = tl.where(d_pn < d_an, slope, even)
-                    tl.store(by_pn + at, factor(of_pn, d_pn, DISTANCE), mask=there)
+                    of_an = swap_share(d_an, d_pn, slope)
+                    tl.store(by_pn + at, factor(slope - of_an, d_pn, DISTANCE), mask=there)
                 tl.store(by_an + at, factor(of_an, d_an, DISTANCE), mask=there)
                 # An anchor without a negative has slots, but nothing in them.
                 empty = (slot < count) & (exists == 0)

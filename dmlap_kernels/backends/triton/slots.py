@@ -225,7 +225,8 @@ class _Call:
         sides, triplets = self.sides, self.task.triplets
         rows, _, chunk, meta = launch("mined_terms")
         slot_mining.mined_terms[(triton.cdiv(sides.anchors, rows),)](
-            sides.x, sides.y, sides.first, sides.last, self.itself, self.dp, self.best, self.fallback,
+            sides.x, sides.y, sides.first, sides.last, self.itself,
+            self.dp, self.best, self.fallback,
             self.dp if weight is None else weight, self.sums,
             self.by_ap, self.by_an, self.by_pn, self.mined,
             base, self.window, triplets.margin, sides.anchors, self.width,
