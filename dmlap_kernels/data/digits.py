@@ -30,7 +30,7 @@ def load_digits() -> Dataset:
     )
     return Dataset(
         "digits",
-        digits.select(torch.arange(5)),
-        digits.select(torch.arange(5, 10)),
+        digits.select(torch.arange(5, device="cpu")),
+        digits.select(torch.arange(5, 10, device="cpu")),
         augment=AUGMENTATION,
     )

@@ -52,7 +52,7 @@ class Distortion:
 
     def _grid(self, batch: int, height: int, width: int, generator: torch.Generator) -> Tensor:
         # [B, 6]: angle, shear, two scales, two shifts, each uniform in -1..1
-        draw = torch.rand(batch, 6, generator=generator) * 2 - 1
+        draw = torch.rand(batch, 6, generator=generator, device="cpu") * 2 - 1
         angle = draw[:, 0] * math.radians(self.rotation)
         shear = draw[:, 1] * self.shear
         sx, sy = (draw[:, 2:4] * self.scale).exp().unbind(1)
@@ -66,7 +66,7 @@ class Distortion:
         )
         grid = F.affine_grid(theta, [batch, 1, height, width], align_corners=False)
         # Coordinates run over -1..1, two units a side.
-        field = torch.randn(batch, 2, self.knots, self.knots, generator=generator)
+        field = torch.randn(batch, 2, self.knots, self.knots, generator=generator, device="cpu")
         field = F.interpolate(
             field * (2 * self.elastic), (height, width), mode="bicubic", align_corners=True
         )

@@ -179,9 +179,9 @@ def _split(root: Path, classes: Sequence[_Class], mode: str, size: int, in_memor
     files = ImageFiles.found(
         root, names, size, _PURPOSE, mode=mode, margin=1.0, resampling="BICUBIC"
     )
-    counts = torch.tensor([len(files) for _, files in classes])
+    counts = torch.tensor([len(files) for _, files in classes], device="cpu")
     return Split(
         files.read(threads=_AT_ONCE) if in_memory else files,
-        torch.arange(len(classes)).repeat_interleave(counts),
+        torch.arange(len(classes), device="cpu").repeat_interleave(counts),
         tuple(name for name, _ in classes),
     )

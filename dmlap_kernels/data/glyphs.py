@@ -91,8 +91,8 @@ def load_glyphs(
     names = tuple(f"U+{code:04X}" for code in codes.tolist())
 
     def draw(classes: Tensor, stream: int) -> Split:
-        generator = torch.Generator().manual_seed(2 * seed + stream)
-        labels = torch.arange(len(classes)).repeat_interleave(drawings)
+        generator = torch.Generator("cpu").manual_seed(2 * seed + stream)
+        labels = torch.arange(len(classes), device="cpu").repeat_interleave(drawings)
         shapes = _choose_masters(owners, classes[labels], generator)
         images = torch.cat(
             [
@@ -121,7 +121,7 @@ def render_masters() -> tuple[Tensor, Tensor]:
             if len(shapes) > 1:
                 images += shapes
                 codes += [code] * len(shapes)
-    return torch.from_numpy(np.stack(images)), torch.tensor(codes)
+    return torch.from_numpy(np.stack(images)), torch.tensor(codes, device="cpu")
 
 
 class _Font:
@@ -170,25 +170,25 @@ def drop_look_alikes(masters: Tensor, codes: Tensor) -> tuple[Tensor, Tensor, Te
         The kept code points (C,), their masters (K, 64, 64) and the class 0 to C - 1 of each (K,).
     """
     points, owners = torch.unique(codes, return_inverse=True)
-    shapes, rows = _blurred(masters), torch.arange(len(masters))
+    shapes, rows = _blurred(masters), torch.arange(len(masters), device="cpu")
     kept: list[int] = []
     # Blocks of the lowest remaining classes against everything that remains: few, large products.
     while len(rows):
         labels, local = torch.unique_consecutive(owners[rows], return_inverse=True)
         head = local < _BLOCK
         similar = (shapes[rows[head]] @ shapes[rows].T > ALIKE).float()
-        by_head = torch.zeros(_BLOCK, len(rows)).index_add_(0, local[head], similar)
-        alike = torch.zeros(_BLOCK, len(labels)).index_add_(1, local, by_head) > 0
-        dropped = torch.zeros(len(labels), dtype=torch.bool)
+        by_head = torch.zeros(_BLOCK, len(rows), device="cpu").index_add_(0, local[head], similar)
+        alike = torch.zeros(_BLOCK, len(labels), device="cpu").index_add_(1, local, by_head) > 0
+        dropped = torch.zeros(len(labels), dtype=torch.bool, device="cpu")
         for i in range(min(_BLOCK, len(labels))):
             if not dropped[i]:
                 kept.append(int(labels[i]))
                 dropped |= alike[i]
         dropped[:_BLOCK] = True
         rows = rows[~dropped[local]]
-    classes = torch.tensor(kept)
-    new_label = torch.full((len(points),), -1)
-    new_label[classes] = torch.arange(len(classes))
+    classes = torch.tensor(kept, device="cpu")
+    new_label = torch.full((len(points),), -1, device="cpu")
+    new_label[classes] = torch.arange(len(classes), device="cpu")
     owners = new_label[owners]
     return points[classes], masters[owners >= 0], owners[owners >= 0]
 
@@ -196,7 +196,7 @@ def drop_look_alikes(masters: Tensor, codes: Tensor) -> tuple[Tensor, Tensor, Te
 def _blurred(masters: Tensor) -> Tensor:
     """Unit vectors (R, 256): 16 x 16 means, blurred so that stroke edges do not decide."""
     small = F.avg_pool2d(masters[:, None].float(), MASTER_SIZE // 16)
-    kernel = torch.tensor([0.25, 0.5, 0.25])
+    kernel = torch.tensor([0.25, 0.5, 0.25], device="cpu")
     small = F.conv2d(small, (kernel[:, None] * kernel)[None, None], padding=1)
     return F.normalize(small.flatten(1))
 
@@ -205,5 +205,5 @@ def _choose_masters(owners: Tensor, classes: Tensor, generator: torch.Generator)
     """A random master (N,) of each of ``classes`` (N,)."""
     counts = torch.bincount(owners)
     starts = counts.cumsum(0) - counts
-    draw = torch.rand(len(classes), generator=generator, dtype=torch.float64)
+    draw = torch.rand(len(classes), generator=generator, dtype=torch.float64, device="cpu")
     return starts[classes] + (draw * counts[classes]).long()

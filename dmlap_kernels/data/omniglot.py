@@ -116,4 +116,9 @@ def _from_folder(path: Path, left_out: LeftOut) -> Split:
             groups.append(group)
     if not images:
         raise FileNotFoundError(f"{_PURPOSE}: {path} holds no ALPHABET/CHARACTER folders")
-    return Split(torch.stack(images), torch.tensor(labels), tuple(names), torch.tensor(groups))
+    return Split(
+        torch.stack(images),
+        torch.tensor(labels, device="cpu"),
+        tuple(names),
+        torch.tensor(groups, device="cpu"),
+    )

@@ -163,7 +163,7 @@ def split_of(entries: Sequence[Entry], root: Path, side: int, purpose: str) -> S
     titles = {entry[0]: entry[1] for entry in entries}
     return Split(
         ImageFiles.found(root, [entry[2] for entry in entries], side, purpose),
-        torch.tensor([position[entry[0]] for entry in entries]),
+        torch.tensor([position[entry[0]] for entry in entries], device="cpu"),
         tuple(titles[number] for number in numbers),
     )
 
@@ -186,6 +186,6 @@ def halves(name: str, root: Path, entries: Sequence[Entry], side: int, purpose: 
             f"{purpose}: {root} lists {both.num_classes} classes; a split into training and test "
             "classes needs at least four"
         )
-    classes, middle = torch.arange(both.num_classes), (both.num_classes + 1) // 2
+    classes, middle = torch.arange(both.num_classes, device="cpu"), (both.num_classes + 1) // 2
     train, test = both.select(classes[:middle]), both.select(classes[middle:])
     return Dataset(name, train, test, augment=RandomCrop())

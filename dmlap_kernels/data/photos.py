@@ -73,7 +73,9 @@ class RandomCrop:
 
     def draw(self, count: int, generator: torch.Generator) -> list[list[float]]:
         """The random numbers, 0 to 1, that decide on ``count`` parts."""
-        return torch.rand(count, _DRAWS, generator=generator, dtype=torch.float64).tolist()
+        return torch.rand(
+            count, _DRAWS, generator=generator, dtype=torch.float64, device="cpu"
+        ).tolist()
 
     def box(self, width: int, height: int, draw: Sequence[float]) -> Box:
         """(left, top, right, bottom) of the part of a width x height image that ``draw`` names.
@@ -186,7 +188,7 @@ class ImageFiles:
             DataError: a file is not a readable image.
         """
         if not self.names:
-            return torch.empty(self.shape, dtype=torch.uint8)
+            return torch.empty(self.shape, dtype=torch.uint8, device="cpu")
         if crop is None:
             draws: list[Any] = [None] * len(self)
         elif generator is None:
@@ -210,7 +212,7 @@ class ImageFiles:
             mirrored = pil.Transpose.FLIP_LEFT_RIGHT
             return to_tensor(part.transpose(mirrored) if crop.mirrors(draw) else part)
 
-        images = torch.empty(self.shape, dtype=torch.uint8)
+        images = torch.empty(self.shape, dtype=torch.uint8, device="cpu")
         workers = min(len(self), threads or os.cpu_count() or 1)
         # Pillow decodes and scales without the interpreter's lock.
         with ThreadPoolExecutor(workers) as pool:

@@ -53,7 +53,7 @@ class Split:
                 f"{self.labels.dtype} of shape {tuple(self.labels.shape)}"
             )
         present = torch.unique(self.labels)
-        if not torch.equal(present, torch.arange(len(self.class_names))):
+        if not torch.equal(present, torch.arange(len(self.class_names), device="cpu")):
             raise ValueError(
                 f"labels must be 0 to {len(self.class_names) - 1} with every class present, got "
                 f"{len(present)} classes"
@@ -93,7 +93,7 @@ class Split:
 
         Images in files are scaled to at most 16 x 16, so that all of them fit into memory.
         """
-        rows = torch.arange(len(self))
+        rows = torch.arange(len(self), device="cpu")
         if isinstance(self.images, Tensor):
             return self.batch(rows).flatten(1)
         side = min(_PIXEL_SIDE, self.images.side)
@@ -124,8 +124,8 @@ class Split:
     def select(self, classes: Tensor) -> Split:
         """The split of the given classes alone, relabelled 0, 1, ... in ascending order."""
         classes = torch.unique(classes)
-        position = torch.full((self.num_classes,), -1)
-        position[classes] = torch.arange(len(classes))
+        position = torch.full((self.num_classes,), -1, device="cpu")
+        position[classes] = torch.arange(len(classes), device="cpu")
         labels = position[self.labels]
         rows = labels >= 0
         return Split(
@@ -187,9 +187,13 @@ class Dataset:
         if not 0 < share < 1:
             raise ValueError(f"validation must be between 0 and 1, both excluded, got {share}")
         train = self.train
-        groups = torch.arange(train.num_classes) if train.groups is None else train.groups
+        groups = (
+            torch.arange(train.num_classes, device="cpu") if train.groups is None else train.groups
+        )
         names, sizes = torch.unique(groups, return_counts=True)
-        order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed))
+        order = torch.randperm(
+            len(names), generator=torch.Generator("cpu").manual_seed(seed), device="cpu"
+        )
         sizes_before = sizes[order].cumsum(0) - sizes[order]
         held = names[order][sizes_before < share * train.num_classes]
         mask = torch.isin(groups, held)
@@ -216,7 +220,7 @@ class Dataset:
         self._check_not_held_out(f"validation_fold={fold}")
         if not 0 <= fold < FOLDS:
             raise ValueError(f"validation_fold must be from 0 to {FOLDS - 1}, got {fold}")
-        classes = torch.arange(self.train.num_classes)
+        classes = torch.arange(self.train.num_classes, device="cpu")
         mask = torch.isin(classes, classes.tensor_split(FOLDS)[fold])
         if mask.sum() < 2 or (~mask).sum() < 2:
             raise ValueError(
@@ -255,6 +259,8 @@ def _to_float(images: Tensor) -> Tensor:
 
 def split_classes(num_classes: int, test_share: float, seed: int) -> tuple[Tensor, Tensor]:
     """Disjoint training and test classes, each (n,) int64 ascending, drawn with ``seed``."""
-    order = torch.randperm(num_classes, generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(
+        num_classes, generator=torch.Generator("cpu").manual_seed(seed), device="cpu"
+    )
     num_test = round(num_classes * test_share)
     return order[num_test:].sort().values, order[:num_test].sort().values

@@ -7,12 +7,10 @@ from dmlap_kernels.evaluation.clustering import (
     clustering_metrics,
     compare_clusters,
 )
-from dmlap_kernels.evaluation.ranges import NonFiniteEmbeddings
 from dmlap_kernels.evaluation.retrieval import METRICS, retrieval_metrics
 
 __all__ = [
     "METRICS",
-    "NonFiniteEmbeddings",
     "assign_clusters",
     "clustering_metrics",
     "compare_clusters",

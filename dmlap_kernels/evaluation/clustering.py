@@ -40,18 +40,27 @@ def clustering_metrics(
 
     Args:
         embeddings: (N, D) floating point, finite.
-        labels: (N,) integers.
+        labels: (N,) or (N, 1) whole numbers of any dtype, a tensor or a NumPy array.
         distance: ``"euclidean"``, ``"sqeuclidean"`` or ``"cosine"``; rows are L2-normalised for the
             last.
         normalize: L2-normalise the rows for the others too.
         seed: of the centroids to begin with, 0 to 2^31 - 1.
 
     Returns:
-        ``nmi``, ``f1`` and ``ami`` as in `compare_clusters`.
+        ``nmi``, ``f1`` and ``ami``: normalised mutual information, F1 of pairs of rows and adjusted
+        mutual information, at most 1.
 
     Raises:
-        ValueError, TypeError: naming the argument at fault.
+        ValueError, TypeError: naming the argument at fault, and the rows that are not finite.
         MissingExtra: faiss or scikit-learn is not installed.
+
+    Example:
+        >>> import torch
+        >>> from dmlap_kernels.evaluation import clustering_metrics
+        >>> embeddings = torch.tensor([[0.0, 1.0], [0.0, 2.0], [50.0, 0.0], [51.0, 0.0]])
+        >>> found = clustering_metrics(embeddings, torch.tensor([5, 5, 8, 8]))
+        >>> {name: round(value, 3) for name, value in found.items()}
+        {'nmi': 1.0, 'f1': 1.0, 'ami': 1.0}
     """
     checks.embeddings("embeddings", embeddings)
     labels = checks.labels("labels", labels, embeddings, "embeddings")
@@ -80,8 +89,15 @@ def assign_clusters(embeddings: Tensor, clusters: int, *, seed: int = SEED) -> T
         seed: draws the rows that are the first centroids, 0 to 2^31 - 1.
 
     Raises:
-        ValueError, TypeError: naming the argument at fault.
+        ValueError, TypeError: naming the argument at fault, and the rows that are not finite.
         MissingExtra: faiss is not installed.
+
+    Example:
+        >>> import torch
+        >>> from dmlap_kernels.evaluation import assign_clusters
+        >>> clusters = assign_clusters(torch.tensor([[0.0], [1.0], [50.0], [51.0]]), 2)
+        >>> bool(clusters[0] == clusters[1]), bool(clusters[0] == clusters[2])
+        (True, False)
     """
     checks.embeddings("embeddings", embeddings)
     checks.count("clusters", clusters, minimum=1, maximum=len(embeddings), why="the rows")
@@ -114,8 +130,8 @@ def compare_clusters(labels: Tensor, clusters: Tensor) -> dict[str, float]:
     - ``ami``: mutual information corrected for chance, over the same mean (Vinh et al., 2010).
 
     Args:
-        labels: (N,) integers.
-        clusters: (N,) integers.
+        labels: (N,) whole numbers of any dtype, a tensor or a NumPy array.
+        clusters: (N,) likewise.
 
     Returns:
         The three by name, at most 1; NMI and F1 at least 0, AMI about 0 for random clusters.
@@ -123,8 +139,16 @@ def compare_clusters(labels: Tensor, clusters: Tensor) -> dict[str, float]:
     Raises:
         ValueError, TypeError: the lengths differ or are 0, or these are no labels.
         MissingExtra: scikit-learn is not installed.
+
+    Example:
+        >>> import torch
+        >>> from dmlap_kernels.evaluation import compare_clusters
+        >>> classes, clusters = torch.tensor([0, 0, 1, 1]), torch.tensor([7, 7, 3, 3])
+        >>> found = compare_clusters(classes, clusters)
+        >>> {name: round(value, 3) for name, value in found.items()}
+        {'nmi': 1.0, 'f1': 1.0, 'ami': 1.0}
     """
-    labels, clusters = torch.as_tensor(labels).cpu(), torch.as_tensor(clusters).cpu()
+    labels, clusters = (torch.as_tensor(each, device="cpu") for each in (labels, clusters))
     if labels.ndim != 1 or labels.shape != clusters.shape or not len(labels):
         raise ValueError(
             f"labels and clusters must have the same shape (N,), N at least 1, got "

@@ -15,15 +15,11 @@ _EXPONENT = 30
 LARGEST = 2.0**_EXPONENT
 
 
-class NonFiniteEmbeddings(ValueError):
-    """Embeddings to be evaluated have rows with NaN or infinite values; the message names them."""
-
-
 def check_finite(argument: str, rows: Tensor) -> None:
     """Refuse ``rows`` (N, D) with a NaN or an infinity, naming the rows.
 
     Raises:
-        NonFiniteEmbeddings: with the first few of them and their number.
+        ValueError: with the first few of them and their number.
     """
     bad: list[int] = []
     for start in range(0, len(rows), _ROWS_AT_ONCE):
@@ -32,7 +28,7 @@ def check_finite(argument: str, rows: Tensor) -> None:
     if bad:
         named = ", ".join(map(str, bad[:_NAMED])) + (", ..." if len(bad) > _NAMED else "")
         which = f"row {named} has" if len(bad) == 1 else f"rows {named} have"
-        raise NonFiniteEmbeddings(
+        raise ValueError(
             f"{argument} must be finite, but {which} NaN or infinite values ({len(bad):,} of "
             f"{len(rows):,} rows)"
         )

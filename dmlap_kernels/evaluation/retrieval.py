@@ -101,18 +101,18 @@ def retrieval_metrics(
       references: mean_average_precision);
     - ``r_precision``: share of relevant references among the R nearest (r_precision);
     - ``map@r``: ``map`` with K = R for each query (mean_average_precision_at_r);
-    - ``nmi``, ``f1``, ``ami``: of clusters of the queries alone, as in
-      `dmlap_kernels.evaluation.clustering_metrics` (NMI, AMI).
+    - ``nmi``, ``f1``, ``ami``: normalised mutual information, F1 of pairs and adjusted mutual
+      information of the classes and k-means clusters, as many, of the queries alone (NMI, AMI).
 
     Takes O(N D) memory and about 50 MB more, whatever the sizes of the classes; where K or R is
     beyond a million, as much per neighbour of one query.
 
     Args:
         embeddings: (N, D) floating point queries, finite.
-        labels: (N,) integers.
+        labels: (N,) or (N, 1) whole numbers of any dtype, a tensor or a NumPy array.
         ref_embeddings: (M, D) references, finite. Default: the queries themselves, none of which
             retrieves itself.
-        ref_labels: (M,) integers.
+        ref_labels: (M,) likewise.
         ks: values of K, or one: positive integers in any order, each of which is reported once;
             with fewer than K references, all of them are looked at.
         metrics: what to compute, in the order of the result.
@@ -124,7 +124,9 @@ def retrieval_metrics(
             itself, -1 for none: that pair is left out of everything.
         ref_includes_query: the first N references are the queries, in their order, and are left
             out likewise.
-        distance, normalize, backend: as in `dmlap_kernels.nearest`.
+        distance: ``"euclidean"``, ``"sqeuclidean"`` or ``"cosine"`` (1 - cos).
+        normalize: L2-normalise the rows first.
+        backend: ``"auto"`` or a backend by name.
         clustering: add the metrics of clusters, which run on the CPU, and not quickly where classes
             are many.
 
@@ -136,6 +138,19 @@ def retrieval_metrics(
         TypeError, ValueError: bad input, values that are not finite, or no query has a relevant
             reference.
         MissingExtra: clusters without faiss or scikit-learn.
+
+    Example:
+        >>> import torch
+        >>> from dmlap_kernels.evaluation import retrieval_metrics
+        >>> embeddings = torch.tensor([[0.0, 0.0], [0.0, 1.0], [5.0, 5.0], [0.0, 1.5]])
+        >>> labels = torch.tensor([0, 0, 1, 1])
+        >>> retrieval_metrics(embeddings, labels, ks=(1, 2))
+        {'recall@1': 0.5, 'recall@2': 0.75, 'r_precision': 0.5, 'map@r': 0.5}
+        >>> retrieval_metrics(embeddings, labels, metrics="mrr", ks=3, average=None)
+        {'mrr@3': {0: 0.75, 1: 0.6666666666666666}}
+        >>> queries = embeddings[:2], labels[:2]  # looked up among all four, but not themselves
+        >>> retrieval_metrics(*queries, embeddings, labels, ks=1, ref_includes_query=True)
+        {'recall@1': 0.5, 'r_precision': 0.5, 'map@r': 0.5}
     """
     problem = checks.pair_problem(embeddings, labels, ref_embeddings, ref_labels)
     ks = _checked_ks(ks)
@@ -212,7 +227,9 @@ class _Search:
             del found
             metrics = _query_metrics(hits, self.relevant[rows], self.ks, self.metrics)
             for name, part in metrics.items():
-                whole = values.setdefault(name, torch.empty(len(self.x), dtype=torch.float64))
+                whole = values.setdefault(
+                    name, torch.empty(len(self.x), dtype=torch.float64, device="cpu")
+                )
                 whole[rows.cpu()] = part.double().cpu()
         valid = (self.relevant > 0).cpu()
         return {name: whole[valid] for name, whole in values.items()}
@@ -271,7 +288,10 @@ def _averaged(values: dict[str, Tensor], labels: Tensor, average: str | None) ->
         return {name: float(each.mean()) for name, each in values.items()}
     classes, position, counts = torch.unique(labels, return_inverse=True, return_counts=True)
     means = {
-        name: torch.zeros(len(classes), dtype=torch.float64).index_add_(0, position, each) / counts
+        name: torch.zeros(len(classes), dtype=torch.float64, device="cpu").index_add_(
+            0, position, each
+        )
+        / counts
         for name, each in values.items()
     }
     if average == "macro":
@@ -287,7 +307,7 @@ def _itself(problem: Any, self_index: Any, ref_includes_query: bool) -> Tensor |
         itself = checks.self_index(self_index, x, y, "embeddings", "ref_embeddings")
         if itself is not None and itself.device.type != "cpu":
             # Looked at here, where the labels at these places are looked at, too.
-            rows, refs = (torch.empty(1).expand(len(each), 1) for each in (x, y))
+            rows, refs = (torch.empty(1, device="cpu").expand(len(each), 1) for each in (x, y))
             checks.self_index(itself.cpu(), rows, refs, "embeddings", "ref_embeddings")
         return itself
     if self_index is not None:

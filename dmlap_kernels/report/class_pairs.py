@@ -55,15 +55,15 @@ def _bounded(labels: Tensor, most: int) -> Tensor:
     """Rows of at most ``most`` samples of every class, the first ones."""
     order = labels.argsort(stable=True)
     sizes = torch.bincount(labels)
-    rank = torch.arange(len(labels)) - (sizes.cumsum(0) - sizes)[labels[order]]
+    rank = torch.arange(len(labels), device="cpu") - (sizes.cumsum(0) - sizes)[labels[order]]
     return order[rank < most]
 
 
 def _typical_distance(embedded: Embedded) -> float:
     """Mean distance of 4,096 random pairs of samples of different classes."""
     x, labels = embedded.comparable(), embedded.split.labels
-    random = torch.Generator().manual_seed(0)
-    i, j = torch.randint(len(x), (2, _MOST_ROWS), generator=random)
+    random = torch.Generator("cpu").manual_seed(0)
+    i, j = torch.randint(len(x), (2, _MOST_ROWS), generator=random, device="cpu")
     other = labels[i] != labels[j]
     distances = (x[i[other]] - x[j[other]]).norm(dim=1)
     if embedded.options["distance"] == "sqeuclidean":

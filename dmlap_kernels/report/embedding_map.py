@@ -38,11 +38,11 @@ def project(
     """
     decomposition = require("sklearn.decomposition", purpose=_PURPOSE)
     manifold = require("sklearn.manifold", purpose=_PURPOSE)
-    random = torch.Generator().manual_seed(0)
+    random = torch.Generator("cpu").manual_seed(0)
     split = embedded.split
-    kept = torch.randperm(split.num_classes, generator=random)[:classes]
+    kept = torch.randperm(split.num_classes, generator=random, device="cpu")[:classes]
     rows = torch.isin(split.labels, kept).nonzero().flatten()
-    rows = rows[torch.randperm(len(rows), generator=random)[:samples]].sort().values
+    rows = rows[torch.randperm(len(rows), generator=random, device="cpu")[:samples]].sort().values
     x = embedded.comparable()[rows]
     if x.shape[1] == 1:
         x = torch.cat([x, torch.zeros_like(x)], dim=1)

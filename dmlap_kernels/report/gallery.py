@@ -56,7 +56,7 @@ def _spread(rows: Tensor, count: int) -> list[int]:
     """``count`` of the rows, evenly spaced."""
     if count == 0:
         return []
-    positions = (torch.arange(count) * len(rows)) // count
+    positions = (torch.arange(count, device="cpu") * len(rows)) // count
     return rows[positions].tolist()
 
 

@@ -17,7 +17,8 @@ _LARGEST = 128
 
 def pixels(split: Split, index: int) -> Any:
     """(height, width) or (height, width, 3) uint8 array; other channels than 3: the first."""
-    image = split.batch(torch.tensor([index]))[0].clamp(0, 1).mul(255).round().to(torch.uint8)
+    row = torch.tensor([index], device="cpu")
+    image = split.batch(row)[0].clamp(0, 1).mul(255).round().to(torch.uint8)
     return (image.permute(1, 2, 0) if len(image) == 3 else image[0]).contiguous().numpy()
 
 

@@ -60,22 +60,6 @@ def test_rows_that_are_not_finite_are_named(
         call(x)
 
 
-def test_a_run_of_such_embeddings_stops_with_a_sentence(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    pytest.importorskip("safetensors")
-    pytest.importorskip("matplotlib")
-    from dmlap_kernels import cli
-    from dmlap_kernels.trainer import embedding
-
-    monkeypatch.setattr(
-        embedding, "embed", lambda encoder, split, **_: torch.full((len(split), 4), torch.nan)
-    )
-    arguments = ["--data", "digits", "--steps", "1", "--out", str(tmp_path), "--device", "cpu"]
-    assert cli.main(["train", *arguments]) == 1
-    assert "stopped: embeddings must be finite, but rows 0, 1, " in capsys.readouterr().err
-
-
 def test_rows_are_counted_over_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dmlap_kernels.evaluation.ranges._ROWS_AT_ONCE", 5)
     x = torch.zeros(18, 2)
