@@ -4,6 +4,8 @@
 // an anchor: they share the columns of a tile, and each owns every eighth slot.
 #pragma once
 
+#include <climits>
+
 #include "dmlap/cuda/slots.h"
 #include "tile.cuh"
 
@@ -18,10 +20,10 @@ constexpr int kTable = Narrow::kM * kSlots;  // entries of a table [kM][kSlots]
 
 // The positives of an anchor by their slots.
 struct Positives {
-  int64_t first, left_out;  // of its run; the column in it that is the anchor itself (s.cols: none)
+  int first, left_out;  // of its run; the column in it that is the anchor itself (none: INT_MAX)
 
   __device__ Positives(const Sides& s, int64_t i) : first(s.first[i]), left_out(own_column(s, i)) {
-    if (left_out < first || left_out >= s.last[i]) left_out = s.cols;
+    if (left_out < first || left_out >= s.last[i]) left_out = INT_MAX;
   }
   __device__ int64_t column(int64_t slot) const {
     const int64_t j = first + slot;
@@ -35,7 +37,7 @@ struct Positives {
 
 __device__ inline int positives_of(const Sides& s, int64_t i) {
   if (i >= s.rows) return 0;
-  return s.last[i] - s.first[i] - (Positives(s, i).left_out < s.cols ? 1 : 0);
+  return s.last[i] - s.first[i] - (Positives(s, i).left_out < INT_MAX ? 1 : 0);
 }
 
 __device__ inline int64_t positive_at(const Sides& s, int64_t i, int64_t slot) {
@@ -86,7 +88,7 @@ struct Anchor {
     first = exists ? s.first[i] : 0;
     last = exists ? s.last[i] : 0;
     count = positives_of(s, i);
-    own = exists ? static_cast<int>(own_column(s, i)) : -1;
+    own = exists ? own_column(s, i) : -1;
   }
 
   __device__ bool within(int64_t j) const { return j >= first && j < last; }

@@ -53,8 +53,8 @@ __device__ inline float pull(bool squares, float factor, float a, float b) {
 }
 
 // The column that is the anchor itself, -1 for none. The pair of the two does not exist.
-__device__ inline int64_t own_column(const Sides& s, int64_t i) {
-  if (s.self) return i;
+__device__ inline int own_column(const Sides& s, int64_t i) {
+  if (s.self) return static_cast<int>(i);
   return s.itself == nullptr ? -1 : s.itself[i];
 }
 

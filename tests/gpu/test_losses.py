@@ -15,6 +15,7 @@ from tests.losses.cases import Case, Problem, make_problem, table, usual
 from tests.losses.compare import gradient_epsilon, value_epsilon, worst
 from tests.losses.compare import run as run_loss
 from tests.losses.losses_table import LOSSES
+from tests.losses.test_self_index import containing_the_batch, few_cases
 
 if not torch.cuda.is_available():
     pytest.skip("no CUDA device is visible", allow_module_level=True)
@@ -48,10 +49,10 @@ def on_device(problem: Problem) -> Problem:
     )
 
 
-def check(name: str, case: Case) -> None:
+def check(name: str, case: Case, problem: Problem | None = None) -> None:
     """Against the `torch` backend in float64 on the same rounded numbers."""
     served(name, case)
-    problem = make_problem(case)
+    problem = problem or make_problem(case)
     fused = LOSSES[case.loss].fused
     truth, truth_grads = run_loss(fused, problem.cast(torch.float64), backend="torch")
     plain, plain_grads = run_loss(fused, problem, backend="torch")
@@ -72,6 +73,13 @@ def test_value_and_gradient(name: str, case: Case) -> None:
 def test_small(name: str, loss: str) -> None:
     """Several tiles each way, and few enough for compute-sanitizer."""
     check(name, usual(loss, rows=70, features=20))
+
+
+@pytest.mark.parametrize("labels_agree", [True, False], ids=["same-label", "other-label"])
+@pytest.mark.parametrize("case", few_cases(), ids=lambda case: case.id)
+@pytest.mark.parametrize("name", NAMES)
+def test_small_self_index(name: str, case: Case, labels_agree: bool) -> None:
+    check(name, case, containing_the_batch(case, labels_agree))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -31,7 +31,8 @@ class DeviceBackend(ABC):
     """The losses of a GPU backend.
 
     Subclasses say what they are called, whether they run here (`unavailable`), what device types
-    they serve, and how `sweeps` are made.
+    they serve, and how `sweeps` are made. The numbers of a loss, in `PairSpec.params`, are Python
+    floats: kernels take them by value, and nothing of a device is read to know them.
     """
 
     name: str
