@@ -8,7 +8,6 @@ of a full graph.
 
 from __future__ import annotations
 
-import typing
 from collections.abc import Sequence
 from typing import Any
 
@@ -164,7 +163,7 @@ def _pair_loss_backward_op(
     backend: str,
     saved: Tensor,
     grad: Tensor,
-) -> typing.List[Tensor]:  # noqa: UP006  PyTorch 2.6 reads no list[...] here
+) -> list[Tensor]:
     """The gradients that `Gradients` holds, without its Nones."""
     problem = PairProblem(x, labels, y, ref_labels, anchor_params)
     decoded = PairSpec.decode(spec, params)
