@@ -37,10 +37,10 @@ SUPPORTED = {
     ),
     "torch": Supported(
         "PyTorch",
-        "2.6",
+        "2.8",
         "2.15",
-        "for its custom operators under torch.compile",
-        "pip install 'torch>=2.6'",
+        "which brings the oldest Triton that compiles its kernels",
+        "pip install 'torch>=2.8'",
     ),
     "triton": Supported(
         "Triton",

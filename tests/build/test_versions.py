@@ -23,7 +23,7 @@ def oldest(name: str) -> str:
 @pytest.mark.parametrize(
     ("package", "here", "refused"),
     [
-        ("torch", "2.5.1", True),
+        ("torch", "2.7.1", True),
         ("torch", "1.13.0+cu117", True),
         ("torch", oldest("torch"), False),
         ("torch", "2.13.0+cpu", False),
