@@ -271,20 +271,12 @@ def _pair_loss_backward_op(
     backend: str,
     saved: Tensor,
     grad: Tensor,
-<<<<<<< HEAD
     wants_numbers: bool,
-) -> typing.List[Tensor]:  # noqa: UP006  PyTorch 2.6 reads no list[...] here
+) -> list[Tensor]:
     """The gradients at x, y, anchor_params and, if wanted, numbers; without those of None."""
     problem = PairProblem(x, labels, y, ref_labels, anchor_params, self_index, numbers)
     decoded = PairSpec.decode(spec)
     runner = _runner(backend, decoded, problem)
-=======
-) -> list[Tensor]:
-    """The gradients that `Gradients` holds, without its Nones."""
-    problem = PairProblem(x, labels, y, ref_labels, anchor_params)
-    decoded = PairSpec.decode(spec, params)
-    runner = registry.choose(backend, decoded, x, y)
->>>>>>> build
     with _autograd_inside_operators():
         values = _with_values(decoded, numbers, runner)
         found = list(runner.backward(values, problem, saved, grad))
