@@ -26,6 +26,13 @@ def pytest_report_header() -> list[str]:
     return [*info.headline(), *left_out]
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The same where ``-q`` leaves the header out."""
+    if terminalreporter.verbosity < 0:
+        for line in pytest_report_header():
+            terminalreporter.write_line(line)
+
+
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
     """A Triton that is too old cannot even import the kernels."""
     here = collection_path.parent.name == "triton" and collection_path.name != "test_backend.py"

@@ -109,3 +109,13 @@ def test_ci_proves_both_ends() -> None:
     assert "versions.py" in text
     for name in ("torch", "triton", "numpy"):
         assert re.search(rf"\$\(supported {name} oldest\)", text), name
+
+
+@pytest.mark.parametrize("quiet", [(), ("-q",)])
+def test_a_test_run_says_what_it_tests(quiet, tmp_path) -> None:
+    file = f"{ROOT}/tests/triton/test_backend.py::test_without_triton"
+    options = ["-c", ROOT / "pyproject.toml", "--rootdir", ROOT, "-p", "no:cacheprovider", *quiet]
+    done = run([sys.executable, "-m", "pytest", *options, file], tmp_path)
+    assert done.returncode == 0, done.stdout
+    for line in info.headline():
+        assert line in done.stdout
