@@ -117,12 +117,14 @@ class ClassBatchSampler:
         return Batch(torch.cat((leading.flatten(), samples)), torch.cat(each), leading.numel())
 
     def _draw_classes(self, random: torch.Generator, neighbors: Tensor | None, hard: int) -> Tensor:
-        order = torch.randperm(len(self._counts), generator=random)
+        order = torch.randperm(len(self._counts), generator=random, device="cpu")
         if neighbors is None or not hard:
             return order[: self._classes]
         seeds = order[: self._classes - hard]
         chosen = dict.fromkeys(seeds.tolist())
-        ranks = torch.rand(len(seeds), neighbors.shape[1], generator=random).argsort(1)
+        ranks = torch.rand(len(seeds), neighbors.shape[1], generator=random, device="cpu").argsort(
+            1
+        )
         pools = neighbors[seeds].gather(1, ranks).tolist()
         base, extra = divmod(hard, len(seeds))
         for i, pool in enumerate(pools):
@@ -134,24 +136,24 @@ class ClassBatchSampler:
             if len(chosen) == self._classes:
                 break
             chosen.setdefault(c)
-        return torch.tensor(list(chosen))
+        return torch.tensor(list(chosen), device="cpu")
 
     def _draw_samples(
         self, random: torch.Generator, classes: Tensor, amount: int, excluded: Tensor | None
     ) -> Tensor:
         """``amount`` samples of each class, (C * amount,), never an ``excluded`` one (C, R)."""
         counts, starts = self._counts[classes], self._starts[classes]
-        slots = torch.arange(int(counts.max()))
+        slots = torch.arange(int(counts.max()), device="cpu")
         positions = (starts[:, None] + slots).clamp_(max=len(self._order) - 1)
         samples = self._order[positions]  # [C, largest class]
-        keys = torch.rand(samples.shape, generator=random)
+        keys = torch.rand(samples.shape, generator=random, device="cpu")
         unusable = slots >= counts[:, None]
         available = counts
         if excluded is not None:
             unusable |= (samples[:, :, None] == excluded[:, None, :]).any(2)
             available = (~unusable).sum(1)
         shuffled = samples.gather(1, keys.masked_fill_(unusable, 2.0).argsort(1))
-        picks = torch.arange(amount) % available[:, None]
+        picks = torch.arange(amount, device="cpu") % available[:, None]
         return shuffled.gather(1, picks).flatten()
 
 

@@ -65,7 +65,7 @@ def embed(
     device = device_of(encoder)
     parts = []
     with evaluation_mode(encoder):
-        rows = torch.arange(len(split)) if indices is None else indices
+        rows = torch.arange(len(split), device="cpu") if indices is None else indices
         for part in rows.split(images_at_once(split, chunk_size)):
             if stop is not None and stop():
                 raise Stopped

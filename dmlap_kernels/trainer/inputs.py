@@ -52,7 +52,7 @@ def _without_small_classes(data: Dataset) -> Dataset:
             "data must have at least two images of some training class, but all "
             f"{data.train.num_classes} have fewer"
         )
-    return replace(data, train=data.train.select(torch.tensor(kept)))
+    return replace(data, train=data.train.select(torch.tensor(kept, device="cpu")))
 
 
 def _refuse_without_matches(name: str, split: Split, gallery: Split | None) -> None:

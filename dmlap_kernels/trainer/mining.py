@@ -62,13 +62,13 @@ def _by_index(embeddings: Tensor, k: int, options: dict[str, Any]) -> Tensor:
     index.add(flat)
     index.nprobe = _LISTS_PROBED
     _, found = index.search(flat, min(len(flat), per_class * (k + 1)))
-    own = torch.arange(classes).repeat_interleave(per_class)[:, None]
+    own = torch.arange(classes, device="cpu").repeat_interleave(per_class)[:, None]
     candidates = torch.from_numpy(found) // per_class
     candidates = torch.where(torch.from_numpy(found) < 0, own, candidates)
     candidates = candidates.view(classes, -1)
     parts = [
         _ranked(rows, part, candidates[part], k, distance)
-        for part in torch.arange(classes).split(max(1, _ROWS_AT_ONCE // per_class**2))
+        for part in torch.arange(classes, device="cpu").split(max(1, _ROWS_AT_ONCE // per_class**2))
     ]
     return torch.cat(parts).to(embeddings.device)
 
@@ -87,5 +87,5 @@ def _ranked(rows: Tensor, part: Tensor, candidates: Tensor, k: int, distance: st
     order = score.gather(1, by_distance).argsort(dim=1, descending=True, stable=True)
     best = by_distance.gather(1, order)
     usable = (~again).sum(1).clamp(1, k)
-    picks = torch.minimum(torch.arange(k).expand(len(part), k), usable[:, None] - 1)
+    picks = torch.minimum(torch.arange(k, device="cpu").expand(len(part), k), usable[:, None] - 1)
     return ordered.gather(1, best.gather(1, picks))

@@ -52,7 +52,7 @@ class _Packer:
                 length = {"maxlen": value.maxlen} if isinstance(value, deque) else {}
                 return {name: self._parts(value, path), **length}
         if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
-            return {"array": self._pack_tensor(torch.tensor(value), path)}
+            return {"array": self._pack_tensor(torch.tensor(value, device="cpu"), path)}
         if isinstance(value, np.generic) and value.dtype.kind in "biuf":
             return {"numpy": [value.dtype.str, value.item()]}
         if isinstance(value, complex):

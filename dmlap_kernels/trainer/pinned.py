@@ -53,7 +53,7 @@ class PinnedRepresentatives:
         limit = torch.minimum(distinct, self._sampler.distinct(size))
         chosen = choose(rows, amount, distinct.to(rows.device)).cpu()
         # One sample of every class is left to meet its representatives.
-        picks = torch.arange(amount) % limit[:, None]
+        picks = torch.arange(amount, device="cpu") % limit[:, None]
         return pool.gather(1, chosen.gather(1, picks))
 
     def _mine(self, encoder: nn.Module, indices: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ def try_encoder(encoder: nn.Module, name: str, split: Split) -> Tensor:
     """
     shape = tuple(split.images.shape[1:])
     try:
-        return embed(encoder, split, torch.arange(min(2, len(split))))
+        return embed(encoder, split, torch.arange(min(2, len(split)), device="cpu"))
     except Exception as error:
         if is_out_of_memory(error):
             raise
@@ -66,8 +66,10 @@ def try_objective(objective: nn.Module, config: TrainConfig, batch: Batch, like:
         MissingExtra: an optional dependency is missing.
     """
     shape = len(batch.labels), like.shape[1]
-    random = torch.Generator().manual_seed(config.seed)
-    rows = F.normalize(torch.randn(shape, generator=random)).to(like.device, like.dtype)
+    random = torch.Generator(device="cpu").manual_seed(config.seed)
+    rows = F.normalize(torch.randn(shape, generator=random, device="cpu")).to(
+        like.device, like.dtype
+    )
     x, labels = rows.requires_grad_(), batch.labels.to(like.device)
     with _suiting(f"loss_options do not suit loss {config.loss!r}"):
         loss, stats = objective(x, labels, batch.representatives)

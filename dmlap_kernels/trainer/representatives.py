@@ -51,7 +51,7 @@ class RepresentativeSampler:
         # A class of n samples is shuffled anew after n // distinct projections.
         turns = self._counts // distinct
         rounds, begins = projection // turns, projection % turns * distinct
-        slots = begins[:, None] + torch.arange(amount) % distinct[:, None]
+        slots = begins[:, None] + torch.arange(amount, device="cpu") % distinct[:, None]
         taken = torch.empty_like(slots)
         for number in torch.unique(rounds).tolist():
             classes = (rounds == number).nonzero().flatten()
@@ -62,7 +62,9 @@ class RepresentativeSampler:
     def _shuffled(self, number: int) -> Tensor:
         """Sample indices (N,) in class order, shuffled within each class."""
         order = torch.randperm(
-            len(self._labels), generator=generator(self._seed, "representatives", number)
+            len(self._labels),
+            generator=generator(self._seed, "representatives", number),
+            device="cpu",
         )
         return order[torch.argsort(self._labels[order], stable=True)]
 

@@ -14,4 +14,4 @@ def generator(seed: int, purpose: str, *counters: int) -> torch.Generator:
     """A CPU generator that depends on the arguments alone."""
     text = "/".join(map(str, (seed, purpose, *counters)))
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+    return torch.Generator(device="cpu").manual_seed(int.from_bytes(digest, "little") >> 1)
