@@ -91,7 +91,7 @@ def load_glyphs(
     names = tuple(f"U+{code:04X}" for code in codes.tolist())
 
     def draw(classes: Tensor, stream: int) -> Split:
-        generator = torch.Generator("cpu", device="cpu").manual_seed(2 * seed + stream)
+        generator = torch.Generator(device="cpu").manual_seed(2 * seed + stream)
         labels = torch.arange(len(classes), device="cpu").repeat_interleave(drawings)
         shapes = _choose_masters(owners, classes[labels], generator)
         images = torch.cat(

@@ -193,7 +193,7 @@ class Dataset:
         names, sizes = torch.unique(groups, return_counts=True)
         order = torch.randperm(
             len(names),
-            generator=torch.Generator("cpu", device="cpu").manual_seed(seed),
+            generator=torch.Generator(device="cpu").manual_seed(seed),
             device="cpu",
         )
         sizes_before = sizes[order].cumsum(0) - sizes[order]
@@ -262,7 +262,7 @@ def _to_float(images: Tensor) -> Tensor:
 def split_classes(num_classes: int, test_share: float, seed: int) -> tuple[Tensor, Tensor]:
     """Disjoint training and test classes, each (n,) int64 ascending, drawn with ``seed``."""
     order = torch.randperm(
-        num_classes, generator=torch.Generator("cpu", device="cpu").manual_seed(seed), device="cpu"
+        num_classes, generator=torch.Generator(device="cpu").manual_seed(seed), device="cpu"
     )
     num_test = round(num_classes * test_share)
     return order[num_test:].sort().values, order[:num_test].sort().values

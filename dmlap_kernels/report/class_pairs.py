@@ -62,7 +62,7 @@ def _bounded(labels: Tensor, most: int) -> Tensor:
 def _typical_distance(embedded: Embedded) -> float:
     """Mean distance of 4,096 random pairs of samples of different classes."""
     x, labels = embedded.comparable(), embedded.split.labels
-    random = torch.Generator("cpu", device="cpu").manual_seed(0)
+    random = torch.Generator(device="cpu").manual_seed(0)
     i, j = torch.randint(len(x), (2, _MOST_ROWS), generator=random, device="cpu")
     other = labels[i] != labels[j]
     distances = (x[i[other]] - x[j[other]]).norm(dim=1)

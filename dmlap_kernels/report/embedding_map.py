@@ -38,7 +38,7 @@ def project(
     """
     decomposition = require("sklearn.decomposition", purpose=_PURPOSE)
     manifold = require("sklearn.manifold", purpose=_PURPOSE)
-    random = torch.Generator("cpu", device="cpu").manual_seed(0)
+    random = torch.Generator(device="cpu").manual_seed(0)
     split = embedded.split
     kept = torch.randperm(split.num_classes, generator=random, device="cpu")[:classes]
     rows = torch.isin(split.labels, kept).nonzero().flatten()
