@@ -117,10 +117,6 @@ class Split:
             digest.update(part.contiguous().numpy().data)
         return digest.hexdigest()
 
-    def sparse_classes(self, least: int = 2) -> Tensor:
-        """The labels (n,) int64, ascending, of all classes with fewer than ``least`` images."""
-        return (torch.bincount(self.labels) < least).nonzero().flatten()
-
     def select(self, classes: Tensor) -> Split:
         """The split of the given classes alone, relabelled 0, 1, ... in ascending order."""
         classes = torch.unique(classes)

@@ -57,7 +57,6 @@ def _everything(source: str) -> list[Any]:
         if (data.train.num_classes >= 8)
         else [data.train.labels]
     )
-    found.append(data.train.sparse_classes(least=5))
     if isinstance(data.train.images, ImageFiles):
         found.append(data.train.images[rows].read())
     return found

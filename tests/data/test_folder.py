@@ -184,16 +184,6 @@ def test_all_empty_class_folders_are_counted(tmp_path: Path) -> None:
         load_data(f"folder:{tmp_path}")
 
 
-def test_classes_of_few_images_are_all_found(tmp_path: Path) -> None:
-    _classes(tmp_path / "train", "a", "b", "c")
-    _classes(tmp_path / "test", "a", "b")
-    for name in ("a", "c"):
-        (tmp_path / "train" / name / "1.png").unlink()
-    train = _load(tmp_path).train
-    assert train.sparse_classes().tolist() == [0, 2]
-    assert train.sparse_classes(least=3).tolist() == [0, 1, 2]
-
-
 def test_names_that_are_no_utf_8(tmp_path: Path) -> None:
     try:
         _classes(tmp_path, "caf\udce9", "b", "c", "d")
