@@ -28,15 +28,17 @@ def build_encoder(
     """
     channels, height, width = image_shape
     kind, _, name = config.encoder.partition(":")
-    if kind == "conv":
-        widths = parse_widths(name) or WIDTHS
-        return ConvEncoder((channels, height, width), config.embedding_dim, widths=widths)
-    return TimmEncoder(
-        name,
-        config.embedding_dim,
-        pretrained=config.pretrained if pretrained is None else pretrained,
-        freeze_batch_norm=config.freeze_batch_norm,
-    )
+    # Made on the CPU, whatever PyTorch's default device is: equal seeds give equal weights.
+    with torch.device("cpu"):
+        if kind == "conv":
+            widths = parse_widths(name) or WIDTHS
+            return ConvEncoder((channels, height, width), config.embedding_dim, widths=widths)
+        return TimmEncoder(
+            name,
+            config.embedding_dim,
+            pretrained=config.pretrained if pretrained is None else pretrained,
+            freeze_batch_norm=config.freeze_batch_norm,
+        )
 
 
 def load_encoder(folder: str | Path, encoder: nn.Module | None = None) -> nn.Module:

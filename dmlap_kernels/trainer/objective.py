@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from dmlap_kernels.losses import LOSSES, PROXY_LOSSES
@@ -62,11 +63,13 @@ class AlternatingObjective(nn.Module):
                 )
             if num_classes is None or embedding_dim is None:
                 raise ValueError(f"loss {loss!r} needs num_classes and embedding_dim")
-            self.in_batch = PROXY_LOSSES[loss](num_classes, embedding_dim, **options)
+            with torch.device("cpu"):  # equal seeds give equal proxies
+                self.in_batch = PROXY_LOSSES[loss](num_classes, embedding_dim, **options)
             self.relaxed = _Against(self.in_batch, return_stats=True)
             return
-        self.relaxed = LOSSES[loss](**options, return_stats=True)
-        self.in_batch = LOSSES[loss](**options)
+        with torch.device("cpu"):
+            self.relaxed = LOSSES[loss](**options, return_stats=True)
+            self.in_batch = LOSSES[loss](**options)
         if options.get("learn_beta"):
             self.in_batch.beta = self.relaxed.beta
 
