@@ -28,7 +28,7 @@ from dmlap_kernels.trainer import (
     defaults,
     evaluate_run,
 )
-from dmlap_kernels.trainer.checkpoint import load_checkpoint
+from dmlap_kernels.trainer.checkpoint import FILE_NAME, load_checkpoint
 from dmlap_kernels.trainer.config import (
     DMLAP_FIELDS,
     HARD_FIELDS,
@@ -120,6 +120,13 @@ def _train(args: argparse.Namespace) -> int:
                 file=sys.stderr,
             )
             return 128 + (stop.signal or signal.SIGINT)
+        except (OutOfMemory, OSError) as error:
+            if isinstance(error, BrokenPipeError) or not (trainer.out / FILE_NAME).exists():
+                raise
+            raise type(error)(
+                f"{error}; continue from the last checkpoint with: dmlap train --resume "
+                f"{trainer.out}"
+            ) from error
     data = results["data"]["test"]
     print(f"\n{data['classes']} classes never seen in training, {data['images']:,} images:")
     _print_table({"model": results["test"], "raw pixels": results["raw_pixels"]})
