@@ -29,7 +29,7 @@ from dmlap_kernels.trainer import (
     defaults,
     evaluate_run,
 )
-from dmlap_kernels.trainer.checkpoint import load_checkpoint
+from dmlap_kernels.trainer.checkpoint import FILE_NAME, load_checkpoint
 from dmlap_kernels.trainer.config import (
     DMLAP_FIELDS,
     HARD_FIELDS,
@@ -138,6 +138,13 @@ def _train(args: argparse.Namespace) -> int:
                 file=sys.stderr,
             )
             return 128 + (stop.signal or signal.SIGINT)
+        except (OutOfMemory, OSError) as error:
+            if isinstance(error, BrokenPipeError) or not (trainer.out / FILE_NAME).exists():
+                raise
+            raise type(error)(
+                f"{error}; continue from the last checkpoint with: dmlap train --resume "
+                f"{trainer.out}"
+            ) from error
     data = results["data"]["test"]
     print(f"\n{_which_classes(data)}, {data['images']:,} images:")
     _print_table({"model": results["test"], "raw pixels": results["raw_pixels"]})

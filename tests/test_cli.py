@@ -308,6 +308,7 @@ def test_a_full_disk_stops_a_run_and_keeps_it(
     done = _main("train", *PLAIN, "--steps=9", "--checkpoint-every=1", "--out", out)
     assert done.status == 1
     assert "dmlap train: stopped: " in done.errors and "No space left" in done.errors
+    assert done.errors.endswith(f"with: dmlap train --resume {out}\n")
     monkeypatch.undo()
     assert load_checkpoint(out)[1]["step"] == 2
     assert _main("train", "--resume", out).status == 0

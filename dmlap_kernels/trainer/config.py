@@ -101,7 +101,7 @@ class TrainConfig:
         embedding_dim: length of an embedding.
         optimizer: ``"adam"``, ``"adamw"``, ``"rmsprop"`` or ``"sgd"``, of `torch.optim`.
         optimizer_options: keywords of that optimizer, besides its learning rate.
-        learning_rate: peak of the schedule.
+        learning_rate: peak of the schedule, for that optimizer.
         schedule: ``"one_cycle"``, ``"cosine"`` (down to 0) or ``"constant"``.
         device: a torch device, or ``"auto"``: ``cuda`` where there is one, else ``cpu``.
         eval_every: steps between evaluations; None: an eighth of ``steps``.

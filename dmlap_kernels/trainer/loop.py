@@ -201,7 +201,7 @@ class Trainer:
         ).to(self.device)
         # What is learned, as one module where the loss has parameters of its own.
         self._learned: nn.Module = self.encoder
-        if config.learns_in_loss:
+        if any(True for _ in self.objective.parameters()):
             self._learned = nn.ModuleDict({"encoder": self.encoder, "loss": self.objective})
         size = config.chunk_size
         self._cache = None if size is None else GradientCache(self.encoder, size)

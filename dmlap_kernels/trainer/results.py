@@ -59,6 +59,7 @@ def write_results(folder: Path, results: dict[str, Any]) -> None:
         plot_curves(results, folder / CURVES_FILE)
     # The numbers are not to be lost for want of a picture.
     except Exception as error:
+        (folder / CURVES_FILE).unlink(missing_ok=True)
         warnings.warn(f"{folder / CURVES_FILE} could not be drawn: {error}", stacklevel=2)
     text = json.dumps(results, indent=2, allow_nan=False) + "\n"
     write_atomically(folder / METRICS_FILE, text.encode())
