@@ -1,4 +1,5 @@
-"""Compares a twelfth of each table, and a search, with the reference on one instruction set.
+"""Compares a twelfth of each table, pairs left out and a search with the reference, on one
+instruction set.
 
 Run as ``DMLAP_SIMD=LEVEL python -m tests.losses.simd_worker LEVEL``.
 """
@@ -11,9 +12,10 @@ import torch
 
 from dmlap_kernels import _native, nearest
 from tests import reference
-from tests.losses.cases import make_problem, table
+from tests.losses.cases import make_problem, table, usual
 from tests.losses.compare import compare, compare_stats
 from tests.losses.losses_table import LOSSES
+from tests.losses.test_self_index import containing_the_batch
 
 
 def main(level: str) -> None:
@@ -31,6 +33,13 @@ def main(level: str) -> None:
             except AssertionError as error:
                 raise SystemExit(f"{case.id}: {error}") from error
             count += 1
+        if not LOSSES[loss].proxies:
+            count += 1
+            case = usual(loss, rows=60, features=9, refs="more", dtype=torch.float64)
+            for labels_agree in (True, False):
+                problem = containing_the_batch(case, labels_agree)
+                compare(loss, problem, "cpu")
+                compare_stats(loss, problem, "cpu")
     x = torch.randn(120, 37, generator=torch.Generator().manual_seed(0))
     distances, indices = nearest(x, k=50, backend="cpu")
     true_distances, true_indices = reference.nearest(x.double(), k=50)
