@@ -36,8 +36,8 @@ class Block(NamedTuple):
     """A block of b anchors against all references.
 
     Distances `d`, and which pairs are `positive` and `negative`, (b, N) in the order of `refs`;
-    the index of each anchor and its parameter (b,); what the loss needs to know of each reference
-    before it sees a block (N,).
+    the index of each anchor, its row (b, D) and its parameter (b,); what the loss needs to know of
+    each reference before it sees a block (N,).
     """
 
     d: Tensor
@@ -47,8 +47,17 @@ class Block(NamedTuple):
     distance: str
     anchors: Tensor
     self_case: bool
+    rows: Tensor
     anchor_params: Tensor | None = None
     of_refs: Tensor | None = None
+
+    def nearer(self, anchors: Tensor, p: Tensor, n: Tensor) -> Tensor:
+        """The smaller of d(anchor, n) and d(p, n) (k,), of anchors of the block and references.
+
+        Both are computed in one way, so that they are equal where their rows are.
+        """
+        d_an = row_distances(self.rows[anchors], self.refs.rows[n], self.distance)
+        return torch.minimum(d_an, self.between(p, n))
 
     def between(self, p: Tensor, n: Tensor) -> Tensor:
         """Distances (k,) between references p and n (k,)."""
@@ -223,6 +232,7 @@ def make_block(
         spec.distance,
         anchors,
         self_case,
+        x,
         None if problem.anchor_params is None else problem.anchor_params[at],
         of_refs,
     )

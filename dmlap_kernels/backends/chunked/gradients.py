@@ -36,7 +36,7 @@ def gradients(spec: PairSpec, problem: PairProblem, weights: Tensor) -> Gradient
             for terms in POLICIES[spec.loss](spec.params, cut):
                 _accumulate(_weighed(spec, terms, weights[at]), _leaves(cut))
         sums.add(at, *torch.autograd.grad(block.d, (x, rows), _at(cut.d)))
-        sums.add_refs(_at(cut.refs.rows))
+        sums.add(at, _at(cut.rows), _at(cut.refs.rows))
         if at_params is not None and cut.anchor_params is not None:
             at_params[at] = _at(cut.anchor_params)
         if at_of_refs is not None and cut.of_refs is not None:
@@ -150,6 +150,7 @@ def _cut(block: Block) -> Block:
     """
     return block._replace(
         d=_leaf(block.d),
+        rows=_leaf(block.rows),
         refs=block.refs._replace(rows=_leaf(block.refs.rows)),
         anchor_params=None if block.anchor_params is None else _leaf(block.anchor_params),
         of_refs=None if block.of_refs is None else _leaf(block.of_refs),
@@ -157,7 +158,7 @@ def _cut(block: Block) -> Block:
 
 
 def _leaves(block: Block) -> list[Tensor]:
-    inputs = (block.d, block.refs.rows, block.anchor_params, block.of_refs)
+    inputs = (block.d, block.rows, block.refs.rows, block.anchor_params, block.of_refs)
     return [leaf for leaf in inputs if leaf is not None]
 
 

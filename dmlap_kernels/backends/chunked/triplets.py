@@ -20,7 +20,7 @@ def hard(params: Params, block: Block) -> Iterator[Terms]:
     d_ap = d.gather(1, p[:, None]).squeeze(1)
     d_an = d.gather(1, n[:, None]).squeeze(1)
     if swap:
-        d_an = torch.minimum(d_an, block.between(p, n))
+        d_an = block.nearer(torch.arange(len(d), device=d.device), p, n)
     excess = d_ap - d_an + margin
     hinge = excess.relu()
     triplet = positive.any(1) & negative.any(1)
@@ -81,7 +81,7 @@ def _one_negative(
         n = negative[rows, columns]
         d_an = block.d[rows, n]
         if swap:
-            d_an = torch.minimum(d_an, block.between(columns, n))
+            d_an = block.nearer(rows, columns, n)
         excess = block.d[rows, columns] - d_an + margin
         hinge = excess.relu()
         yield listed_terms(
