@@ -68,7 +68,8 @@ def launches(monkeypatch: Any, call: Callable[[], Any], capability: int) -> list
         arguments = dict(zip(self.arg_names, args, strict=False)) | keywords
         found.setdefault(id(compiled), Launch(self, arguments, compiled, capability))
 
-    monkeypatch.setattr(driver, "_active", Chip(capability))
+    active = "_active" if hasattr(driver, "_active") else "active"  # before Triton 3.5
+    monkeypatch.setattr(driver, active, Chip(capability))
     monkeypatch.setattr(JITFunction, "run", record)
     chip = divmod(capability, 10)
     monkeypatch.setattr(configurations, "capability_of", lambda device: chip)

@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
+from triton.runtime import interpreter
+
+# That of Triton before 3.7 makes numbers of arrays of one element, which NumPy from 2.4 on refuses.
+_patch_lang_tensor = interpreter._patch_lang_tensor
+
+
+def _with_numbers(tensor: Any, *scope: Any) -> None:
+    _patch_lang_tensor(tensor, *scope)
+    tensor.__index__ = lambda self: int(self.handle.data.item())
+
+
+interpreter._patch_lang_tensor = _with_numbers
 
 
 @pytest.fixture
