@@ -77,6 +77,28 @@ class PairProblem(NamedTuple):
     self_index: Tensor | None = None
     numbers: Tensor | None = None
 
+    def changed(
+        self,
+        *,
+        rows: tuple[Tensor, Tensor | None] | None = None,
+        anchor_params: Tensor | None = None,
+        numbers: Tensor | None = None,
+    ) -> PairProblem:
+        """The same with other ``rows`` (anchors, references), anchor_params or numbers.
+
+        By the constructor: PyTorch 2.8 cannot trace `_replace`.
+        """
+        x, y = (self.x, self.y) if rows is None else rows
+        return PairProblem(
+            x,
+            self.labels,
+            y,
+            self.ref_labels,
+            self.anchor_params if anchor_params is None else anchor_params,
+            self.self_index,
+            self.numbers if numbers is None else numbers,
+        )
+
     @property
     def num_refs(self) -> int:
         return self.x.shape[0] if self.y is None else self.y.shape[0]

@@ -251,7 +251,7 @@ def fused_margin_loss(
         torch.Size([4])
     """
     problem = checks.pair_problem(embeddings, labels, ref_embeddings, ref_labels, self_index)
-    problem = problem._replace(anchor_params=checks.per_anchor("beta", beta, problem))
+    problem = problem.changed(anchor_params=checks.per_anchor("beta", beta, problem))
     return run(
         "margin",
         (checks.number("margin", margin),),

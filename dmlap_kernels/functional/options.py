@@ -62,7 +62,7 @@ def run(
     except TypeError:  # raised by options that have no hash as well
         spec = _spec(*options)
     if numbers is not None:
-        problem = problem._replace(numbers=numbers)
+        problem = problem.changed(numbers=numbers)
     if return_stats is False:
         return pair_loss(spec, problem, backend)[0]
     value, stats = pair_loss(
@@ -87,7 +87,7 @@ def run_exponents(loss: str, number: Number, problem: PairProblem, **options: An
     options |= {"distance": "dot" if distance == "cosine" else distance, "normalize": False}
     x = _scaled(problem.x, scale, distance, unit)
     y = None if problem.y is None else _scaled(problem.y, scale, distance, unit)
-    result = run(loss, (1.0,), problem._replace(x=x, y=y), **options)
+    result = run(loss, (1.0,), problem.changed(rows=(x, y)), **options)
     if isinstance(result, Tensor):
         return result
     return result[0], _unscaled(result[1], scale.detach(), distance)

@@ -51,21 +51,35 @@ class Block(NamedTuple):
     anchor_params: Tensor | None = None
     of_refs: Tensor | None = None
 
+    def lines(self, rows: Tensor) -> Tensor:
+        """Distances (k, N) of anchors ``rows`` (k,) to all references.
+
+        By `index_select`, here and below: the gradient of an index in brackets adds in no fixed
+        order on several threads.
+        """
+        return self.d.index_select(0, rows)
+
+    def entries(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Distances (k,) of anchors ``rows`` to references ``columns`` (k,)."""
+        return self.d.flatten().index_select(0, rows * self.d.shape[1] + columns)
+
     def nearer(self, anchors: Tensor, p: Tensor, n: Tensor) -> Tensor:
         """The smaller of d(anchor, n) and d(p, n) (k,), of anchors of the block and references.
 
         Both are computed in one way, so that they are equal where their rows are.
         """
-        d_an = row_distances(self.rows[anchors], self.refs.rows[n], self.distance)
+        x, y = self.rows.index_select(0, anchors), self.refs.rows.index_select(0, n)
+        d_an = row_distances(x, y, self.distance)
         return torch.minimum(d_an, self.between(p, n))
 
     def between(self, p: Tensor, n: Tensor) -> Tensor:
         """Distances (k,) between references p and n (k,)."""
-        return row_distances(self.refs.rows[p], self.refs.rows[n], self.distance)
+        rows = self.refs.rows
+        return row_distances(rows.index_select(0, p), rows.index_select(0, n), self.distance)
 
     def from_refs(self, p: Tensor) -> Tensor:
         """Distances (k, N) of references p (k,) to all references."""
-        return distances(self.refs.rows[p], self.refs.rows, self.distance)
+        return distances(self.refs.rows.index_select(0, p), self.refs.rows, self.distance)
 
     def positive_pairs(self, width: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Rows and columns (k,) of the positive pairs, so many that (k, width) is bounded."""

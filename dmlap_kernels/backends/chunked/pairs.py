@@ -136,8 +136,8 @@ def angular(params: Params, block: Block) -> Iterator[Terms]:
     (alpha,) = params
     t = (alpha.deg2rad().tan() if isinstance(alpha, Tensor) else math.tan(math.radians(alpha))) ** 2
     for rows, columns in block.positive_pairs(block.d.shape[1]):
-        with_anchor, with_positive = 1 - block.d[rows], 1 - block.from_refs(columns)
-        between = 1 - block.d[rows, columns]
+        with_anchor, with_positive = 1 - block.lines(rows), 1 - block.from_refs(columns)
+        between = 1 - block.entries(rows, columns)
         exponents = 4 * t * (with_anchor + with_positive) - 2 * (1 + t) * between[:, None]
         term = softplus(log_sum_exp(exponents, block.negative[rows]))
         yield listed_terms(len(block.d), rows, term)

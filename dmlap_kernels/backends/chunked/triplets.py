@@ -57,10 +57,10 @@ def distance_weighted(params: Params, block: Block) -> Iterator[Terms]:
 def every(params: Params, block: Block) -> Iterator[Terms]:
     margin, smooth, swap = params
     for rows, columns in block.positive_pairs(block.d.shape[1]):
-        d_an = block.d[rows]
+        d_an = block.lines(rows)
         if swap:
             d_an = torch.minimum(d_an, block.from_refs(columns))
-        excess = block.d[rows, columns][:, None] - d_an + margin
+        excess = block.entries(rows, columns)[:, None] - d_an + margin
         hinge = excess.relu()
         yield listed_terms(
             len(block.d),
@@ -79,10 +79,10 @@ def _one_negative(
     features = block.refs.rows.shape[1]
     for rows, columns in block.positive_pairs(features if swap else 1):
         n = negative[rows, columns]
-        d_an = block.d[rows, n]
+        d_an = block.entries(rows, n)
         if swap:
             d_an = block.nearer(rows, columns, n)
-        excess = block.d[rows, columns] - d_an + margin
+        excess = block.entries(rows, columns) - d_an + margin
         hinge = excess.relu()
         yield listed_terms(
             len(block.d),
