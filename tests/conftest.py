@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from dmlap_kernels import versions
+from dmlap_kernels.backends.precision import matmul_precision
 
 BACKENDS = ("torch", "cpu")
 TOO_OLD = versions.refusal("triton")
@@ -45,6 +47,15 @@ def why_unavailable(name: str) -> str | None:
 
     known = backends()
     return known[name].unavailable() if name in known else "not registered"
+
+
+@pytest.fixture(autouse=True)
+def usual_precision() -> Iterator[None]:
+    """A test that leaves PyTorch's precision of products changed would fail others, not itself."""
+    yield
+    if (left := matmul_precision()) != "highest":
+        torch.set_float32_matmul_precision("highest")
+        pytest.fail(f"the test left the precision of products at {left!r}")
 
 
 @pytest.fixture(params=BACKENDS)

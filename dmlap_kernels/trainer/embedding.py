@@ -97,13 +97,13 @@ def search_options(loss: str, loss_options: dict[str, Any]) -> dict[str, Any]:
 
     Losses without a ``distance`` work on cosines; an inner product is searched by its cosine.
     """
-    loss_options = defaults.loss_options(loss, loss_options)
     kind: Any = PROXY_LOSSES.get(loss) or LOSSES[loss]
     own = inspect.signature(kind.function).parameters
     options: dict[str, Any] = {
         name: loss_options[name] for name in ("normalize", "backend") if name in loss_options
     }
-    if "normalize" in own and own["normalize"].default:
+    usual = own["normalize"].default if "normalize" in own else False
+    if defaults.loss_options(loss, {}).get("normalize", usual):
         options.setdefault("normalize", True)
     distance = own["distance"].default if "distance" in own else "cosine"
     distance = loss_options.get("distance", distance)

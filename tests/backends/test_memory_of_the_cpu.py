@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 import textwrap
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,7 +21,10 @@ from tests.losses.cases import make_problem, usual
 from tests.losses.compare import run
 from tests.losses.losses_table import LOSSES
 
-PRELUDE = """
+# The tests lie beside the sources, which must not come before the package that is installed.
+PRELUDE = f"""
+    import sys
+    sys.path.append({str(Path(__file__).parents[2])!r})
     import torch
     import dmlap_kernels
     from dmlap_kernels import evaluation
@@ -37,9 +42,14 @@ PRELUDE = """
 def in_a_process(code: str) -> str:
     """What it prints; a crash of the interpreter fails the test alone."""
     script = textwrap.dedent(PRELUDE) + textwrap.dedent(code)
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=False
-    )
+    with tempfile.TemporaryDirectory() as elsewhere:
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=elsewhere,
+        )
     assert done.returncode == 0, f"exit status {done.returncode}: {done.stderr[-2000:]}"
     return done.stdout
 

@@ -170,6 +170,7 @@ def test_the_new_setting_of_the_precision_is_read_and_put_back(place: str) -> No
         assert backend.fp32_precision == value
         assert precision.matmul_precision() == ("highest" if value == "bf16" else "high")
     finally:
+        torch.set_float32_matmul_precision("highest")
         for every in (torch.backends, torch.backends.cuda.matmul, torch.backends.mkldnn.matmul):
             every.fp32_precision = "none"
 

@@ -119,7 +119,7 @@ def test_statistics_of_long_rows(native: str) -> None:
     problem = make_problem(usual("contrastive", rows=26, features=10))
     x = problem.x * 1e20
     _, stats = dmlap_kernels.fused_contrastive_loss(
-        x, problem.labels, return_stats="class_scores", backend=native
+        x, problem.labels, normalize=False, return_stats="class_scores", backend=native
     )
     keywords = {"distance": "euclidean", "normalize": False}
     truth = reference.pair_stats("contrastive", x.double(), problem.labels, **keywords)

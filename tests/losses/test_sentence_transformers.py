@@ -109,7 +109,8 @@ def test_contrastive(distance: str, candidate: str) -> None:
     metric = losses.SiameseDistanceMetric
     chosen = metric.COSINE_DISTANCE if distance == "cosine" else metric.EUCLIDEAN
     margin = 0.9 if distance == "cosine" else 3.0
-    problem = draw(True, distance=distance, squared=True, neg_margin=margin, reduction="sum")
+    own = {"squared": True, "neg_margin": margin, "reduction": "sum", "normalize": False}
+    problem = draw(True, distance=distance, **own)
     function = losses.ContrastiveLoss(
         Given(), distance_metric=chosen, margin=margin, size_average=False
     )
@@ -140,7 +141,7 @@ def test_multiple_negatives_ranking(
     x = torch.randn(17, 6, generator=g, dtype=torch.float64)
     y = x + 0.5 * torch.randn(17, 6, generator=g, dtype=torch.float64)
     names = torch.arange(17)
-    problem = Problem(x, names, y, names, {"distance": distance, **own})
+    problem = Problem(x, names, y, names, {"distance": distance, "normalize": False, **own})
     similarity = util.cos_sim if distance == "cosine" else util.dot_score
     both = {"directions": ("query_to_doc", "doc_to_query"), "partition_mode": "per_direction"}
     function = losses.MultipleNegativesRankingLoss(

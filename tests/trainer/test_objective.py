@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from dmlap_kernels.losses import LOSSES, PROXY_LOSSES
-from dmlap_kernels.trainer import AlternatingObjective
+from dmlap_kernels.trainer import AlternatingObjective, defaults
 
 
 def _batch() -> tuple[torch.Tensor, torch.Tensor]:
@@ -19,7 +19,7 @@ def _batch() -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("side", ["references", "anchors"])
 def test_representative_pairs_plus_weighted_in_batch_loss(loss: str, side: str) -> None:
     x, labels = _batch()
-    function = LOSSES[loss](reduction="mean_nonzero")
+    function = LOSSES[loss](**defaults.loss_options(loss, {}))
     leading, samples = (x[:4], labels[:4]), (x[4:], labels[4:])
     pairs = (*samples, *leading) if side == "references" else (*leading, *samples)
     expected = function(*pairs) + 0.25 * function(x, labels)
@@ -41,20 +41,23 @@ def test_without_representatives_it_is_the_in_batch_loss(loss: str) -> None:
     for reduction in ("mean_nonzero", "mean"):
         options = {} if reduction == "mean_nonzero" else {"reduction": reduction}
         value, _ = AlternatingObjective(loss, options, in_batch_weight=0.1)(x, labels, 0)
-        torch.testing.assert_close(value, LOSSES[loss](reduction=reduction)(x, labels))
+        expected = LOSSES[loss](**defaults.loss_options(loss, {"reduction": reduction}))
+        torch.testing.assert_close(value, expected(x, labels))
 
 
 def test_options_reach_the_loss() -> None:
     x, labels = _batch()
     options = {"neg_margin": 0.4, "reduction": "sum"}
     objective = AlternatingObjective("contrastive", options, in_batch_weight=0.0)
-    expected = LOSSES["contrastive"](**options)(x[4:], labels[4:], x[:4], labels[:4])
+    expected = LOSSES["contrastive"](**options, normalize=False)(
+        x[4:], labels[4:], x[:4], labels[:4]
+    )
     torch.testing.assert_close(objective(x, labels, 4)[0], expected)
 
 
 def test_both_sides_and_pairs_of_representatives() -> None:
     x, labels = _batch()
-    function = LOSSES["contrastive"](reduction="mean_nonzero")
+    function = LOSSES["contrastive"](normalize=False)
     leading, samples = (x[:4], labels[:4]), (x[4:], labels[4:])
     either = (function(*samples, *leading) + function(*leading, *samples)) / 2
     expected = either + 0.3 * function(*leading) + 0.25 * function(x, labels)
