@@ -72,7 +72,9 @@ __device__ inline void add_as_negative(const Sides& s, const MinedPairs& in, int
   }
 }
 
-__global__ void __launch_bounds__(kThreads) references_kernel(Sides s, MinedPairs in, float* gy) {
+// Four blocks a multiprocessor: left alone, the compiler spills for a fifth on sm_100.
+__global__ void __launch_bounds__(kThreads, 4)
+    references_kernel(Sides s, MinedPairs in, float* gy) {
   const int64_t from = warp_number() * kOwned, to = least(from + kOwned, s.cols);
   if (*in.largest <= in.window.base) return;
   for (int64_t j = from; j < to; ++j) add_as_positive(s, in, j, gy);

@@ -118,6 +118,14 @@ def _unscaled(stats: PairStats, scale: Tensor, distance: str) -> PairStats:
     )
 
 
+def operand(number: Number) -> Number:
+    """``number`` as something to add to: under `torch.compile` a tensor, as older releases of
+    PyTorch compile the sum of two Python numbers anew for each value."""
+    if isinstance(number, Tensor) or not torch.compiler.is_compiling():
+        return number
+    return torch.ones((), dtype=torch.float64, device="cpu") * number
+
+
 def _operands(
     params: tuple[Number | bool, ...], x: Tensor
 ) -> tuple[tuple[Any, ...], Tensor | None]:

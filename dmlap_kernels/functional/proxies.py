@@ -11,6 +11,7 @@ from dmlap_kernels.functional.options import (
     SIMILARITY,
     Result,
     most_similar,
+    operand,
     run,
     run_exponents,
 )
@@ -129,7 +130,7 @@ def fused_proxy_anchor_loss(
     given = checks.proxy_problem(embeddings, labels, proxies, proxy_labels)
     assert given.y is not None and given.ref_labels is not None
     problem = PairProblem(given.y, given.ref_labels, given.x, given.labels)
-    margin = checks.number("margin", margin)
+    margin = operand(checks.number("margin", margin))
     alpha = checks.number("alpha", alpha, above=0)
     offset = most_similar(distance)
     return run(

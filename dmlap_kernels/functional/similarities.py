@@ -11,6 +11,7 @@ from dmlap_kernels.functional.options import (
     SIMILARITY,
     Result,
     most_similar,
+    operand,
     run,
     run_exponents,
 )
@@ -71,7 +72,7 @@ def fused_multi_similarity_loss(
         >>> fused_multi_similarity_loss(embeddings, labels, epsilon=0.1).backward()
     """
     problem = checks.pair_problem(embeddings, labels, ref_embeddings, ref_labels, self_index)
-    base = checks.number("base", base)
+    base = operand(checks.number("base", base))
     params = (
         checks.number("alpha", alpha, above=0),
         checks.number("beta", beta, above=0),

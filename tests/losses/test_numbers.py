@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -255,34 +254,27 @@ def test_kernels_of_a_device_refuse_numbers_that_lie_there() -> None:
     )
 
 
-SCHEDULES: dict[str, Callable[..., Tensor]] = {
-    name: lambda x, labels, value, *, call=call, backend: call(
-        x,
-        labels,
-        *((x[:7], labels[:7]) if call.proxies else ()),
-        backend=backend,
-        **{key: number * value for key, number in learned(call).items()},
-    )
-    for name, (_, call) in NUMBERS.items()
-}
-SCHEDULES["seed"] = lambda x, labels, value, *, backend: dmlap_kernels.fused_triplet_loss(
-    x, labels, mining="distance_weighted", seed=value, backend=backend
-)
-
-
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_a_schedule_is_one_graph(schedule: str, backend: str) -> None:
+@pytest.mark.parametrize("name", [*NUMBERS, "seed"])
+def test_a_schedule_is_one_graph(name: str, backend: str) -> None:
     """Twelve values: the first is compiled as a constant, the second as an operand, and no more."""
     torch.compiler.reset()
-    counter = CompileCounterWithBackend("aot_eager")
-    function = SCHEDULES[schedule]
-    compiled = torch.compile(function, fullgraph=True, backend=counter)
+    seeded = Call("triplet", {"mining": "distance_weighted", "seed": 7})
+    call = seeded if name == "seed" else NUMBERS[name][1]
+    names = ["seed"] if name == "seed" else list(learned(call))
     x, labels, *_ = Call("triplet").draw(False, rows=20, features=6)
+    proxies = (x[:7], labels[:7]) if call.proxies else ()
+
+    def function(x: Tensor, labels: Tensor, values: list[Any]) -> Tensor:
+        numbers = dict(zip(names, values, strict=True))
+        return call(x, labels, *proxies, backend=backend, **numbers)
+
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(function, fullgraph=True, backend=counter)
     for step in range(12):
-        value = 7 + step if schedule == "seed" else 0.9 + step / 100
+        growth = 0.9 + step / 100
+        values = [7 + step] if name == "seed" else [growth * v for v in learned(call).values()]
         rows, plain = (x.clone().requires_grad_() for _ in range(2))
-        mine = compiled(rows, labels, value, backend=backend)
-        truth = function(plain, labels, value, backend=backend)
+        mine, truth = compiled(rows, labels, values), function(plain, labels, values)
         torch.testing.assert_close(mine, truth)
         mine.backward()
         truth.backward()
