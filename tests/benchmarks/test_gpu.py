@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import sys
 import types
@@ -158,7 +157,9 @@ def test_cpu_results_become_an_order(
 
 @pytest.mark.parametrize("place", ["cuda.matmul", "mkldnn.matmul", ""])
 def test_the_new_setting_of_the_precision_is_read_and_put_back(place: str) -> None:
-    backend = functools.reduce(getattr, filter(None, place.split(".")), torch.backends)
+    backend: Any = torch.backends
+    for name in filter(None, place.split(".")):
+        backend = getattr(backend, name, None)
     if not hasattr(backend, "fp32_precision"):
         pytest.skip("this PyTorch has the old setting alone")
     value = "bf16" if place == "mkldnn.matmul" else "tf32"
