@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dmlap_kernels import versions
 from dmlap_kernels.backends import registry
 from dmlap_kernels.backends.chunked import TorchBackend
 from dmlap_kernels.problem import PairProblem, PairSpec, PairStats, compute_dtype
@@ -41,8 +42,12 @@ def _is_plain(tensor: Tensor | None) -> bool:
 
 
 def _runner(name: str, spec: PairSpec, problem: PairProblem) -> registry.Backend:
-    """The backend of a call. One with kernels of its own is handed numbers by value, and would
-    have to wait for a device that has them."""
+    """The backend of a call, ``name`` being what a user gives, or that with an `_installation`.
+
+    One with kernels of its own is handed numbers by value, and would have to wait for a device
+    that has them.
+    """
+    name = name.partition("@")[0]
     numbers = problem.numbers
     if numbers is not None and numbers.device.type != "cpu":
         if name not in ("auto", "torch"):
@@ -108,8 +113,8 @@ def _is_transformed() -> bool:
 
 
 class _PairLoss(torch.autograd.Function):
-    """Counts microseconds: nothing saved that is not there, and no `setup_context`, for which
-    PyTorch looks at the signature in every call."""
+    """Counts microseconds: no `setup_context`, for which PyTorch looks at the signature in every
+    call."""
 
     @staticmethod
     def forward(ctx: Any, call: _Call, *tensors):
@@ -323,6 +328,14 @@ def _op_backward(ctx: Any, grad: Tensor, *_: Any):
 _pair_loss_op.register_autograd(_op_backward, setup_context=_setup_context)
 
 
+@torch.compiler.assume_constant_result
+def _installation() -> str:
+    """What a graph relies on beside its operands: PyTorch keeps compiled graphs on disk, and another
+    version, or one whose extension is missing, leaves other tensors for backward."""
+    usable = (name for name, one in registry.backends().items() if one.unavailable() is None)
+    return ",".join((versions.found("dmlap_kernels") or "", *usable))
+
+
 def _as_operator(
     spec: PairSpec, problem: PairProblem, backend: str, stats: bool, scores: bool
 ) -> tuple[Tensor, PairStats | None]:
@@ -331,5 +344,6 @@ def _as_operator(
             'return_stats="class_scores" cannot be compiled or traced: the number of classes '
             "depends on the data; call the loss outside torch.compile, on tensors with data"
         )
-    loss, _, counts, values = torch.ops.dmlap.pair_loss(*problem, spec.encode(), backend, stats)
+    name = f"{backend}@{_installation()}"
+    loss, _, counts, values = torch.ops.dmlap.pair_loss(*problem, spec.encode(), name, stats)
     return loss, PairStats.unpack(counts, values.detach()) if stats else None

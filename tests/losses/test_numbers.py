@@ -327,3 +327,25 @@ def test_margin_takes_a_parameter_as_beta() -> None:
     beta = nn.Parameter(torch.full((7,), 1.2))
     module = MarginLoss(beta=beta)
     assert dict(module.named_parameters())["beta"] is beta
+
+
+def test_a_graph_tells_one_installation_from_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch keeps compiled graphs on disk, by what stands in them: without the extension the same
+    call leaves other tensors for its backward."""
+    x, labels, *_ = Call("triplet").draw(False)
+    seen: list[str] = []
+
+    def note(graph: torch.fx.GraphModule, _: Any) -> Any:
+        seen.append(graph.code)
+        return graph
+
+    def trace() -> None:
+        torch.compiler.reset()
+        step = torch.compile(dmlap_kernels.fused_triplet_loss, fullgraph=True, backend=note)
+        step(x, labels)
+
+    trace()
+    trace()
+    monkeypatch.setattr(type(registry.backends()["cpu"]), "unavailable", lambda _: "not built")
+    trace()
+    assert seen[0] == seen[1] != seen[2]

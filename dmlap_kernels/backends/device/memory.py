@@ -28,5 +28,5 @@ def _has_memory(tensor: Tensor) -> bool:
         if storage.device.type != tensor.device.type:  # of a fake tensor
             return False
         return storage.data_ptr() != 0 or tensor.numel() == 0
-    except (RuntimeError, NotImplementedError):  # of a wrapper
+    except RuntimeError:  # of a wrapper
         return False
