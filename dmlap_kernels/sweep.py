@@ -330,8 +330,8 @@ _pair_loss_op.register_autograd(_op_backward, setup_context=_setup_context)
 
 @torch.compiler.assume_constant_result
 def _installation() -> str:
-    """What a graph relies on beside its operands: PyTorch keeps compiled graphs on disk, and another
-    version, or one whose extension is missing, leaves other tensors for backward."""
+    """What a graph relies on beside its operands: PyTorch keeps compiled graphs on disk, and
+    another version, or one whose extension is missing, leaves other tensors for backward."""
     usable = (name for name, one in registry.backends().items() if one.unavailable() is None)
     return ",".join((versions.found("dmlap_kernels") or "", *usable))
 
