@@ -328,12 +328,16 @@ def _op_backward(ctx: Any, grad: Tensor, *_: Any):
 _pair_loss_op.register_autograd(_op_backward, setup_context=_setup_context)
 
 
-@torch.compiler.assume_constant_result
 def _installation() -> str:
     """What a graph relies on beside its operands: PyTorch keeps compiled graphs on disk, and
     another version, or one whose extension is missing, leaves other tensors for backward."""
     usable = (name for name, one in registry.backends().items() if one.unavailable() is None)
     return ",".join((versions.found("dmlap_kernels") or "", *usable))
+
+
+# What torch.compiler.assume_constant_result leaves at a function. The decorator itself imports the
+# compiler and with it Triton, which no `import dmlap_kernels` should wait for.
+_installation._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _as_operator(
