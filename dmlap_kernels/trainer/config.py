@@ -110,7 +110,9 @@ class TrainConfig:
         projection_steps: L, batches for which representatives are held.
         patience: evaluations on the validation classes without a better Recall@1 after which a
             projection ends early; projections then end with the weights that did best, which are
-            the next proximal centre. None: exactly L batches, and the last weights.
+            the next proximal centre. The classes are those that ``validation`` or
+            ``validation_fold`` holds out, or a validation split that the data has. None: exactly
+            L batches, and the last weights.
         monitor_every: steps between these evaluations.
         proximal_weight: lambda of the second projection; it is 0 in the first.
         proximal_decay: what lambda is multiplied by with each further projection, 0 to 1.
@@ -252,11 +254,6 @@ class TrainConfig:
             raise ValueError(
                 f"validation_fold and validation exclude each other, got validation_fold={fold} "
                 f"and validation={self.validation}"
-            )
-        if self.patience is not None and not self.validation and fold is None:
-            raise ValueError(
-                "patience needs validation classes to watch, because nothing may be chosen on the "
-                "test classes: got validation=0"
             )
 
     def _check_representatives(self) -> None:

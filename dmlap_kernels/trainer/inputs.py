@@ -16,7 +16,8 @@ def prepare_data(config: TrainConfig, data: Dataset | None) -> Dataset:
 
     Raises:
         ValueError: training classes have a single image, or there is nothing to judge by: no
-            image of the test or the validation classes has another one to be found.
+            image of the test or the validation classes has another one to be found, or patience
+            has no validation classes to watch.
     """
     if data is None:
         data = load_data(config.data, image_size=config.image_size, seed=config.data_seed)
@@ -26,6 +27,11 @@ def prepare_data(config: TrainConfig, data: Dataset | None) -> Dataset:
         data = data.hold_out(config.validation, config.data_seed)
     elif config.validation_fold is not None:
         data = data.hold_out_fold(config.validation_fold)
+    if config.patience is not None and data.validation is None:
+        raise ValueError(
+            "patience needs validation classes to watch, because nothing may be chosen on the test "
+            "classes: got data without a validation split, validation=0 and no validation_fold"
+        )
     if few := small_classes(data.train.labels):
         raise ValueError(
             "data must have at least two training images of every class, but "

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -90,5 +91,12 @@ def test_resume_equals_uninterrupted(tmp_path: Path) -> None:
 
 
 def test_it_needs_validation_classes() -> None:
+    config = quick_config(patience=2)
     with pytest.raises(ValueError, match="patience needs validation classes to watch"):
-        quick_config(patience=2)
+        Trainer(config, tiny_data())
+
+
+def test_a_validation_split_of_the_data_will_do() -> None:
+    data = tiny_data()
+    data = replace(data, validation=data.test)
+    assert Trainer(quick_config(patience=2), data).patience is not None
