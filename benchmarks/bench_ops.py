@@ -29,6 +29,9 @@ def test_op(
     times, absent = comparisons.measure(*key), comparisons.absent(*key)
     if candidate in absent:
         pytest.skip(absent[candidate])
+    beside = {}
+    if candidate == "ours" and "revision" in times:
+        beside["times_revision"] = ratio(times["ours"], times["revision"])
     record(
         benchmark,
         "ops",
@@ -39,6 +42,7 @@ def test_op(
         features=features,
         candidate=candidate,
         times_g=ratio(times[candidate], times["G"]),
+        **beside,
         peak_mib=comparisons.peak(op, candidate, rows, features),
         absent=absent if candidate == "ours" else {},
     )

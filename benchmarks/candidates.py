@@ -21,7 +21,7 @@ from benchmarks import eager, peers
 from benchmarks.batch import Absent, Batch, make_batch
 
 Step = Callable[[], tuple[Tensor, ...]]
-CANDIDATES = ("ours", "eager", "compile", "library", "G")
+CANDIDATES = ("ours", "revision", "eager", "compile", "library", "G")
 NEIGHBOURS = 10
 
 

@@ -10,22 +10,34 @@ from torch import Tensor
 from benchmarks import peak
 from benchmarks.batch import Absent
 from benchmarks.candidates import CANDIDATES, LOSSES, OPS, Step, make
-from benchmarks.measure import assert_agree, call_time, round_robin
+from benchmarks.measure import WARM_UP_ROWS, assert_agree, call_time, round_robin
+from benchmarks.revision import Revision
 
 PEAK_ROWS, PEAK_FEATURES = 4096, 128
 # Libraries stay out of comparisons with more features than these, unless all are asked for.
 LIBRARY_FEATURES = 128
 LONGEST_CALL = 40.0  # seconds
+# What an earlier revision is compared with.
+BESIDE_A_REVISION = ("ours", "eager", "G")
 # From this many rows on, calls with fewer rows foretell what a call takes.
 PROBED_ROWS = 2048
-WARM_UP_ROWS = 64
 
 
 class Comparisons:
-    """Measures each (op, rows, features) once, all candidates in turn."""
+    """Measures each (op, rows, features) once, all candidates in turn.
 
-    def __init__(self, seconds: float, every_candidate: bool, with_peak: bool) -> None:
+    With another revision of the package, "revision" is ours at that revision.
+    """
+
+    def __init__(
+        self,
+        seconds: float,
+        every_candidate: bool,
+        with_peak: bool,
+        revision: Revision | None = None,
+    ) -> None:
         self.seconds = seconds
+        self.revision = revision
         self.every_candidate = every_candidate
         self.with_peak = with_peak
         self._times: dict[tuple[str, int, int], dict[str, list[float]] | Exception] = {}
@@ -79,6 +91,10 @@ class Comparisons:
         for candidate in candidates:
             try:
                 self._refuse_unwanted(op, features, candidate)
+                if candidate == "revision":
+                    assert self.revision is not None
+                    steps[candidate] = self.revision.make(op, rows, features)
+                    continue
                 steps[candidate] = make(op, candidate, rows, features)
                 make(op, candidate, WARM_UP_ROWS, features)()
                 if candidate in ("eager", "library"):
@@ -89,8 +105,12 @@ class Comparisons:
         return steps
 
     def _refuse_unwanted(self, op: str, features: int, candidate: str) -> None:
+        if candidate == "revision" and self.revision is None:
+            raise Absent("there is none to compare with (see --compare-to)")
         if self.every_candidate:
             return
+        if self.revision is not None and candidate not in (*BESIDE_A_REVISION, "revision"):
+            raise Absent("left out beside a revision (see --all-candidates)")
         if candidate == "compile" and not (op in LOSSES and LOSSES[op].compiled):
             raise Absent("takes long to compile (see --all-candidates)")
         if candidate == "library" and features > LIBRARY_FEATURES:

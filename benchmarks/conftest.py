@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from benchmarks import kernels, measure
 from benchmarks.comparisons import Comparisons
+from benchmarks.revision import Refused, Revision
 from dmlap_kernels import info
 
 
@@ -37,6 +39,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--without-kernels",
         action="store_true",
         help="measure a package without its extension: plain PyTorch, by the backend torch",
+    )
+    group.addoption(
+        "--compare-to",
+        metavar="REV",
+        help="measure ops against the package of this commit, branch or tag, in turn",
     )
 
 
@@ -67,9 +74,25 @@ def long(request: pytest.FixtureRequest) -> None:
 
 
 @pytest.fixture(scope="session")
-def comparisons(request: pytest.FixtureRequest) -> Comparisons:
+def revision(request: pytest.FixtureRequest) -> Iterator[Revision | None]:
+    """That of ``--compare-to``, in a process that lives as long as the session."""
+    wanted = request.config.getoption("--compare-to")
+    if wanted is None:
+        yield None
+        return
+    try:
+        other = Revision(wanted)
+    except Refused as refusal:
+        pytest.exit(f"nothing is measured: {refusal}", returncode=pytest.ExitCode.USAGE_ERROR)
+    measure.summary.append(f"times_revision: ours over {other.commit}, in {other.package}")
+    yield other
+    other.close()
+
+
+@pytest.fixture(scope="session")
+def comparisons(request: pytest.FixtureRequest, revision: Revision | None) -> Comparisons:
     option = request.config.getoption
-    return Comparisons(option("--seconds"), option("--all-candidates"), option("--peak"))
+    return Comparisons(option("--seconds"), option("--all-candidates"), option("--peak"), revision)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
