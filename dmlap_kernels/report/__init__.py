@@ -1,11 +1,10 @@
-"""Pictures of runs: ``curves.png`` of one run, and the page of `dmlap report` for several.
+"""The page of `dmlap report` (`dmlap_kernels.report.page`): what runs wrote, read and drawn.
 
-The trainer draws `plot_curves`; the page (`dmlap_kernels.report.page`) reads what the trainer wrote
-and therefore is not imported here.
+`plot_curves`, the picture of one run, is the trainer's, which draws it at the end of each.
 """
 
 from __future__ import annotations
 
-from dmlap_kernels.report.curves import plot_curves
+from dmlap_kernels.trainer.curves import plot_curves
 
 __all__ = ["plot_curves"]

@@ -13,9 +13,9 @@ import torch
 
 from dmlap_kernels import __version__
 from dmlap_kernels.data import Dataset
-from dmlap_kernels.report import plot_curves
 from dmlap_kernels.trainer.checkpoint import write_atomically
 from dmlap_kernels.trainer.config import TrainConfig
+from dmlap_kernels.trainer.curves import plot_curves
 
 METRICS_FILE = "metrics.json"
 CURVES_FILE = "curves.png"

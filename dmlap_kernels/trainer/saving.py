@@ -3,23 +3,46 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dmlap_kernels.data import Dataset
 from dmlap_kernels.trainer import checkpoint as files
 from dmlap_kernels.trainer.config import TrainConfig
 from dmlap_kernels.trainer.model import load_weights
+from dmlap_kernels.trainer.objective import AlternatingObjective
 from dmlap_kernels.trainer.optimization import WITHOUT_END, Schedule
 from dmlap_kernels.trainer.packing import apart, pack, unpack
+from dmlap_kernels.trainer.patience import Patience
+from dmlap_kernels.trainer.pinned import PinnedRepresentatives
+from dmlap_kernels.trainer.projection import Projection
 
-if TYPE_CHECKING:
-    from dmlap_kernels.trainer.loop import Trainer
+
+class Run(Protocol):
+    """What is saved of a `Trainer`, and where it lies."""
+
+    config: TrainConfig
+    out: Path | None
+    data: Dataset
+    fingerprints: dict[str, str]
+    device: torch.device
+    encoder: nn.Module
+    objective: AlternatingObjective
+    optimizer: torch.optim.Optimizer
+    projection: Projection
+    projection_began: int
+    patience: Patience | None
+    pinned: PinnedRepresentatives
+    step: int
+    seconds: float
+    history: dict[str, list[dict[str, float]]]
+    window: dict[str, float]
 
 
-def state_of(trainer: Trainer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def state_of(trainer: Run) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors of ``trainer``, and the rest as JSON has it."""
     model, extra = apart(trainer.encoder.state_dict())
     best, best_extra = apart(trainer.patience.weights if trainer.patience else {})
@@ -59,7 +82,7 @@ def state_of(trainer: Trainer) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, state
 
 
-def put_back(trainer: Trainer, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+def put_back(trainer: Run, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
     """Return a new ``trainer`` of the same run to what `state_of` saved.
 
     Raises:

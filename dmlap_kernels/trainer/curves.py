@@ -1,4 +1,4 @@
-"""Pictures of runs."""
+"""``curves.png``: loss, violated constraints and retrieval over the steps of one run."""
 
 from __future__ import annotations
 
