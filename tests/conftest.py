@@ -58,6 +58,16 @@ def usual_precision() -> Iterator[None]:
         pytest.fail(f"the test left the precision of products at {left!r}")
 
 
+@pytest.fixture(autouse=True)
+def poisoned_memory() -> Iterator[None]:
+    """What `torch.empty` returns holds NaN, or the largest integer, until something is written:
+    results that a kernel leaves out show."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> str:
     """Each backend for CPU tensors; a skip, or a failure if DMLAP_REQUIRE_NATIVE=1, without it."""

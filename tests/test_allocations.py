@@ -7,6 +7,7 @@ import ast
 from pathlib import Path
 
 import pytest
+import torch
 
 import dmlap_kernels
 
@@ -41,3 +42,8 @@ def test_allocations_name_their_device(path: Path) -> None:
     found = without_device(path)
     allowed = MADE_FOR_THE_USER.get(path.name, 0)
     assert len(found) <= allowed, f"no device: {', '.join(found)}"
+
+
+def test_memory_is_poisoned_in_tests() -> None:
+    assert torch.empty(3).isnan().all()
+    assert torch.zeros(2).new_empty(3, dtype=torch.int64).eq(torch.iinfo(torch.int64).max).all()

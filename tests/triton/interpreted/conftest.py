@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import torch
 from triton.runtime import interpreter
 
 # That of Triton before 3.7 makes numbers of arrays of one element, which NumPy from 2.4 on refuses.
@@ -25,12 +23,3 @@ interpreter._patch_lang_tensor = _with_numbers
 def backend() -> str:
     """For the tests that this directory shares with those of the losses."""
     return "triton"
-
-
-@pytest.fixture(autouse=True)
-def poisoned_memory() -> Iterator[None]:
-    """New tensors hold NaN, or the largest integer, until something is written."""
-    torch.use_deterministic_algorithms(True)
-    assert torch.utils.deterministic.fill_uninitialized_memory
-    yield
-    torch.use_deterministic_algorithms(False)
