@@ -42,6 +42,11 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
     return True if TOO_OLD and here and ours else None
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of minutes come first: at the end, one process would be left alone with them."""
+    items.sort(key=lambda item: item.path.name not in ("test_interpreted.py", "test_races.py"))
+
+
 def why_unavailable(name: str) -> str | None:
     from dmlap_kernels.backends.registry import backends
 
