@@ -42,4 +42,3 @@ def test_arguments(name: str, extension) -> None:
 def test_the_module_has_nothing_else(extension) -> None:
     names = {name for name in dir(extension) if callable(getattr(extension, name))}
     assert {name for name in names if not name.startswith("__")} <= set(STUB)
-
