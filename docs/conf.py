@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,15 @@ from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
 
 ROOT = Path(__file__).resolve().parents[1]
+# Files outside this folder that are pages as well: links go to the file in the repository, where they
+# can be followed too, and to the page in what is built.
+PAGES = {
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+    "benchmarks/results/README.md": "results/commands.md",
+    "benchmarks/results/targets.md": "results/targets.md",
+    "benchmarks/results/evidence/README.md": "results/evidence.md",
+}
 
 project = "dmlap_kernels"
 _pyproject = (ROOT / "pyproject.toml").read_text()
@@ -27,6 +37,8 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "none"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+napoleon_use_rtype = False
 
 html_theme = "furo"
 html_title = f"dmlap_kernels {release}"
@@ -44,5 +56,18 @@ def visit_math(self: Any, node: nodes.math | nodes.math_block) -> None:
     raise nodes.SkipNode
 
 
+def link_pages(app: Any, docname: str, source: list[str]) -> None:
+    """Links to files of `PAGES` become links to their pages."""
+    folder = (ROOT / "docs" / docname).parent
+
+    def page(match: re.Match[str]) -> str:
+        outside = (folder / match[1]).resolve()
+        inside = PAGES.get(os.path.relpath(outside, ROOT))
+        return f"]({os.path.relpath(ROOT / 'docs' / inside, folder)}" if inside else match[0]
+
+    source[0] = re.sub(r"\]\((\.\./[^)#\s]+\.md)", page, source[0])
+
+
 def setup(app: Any) -> None:
+    app.connect("source-read", link_pages)
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_math, None))
