@@ -11,8 +11,8 @@ from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
 
 ROOT = Path(__file__).resolve().parents[1]
-# Files outside this folder that are pages as well: links go to the file in the repository, where they
-# can be followed too, and to the page in what is built.
+# Files outside this folder that are pages as well. A link goes to the file, so that it can be
+# followed in the repository, and to the page in what is built.
 PAGES = {
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
