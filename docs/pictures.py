@@ -249,7 +249,7 @@ def legend(kinds: set[str], top: float) -> list[str]:
             parts.append(f'<text x="{x + 12:.1f}" y="{top + 18:.1f}" class="key">{word}</text>')
             x += 34 + 7 * len(word)
     parts.append(arrow(x, top + 14, 26, 0))
-    parts.append(f'<text x="{x + 34:.1f}" y="{top + 18:.1f}" class="key">a gradient step</text>')
+    parts.append(f'<text x="{x + 42:.1f}" y="{top + 18:.1f}" class="key">a gradient step</text>')
     return parts
 
 
