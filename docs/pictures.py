@@ -1,4 +1,4 @@
-"""Draws ``docs/pictures/*.svg``: what each loss pulls and pushes.
+"""Draws ``docs/pictures/*.svg``: what each loss pulls and pushes, and alternating projections.
 
     python docs/pictures.py          # writes the files, which are committed
 
@@ -9,6 +9,7 @@ the others are to its scale; arrows below a fiftieth of it are left out.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -253,6 +254,45 @@ def legend(kinds: set[str], top: float) -> list[str]:
     return parts
 
 
+def page(width: int, height: int, parts: list[str]) -> str:
+    """A whole file."""
+    style = (
+        "text{font-family:sans-serif;fill:#222}.title{font-size:13px;text-anchor:middle}"
+        ".note{font-size:10px;text-anchor:middle;fill:#777}.key{font-size:12px}"
+        ".guide{fill:none;stroke:#999;stroke-dasharray:4 3}"
+        ".set{fill:#1f6fb4;fill-opacity:0.15;stroke:#1f6fb4}"
+    )
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
+        f'viewBox="0 0 {width} {height}">'
+    )
+    return "\n".join([head, f"<style>{style}</style>", *parts, "</svg>"]) + "\n"
+
+
+def projections() -> str:
+    """Weights that are projected onto one relaxed set after the other, three discs."""
+    discs = [((235.0, 150.0), 105.0), ((345.0, 110.0), 95.0), ((310.0, 215.0), 95.0)]
+    places = [(60.0, 40.0)]
+    for centre, radius in [*discs, discs[0]]:
+        (x, y), (cx, cy) = places[-1], centre
+        away = math.hypot(x - cx, y - cy)
+        share = min(radius / away, 1.0)
+        places.append((cx + share * (x - cx), cy + share * (y - cy)))
+    parts = [f'<circle cx="{c[0]}" cy="{c[1]}" r="{r}" class="set"/>' for c, r in discs]
+    for name, x, y in (("S1", 150.0, 190.0), ("S2", 420.0, 90.0), ("S3", 330.0, 300.0)):
+        parts.append(f'<text x="{x}" y="{y}" class="title">{name}</text>')
+    parts.append('<text x="296.0" y="170.0" class="title">feasible set</text>')
+    for (x, y), (to_x, to_y) in itertools.pairwise(places):
+        length = math.hypot(to_x - x, to_y - y)
+        if length > 0:  # from the edge of one point to that of the next
+            share = 1 - 2 * EDGE / length
+            parts.append(arrow(x, y, share * (to_x - x), share * (to_y - y)))
+    for i, (x, y) in enumerate(dict.fromkeys(places)):
+        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="#222222"/>')
+        parts.append(f'<text x="{x + 8:.1f}" y="{y - 6:.1f}" class="key">θ{i}</text>')
+    return page(460, 320, parts)
+
+
 def svg(panels: list[Panel]) -> str:
     """The whole file: at most three panels a row, a legend below."""
     per_row = 2 if len(panels) == 4 else 3
@@ -267,22 +307,18 @@ def svg(panels: list[Panel]) -> str:
             "</g>",
         ]
     parts += legend({kind for panel in panels for kind in panel.kinds}, height - LEGEND)
-    style = (
-        "text{font-family:sans-serif;fill:#222}.title{font-size:13px;text-anchor:middle}"
-        ".note{font-size:10px;text-anchor:middle;fill:#777}.key{font-size:12px}"
-        ".guide{fill:none;stroke:#999;stroke-dasharray:4 3}"
-    )
-    head = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
-        f'viewBox="0 0 {width} {height}">'
-    )
-    return "\n".join([head, f"<style>{style}</style>", *parts, "</svg>"]) + "\n"
+    return page(width, height, parts)
+
+
+def pictures() -> dict[str, str]:
+    """The content of each file, by its name."""
+    return {name: svg(panels) for name, panels in figures().items()} | {"dmlap": projections()}
 
 
 def main() -> None:
     FOLDER.mkdir(exist_ok=True)
-    for name, panels in figures().items():
-        (FOLDER / f"{name}.svg").write_text(svg(panels))
+    for name, content in pictures().items():
+        (FOLDER / f"{name}.svg").write_text(content)
 
 
 if __name__ == "__main__":
