@@ -1,6 +1,6 @@
 """The versions of Python and of other packages that this one runs with.
 
-They are stated here; pyproject.toml, the README and CI repeat them, and a test ties these together.
+They are stated here; pyproject.toml, the documentation and CI repeat them, and a test ties these.
 An older version is refused, a newer one than was tested is used, and `dmlap info` says so.
 """
 

@@ -21,7 +21,7 @@ class PinnedBatchSampler(Sampler[list[int]]):
     """Batches of C * R representatives followed by C (M - R) other samples of their classes.
 
     The representatives of all classes stay the same for ``projection_steps`` batches, across the
-    end of an epoch. Made for the ``batch_sampler`` of a data loader, with or without workers.
+    end of an epoch. Made for the ``batch_sampler`` of a data loader, with or without workers::
 
         sampler = PinnedBatchSampler(labels, steps=1000)
         loader = DataLoader(dataset, batch_sampler=sampler, num_workers=4)
@@ -33,7 +33,7 @@ class PinnedBatchSampler(Sampler[list[int]]):
                 ...
 
     Every iteration is an epoch with batches of its own, a function of ``seed`` and its number. The
-    first is epoch 0, or the one that `set_epoch` says. To resume in the middle of one:
+    first is epoch 0, or the one that `set_epoch` says. To resume in the middle of one::
 
         sampler.set_epoch(epoch)
         sampler.first_step = step

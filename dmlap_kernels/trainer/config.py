@@ -87,7 +87,8 @@ class TrainConfig:
         loss_options: keywords of that loss, as in `AlternatingObjective`.
         loss_rate: learning rate of the loss's own parameters (proxies, a learnable beta), as a
             multiple of the encoder's; the default gives the 0.01 of Proxy-Anchor's authors.
-        method: ``"dmlap"``, or ``"plain"`` for C x M batches with the in-batch loss alone.
+        method: ``"dmlap"``, or ``"plain"`` for C x M batches with the in-batch loss alone, which
+            looks at nothing from ``projection_steps`` on.
         steps: optimizer steps.
         seed: decides initial weights, batches, representatives and augmentation.
         classes_per_batch: C; None: 24, or all training classes if they are fewer.
@@ -105,8 +106,6 @@ class TrainConfig:
         schedule: ``"one_cycle"``, ``"cosine"`` (down to 0) or ``"constant"``.
         device: a torch device, or ``"auto"``: ``cuda`` where there is one, else ``cpu``.
         eval_every: steps between evaluations; None: an eighth of ``steps``.
-
-    The rest is for ``method="dmlap"``:
         projection_steps: L, batches for which representatives are held.
         patience: evaluations on the validation classes without a better Recall@1 after which a
             projection ends early; projections then end with the weights that did best, which are

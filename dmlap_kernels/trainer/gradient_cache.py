@@ -22,13 +22,13 @@ class GradientCache:
 
     `embed` runs the encoder without a graph; the loss is taken once over the whole batch;
     `backward` runs the encoder again, one chunk at a time, and hands each chunk its part of the
-    gradient. One more forward pass of the encoder buys a memory that depends on the chunk alone.
+    gradient. One more forward pass of the encoder buys a memory that depends on the chunk alone::
 
         cache = GradientCache(encoder, chunk_size=512)
         loss = fused_triplet_loss(cache.embed(images), labels)
         cache.backward(loss)
 
-    Several calls of `embed` may enter one loss, each with an encoder of its own if need be:
+    Several calls of `embed` may enter one loss, each with an encoder of its own if need be::
 
         images, texts = cache.embed(images), cache.embed(tokens, encoder=text_encoder)
         cache.backward(fused_nt_xent_loss(images, labels, texts, labels))

@@ -15,7 +15,7 @@ class Projection:
 
     The objective of projection k is ``loss + weight / 2 |theta - theta_(k-1)|^2``. Call `step`
     between ``backward()`` and ``optimizer.step()``, and `end_projection` when new representatives
-    are drawn. In the first projection there is nothing to be tied to and `step` changes nothing.
+    are drawn. In the first projection there is nothing to be tied to and `step` changes nothing::
 
         projection = Projection(model.parameters(), weight=2e-4)
         for step, batch in enumerate(batches):

@@ -42,7 +42,8 @@ def package_files(root):
 
 
 def test_sdist_holds_every_source(sources, sdist):
-    for folder in ("csrc", "python_bindings", "dmlap_kernels", "tests", "benchmarks", ".ci"):
+    folders = ("csrc", "python_bindings", "dmlap_kernels", "tests", "benchmarks", ".ci")
+    for folder in (*folders, "docs", "examples"):
         wanted = {p.relative_to(sources) for p in (sources / folder).rglob("*") if p.is_file()}
         missing = [p for p in wanted if p.suffix != ".pyc" and not (sdist / p).exists()]
         assert not missing
@@ -94,7 +95,7 @@ def test_info_of_an_installation(request, native, tmp_path):
     done = run([site / "bin" / "dmlap", "info", "--json"], tmp_path, PYTHONPATH=str(site))
     assert done.returncode == 0, done.stdout
     info = json.loads(done.stdout)
-    assert info["version"] == "0.1.0"
+    assert info["version"] == "0.2.0"
     usable = {name: state["usable"] for name, state in info["backends"].items()}
     assert usable == {"cpu": native, "torch": True, "cuda": False, "triton": False}
     assert (info["built"] is not None) == native

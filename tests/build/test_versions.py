@@ -96,11 +96,14 @@ def test_pyproject_repeats_the_oldest_versions() -> None:
     assert f'python_version = "{oldest("python")}"' in PYPROJECT
 
 
-def test_the_readme_repeats_the_versions() -> None:
-    text = (ROOT / "README.md").read_text()
+def test_the_documentation_repeats_the_versions() -> None:
+    text = (ROOT / "docs" / "index.md").read_text()
     for name, supported in versions.SUPPORTED.items():
         row = rf"^\| {supported.name} \| {supported.oldest} \| {supported.tested} \|"
         assert re.search(row, text, re.M), name
+    readme = (ROOT / "README.md").read_text()
+    for name in ("python", "torch"):
+        assert f"{versions.SUPPORTED[name].name} {oldest(name)} or newer" in readme
 
 
 def test_ci_proves_both_ends() -> None:
