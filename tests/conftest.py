@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from dmlap_kernels.backends.precision import matmul_precision
 
 BACKENDS = ("torch", "cpu")
 TOO_OLD = versions.refusal("triton")
+
+# The benchmarks are no part of the package: they are found behind what is installed.
+sys.path.append(str(Path(__file__).parents[1]))
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers share the cores; tests that are about threads set their number themselves.
