@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
+from torch import Tensor
 
 
 def matmul_precision() -> str:
@@ -25,3 +28,10 @@ def matmul_precision() -> str:
         return torch.get_float32_matmul_precision()
     except RuntimeError:  # the new setting alone was used, perhaps for another device
         return "high" if new == "tf32" else "highest"
+
+
+def full_precision(tensor: Tensor) -> AbstractContextManager:
+    """Autocast would take matrix products in half precision."""
+    kind = tensor.device.type
+    available = torch.amp.is_autocast_available(kind)
+    return torch.autocast(kind, enabled=False) if available else nullcontext()

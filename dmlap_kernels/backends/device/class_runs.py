@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from torch import Tensor
 
@@ -59,5 +60,6 @@ class SoftTriple:
         )
 
 
-def _tangent(spec: PairSpec) -> float:
-    return math.tan(math.radians(spec.params[0]))
+def _tangent(spec: PairSpec) -> Any:
+    (alpha,) = spec.params
+    return alpha.deg2rad().tan() if isinstance(alpha, Tensor) else math.tan(math.radians(alpha))

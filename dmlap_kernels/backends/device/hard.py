@@ -9,15 +9,21 @@ from dmlap_kernels.backends.device.terms import (
     Call,
     Found,
     PackedGradients,
+    Statistics,
+    add_rows,
     anchor_group,
+    row_distances,
     rows_at,
     softplus,
 )
 from dmlap_kernels.problem import PairProblem, PairSpec
 
+# Whole numbers of the size of a float.
+_WHOLE = {torch.float32: torch.int32, torch.float64: torch.int64}
+
 
 class Hard:
-    """The loss ``triplet_hard``. Keeps the mined columns, int32 numbers in the place of floats."""
+    """The loss ``triplet_hard``. Keeps the mined columns, whole numbers in the place of floats."""
 
     def groups(self, spec: PairSpec) -> int:
         return 1
@@ -29,15 +35,18 @@ class Hard:
         mined = torch.stack((call.extremes.positive_column, call.extremes.negative_column))
         exists = (mined >= 0).all(0)
         excess = _excess(call, call.sides.x, *(rows_at(call.sides.y, side) for side in mined))
-        hinge = torch.where(exists, excess.relu(), 0)
         group = anchor_group(_term(call, excess), exists)
-        violated, violation = (hinge > 0).sum(), hinge.double().sum()
-        kept = mined.int().view(torch.float32)
-        return Found((group,), kept, group.terms.sum(), violated, violation)
+
+        def statistics() -> Statistics:
+            hinge = torch.where(exists, excess.relu(), 0)
+            return Statistics(group.terms.sum(), (hinge > 0).sum(), hinge.double().sum())
+
+        kept = mined.to(_WHOLE[call.sides.x.dtype]).view(call.sides.x.dtype)
+        return Found((group,), kept, statistics)
 
     def backward(self, call: Call, kept: Tensor, weights: Tensor) -> PackedGradients:
         x, y = call.sides.x, call.sides.y
-        mined = kept.view(torch.int32)
+        mined = kept.view(_WHOLE[kept.dtype])
         exists = (mined >= 0).all(0)
         wanted = call.sides.x_grad, *[call.sides.y_grad] * 2
         with torch.enable_grad():
@@ -59,21 +68,7 @@ def add_at(rows: Tensor, columns: Tensor, values: Tensor) -> Tensor:
     Values of the column -1 must be 0. The order of additions is fixed.
     """
     total = torch.zeros_like(rows)
-    if rows.shape[0]:
-        # index_put_ sorts before it adds.
-        total.index_put_((columns.clamp(min=0).long(),), values, accumulate=True)
-    return total
-
-
-def row_distances(a: Tensor, b: Tensor, distance: str) -> Tensor:
-    """Distances (k,) of packed rows (k, Dp) to rows (k, Dp), without gradient at distance 0."""
-    if distance in ("cosine", "dot"):
-        return float(distance == "cosine") - (a * b).sum(1)
-    squared = (a - b).square().sum(1)
-    if distance == "sqeuclidean":
-        return squared
-    apart = squared > 0
-    return torch.where(apart, torch.where(apart, squared, 1).sqrt(), squared)
+    return add_rows(total, columns.clamp(min=0).long(), values) if rows.shape[0] else total
 
 
 def _excess(call: Call, x: Tensor, p: Tensor, n: Tensor) -> Tensor:

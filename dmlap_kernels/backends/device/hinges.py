@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dmlap_kernels.backends.device.sweeps import HingeSums, Weigher
-from dmlap_kernels.backends.device.terms import Call, Found, Group, PackedGradients
+from dmlap_kernels.backends.device.terms import Call, Found, Group, PackedGradients, Statistics
 from dmlap_kernels.problem import PairProblem, PairSpec
 
 
@@ -22,12 +22,12 @@ class Contrastive:
     def forward(self, call: Call) -> Found:
         squared = bool(call.spec.params[2])
         sums = call.sweeps.hinge_sums(call.sides, *self._bounds(call), squared)
+        positives, negatives = call.sides.positives, call.sides.negatives
         groups = (
-            Group(sums.positive, call.sides.positives, sums.positive_active.long()),
-            Group(sums.negative, call.sides.negatives, sums.negative_active.long()),
+            Group(sums.positive, positives, sums.positive_active.long()),
+            Group(sums.negative, negatives, sums.negative_active.long()),
         )
-        terms = (call.sides.positives + call.sides.negatives).sum()
-        return _found(groups, None, terms, sums, call.sides.positives >= 0)
+        return _found(groups, None, sums, positives + negatives, positives >= 0)
 
     def backward(self, call: Call, kept: Tensor, weights: Tensor) -> PackedGradients:
         kind = "squared_hinge" if call.spec.params[2] else "hinge"
@@ -37,7 +37,9 @@ class Contrastive:
     def _bounds(self, call: Call) -> tuple[Tensor, Tensor]:
         pos_margin, neg_margin, _ = call.spec.params
         like = call.sides.x_norms
-        return torch.full_like(like, pos_margin), torch.full_like(like, neg_margin)
+        # Sums, as a margin may be a tensor.
+        nothing = torch.zeros_like(like)
+        return nothing + pos_margin, nothing + neg_margin
 
 
 class Margin:
@@ -59,9 +61,9 @@ class Margin:
         total = negatives * sums.positive + positives * sums.negative
         pulled, pushed = negatives * sums.positive_active, positives * sums.negative_active
         triplets = positives * negatives
-        kept = (pushed - pulled).float()[None]
-        pairs = torch.where(triplets > 0, positives + negatives, 0).sum()
-        return _found((Group(total, triplets, pulled + pushed),), kept, pairs, sums, triplets > 0)
+        kept = (pushed - pulled).to(total.dtype)[None]
+        group = Group(total, triplets, pulled + pushed)
+        return _found((group,), kept, sums, positives + negatives, triplets > 0)
 
     def backward(self, call: Call, kept: Tensor, weights: Tensor) -> PackedGradients:
         (weight,) = weights
@@ -78,12 +80,16 @@ class Margin:
 def _found(
     groups: tuple[Group, ...],
     kept: Tensor | None,
-    constraints: Tensor,
     sums: HingeSums,
+    pairs: Tensor,
     counted: Tensor,
 ) -> Found:
-    """Statistics of the plain hinges of the anchors (B,) that are counted."""
-    active = sums.positive_active.long() + sums.negative_active
-    hinges = sums.positive_hinge.double() + sums.negative_hinge
-    violated = torch.where(counted, active, 0).sum()
-    return Found(groups, kept, constraints, violated, torch.where(counted, hinges, 0).sum())
+    """With the statistics of the plain hinges of the anchors that are counted, (B,) both."""
+
+    def statistics() -> Statistics:
+        active = sums.positive_active.long() + sums.negative_active
+        hinges = sums.positive_hinge.double() + sums.negative_hinge
+        found = (torch.where(counted, part, 0).sum() for part in (pairs, active, hinges))
+        return Statistics(*found)
+
+    return Found(groups, kept, statistics)

@@ -111,16 +111,22 @@ def proxy_anchor(alpha: float, near: float, far: float) -> Policy:
 
 
 class LogSumLoss:
-    """A loss by its policy. Keeps the log-sums, and the bounds of mined pairs."""
+    """A loss by its policy. Keeps the log-sums, and the bounds of mined pairs.
 
-    def __init__(self, policy: Callable[..., Policy], groups: int = 1) -> None:
-        self._policy, self._groups = policy, groups
+    ``mining`` is which of the params is the flag that pairs are mined, None where they never are.
+    """
+
+    def __init__(
+        self, policy: Callable[..., Policy], groups: int = 1, mining: int | None = None
+    ) -> None:
+        self._policy, self._groups, self._mining = policy, groups, mining
 
     def groups(self, spec: PairSpec) -> int:
         return self._groups
 
     def kept_rows(self, spec: PairSpec, problem: PairProblem) -> int:
-        return 3 if self._policy(*spec.params).epsilon is None else 5
+        # Of a traced call the numbers are not known, but the flags are.
+        return 5 if self._mining is not None and spec.params[self._mining] else 3
 
     def forward(self, call: Call) -> Found:
         policy = self._policy(*call.spec.params)

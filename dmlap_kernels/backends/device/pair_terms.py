@@ -159,6 +159,8 @@ def _first_two(sides: Sides) -> tuple[Sides, Tensor]:
         col_last=runs[1],
         order_x=sides.order_x[own],
         order_y=sides.order_y[other],
+        labels_x=begin,
+        labels_y=torch.where(exists, begin, -1),
         self_case=False,
     ), at
 

@@ -1,6 +1,6 @@
 """The one interface between the driver and the kernels of a GPU backend.
 
-All vectors are on the device and in the order of `Sides`; anchors are rows i, references columns j;
+All vectors are on the device, in the dtype of `Sides.x` unless said otherwise, and in its order; anchors are rows i, references columns j;
 -1 stands for no column; equal distances go to the lower column. The pair of an anchor and itself is
 neither positive nor negative (`Sides.self_case`, `Sides.itself`). Every method is deterministic,
 launches on the current stream of its tensors' device and waits for nothing. No method holds a

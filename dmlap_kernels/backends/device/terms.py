@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -14,7 +15,7 @@ from dmlap_kernels.problem import PairProblem, PairSpec
 
 
 class Group(NamedTuple):
-    """One group of terms: of each anchor (B,) their sum float32, and int64 how many there are and
+    """One group of terms: of each anchor (B,) their sum, and int64 how many there are and
     how many are strictly positive. The means of a batch divide by the sums of these numbers."""
 
     total: Tensor
@@ -25,15 +26,13 @@ class Group(NamedTuple):
 class Found(NamedTuple):
     """What the forward half of a loss finds; all in the order of `Sides`.
 
-    ``kept`` (rows, B) float32 is handed to the backward half, or None. The last three (), for
-    `PairStats`: numbers of terms and of positive ones, and their sum.
+    ``kept`` (rows, B) is handed to the backward half, or None. ``statistics`` are made when they
+    are asked for.
     """
 
     groups: tuple[Group, ...]
     kept: Tensor | None
-    constraints: Tensor
-    violated: Tensor
-    violation: Tensor
+    statistics: Callable[[], Statistics]
 
 
 class PackedGradients(NamedTuple):
@@ -43,6 +42,14 @@ class PackedGradients(NamedTuple):
     x: Tensor | None
     y: Tensor | None
     anchor_params: Tensor | None = None
+
+
+class Statistics(NamedTuple):
+    """Numbers of terms and of positive ones, and their sum, for `PairStats`; all ()."""
+
+    constraints: Tensor
+    violated: Tensor
+    violation: Tensor
 
 
 @dataclass
@@ -55,6 +62,7 @@ class Call:
     anchor_params: Tensor | None
     with_sums: bool = False
     _extremes: Extremes | None = field(default=None, repr=False)
+    _poison: Tensor | None = field(default=None, repr=False)
 
     @staticmethod
     def of(
@@ -72,6 +80,15 @@ class Call:
         params = problem.anchor_params
         sorted_params = None if params is None else params.detach()[sides.order_x]
         return Call(spec, sweeps, sides, sorted_params, with_sums)
+
+    @property
+    def poison(self) -> Tensor:
+        """0, or NaN where an embedding is not finite."""
+        if self._poison is None:
+            sides = self.sides
+            poison = sides.x.mul(0).sum()
+            self._poison = poison if sides.self_case else poison + sides.y.mul(0).sum()
+        return self._poison
 
     @property
     def extremes(self) -> Extremes:
@@ -104,10 +121,15 @@ def anchor_group(term: Tensor, counted: Tensor) -> Group:
 
 def found(groups: tuple[Group, ...], kept: Tensor | None) -> Found:
     """Terms that each are a constraint, and their own violation."""
-    constraints = torch.stack([group.terms for group in groups]).sum()
-    violated = torch.stack([group.nonzero for group in groups]).sum()
-    violation = torch.stack([group.total for group in groups]).double().sum()
-    return Found(groups, kept, constraints, violated, violation)
+
+
+    def statistics() -> Statistics:
+        constraints = torch.stack([group.terms for group in groups]).sum()
+        violated = torch.stack([group.nonzero for group in groups]).sum()
+        violation = torch.stack([group.total for group in groups]).double().sum()
+        return Statistics(constraints, violated, violation)
+
+    return Found(groups, kept, statistics)
 
 
 def reduce(groups: tuple[Group, ...], reduction: str) -> tuple[Tensor, Tensor]:
@@ -118,22 +140,42 @@ def reduce(groups: tuple[Group, ...], reduction: str) -> tuple[Tensor, Tensor]:
     """
     total, count, nonzero = (torch.stack(parts) for parts in zip(*groups, strict=True))
     if reduction == "none":
-        weights = 1 / count.clamp(min=1).float()
+        weights = 1 / count.clamp(min=1).to(total.dtype)
         return (total * weights).sum(0), weights
     if reduction == "sum":
         weights = torch.ones_like(total)
     else:
         terms = count if reduction == "mean" else nonzero
-        share = 1 / terms.sum(1, keepdim=True).clamp(min=1).float()
+        share = 1 / terms.sum(1, keepdim=True).clamp(min=1).to(total.dtype)
         weights = share.expand_as(total).contiguous()
         if reduction == "mean_nonzero":
             weights = torch.where(nonzero > 0, weights, 0)
-    return (total.double() * weights.double()).sum().float(), weights
+    return (total.double() * weights.double()).sum().to(total.dtype), weights
 
 
 def softplus(x: Tensor) -> Tensor:
     """log(1 + e^x); `torch.nn.functional.softplus` drops the exponential beyond 20."""
     return -torch.nn.functional.logsigmoid(-x)
+
+
+def add_rows(total: Tensor, index: Tensor, values: Tensor) -> Tensor:
+    """Adds ``values`` (k, ...) to the rows (n, ...) at ``index`` (k,), which may repeat, in place
+    and in a fixed order."""
+    if total.device.type == "cpu":
+        return total.index_add_(0, index, values)
+    # index_put_ sorts before it adds there, and index_add_ does not.
+    return total.index_put_((index,), values, accumulate=True)
+
+
+def row_distances(a: Tensor, b: Tensor, distance: str) -> Tensor:
+    """Distances (k,) of packed rows (k, Dp) to rows (k, Dp), without gradient at distance 0."""
+    if distance in ("cosine", "dot"):
+        return float(distance == "cosine") - (a * b).sum(1)
+    squared = (a - b).square().sum(1)
+    if distance == "sqeuclidean":
+        return squared
+    apart = squared > 0
+    return torch.where(apart, torch.where(apart, squared, 1).sqrt(), squared)
 
 
 def rows_at(rows: Tensor, columns: Tensor) -> Tensor:

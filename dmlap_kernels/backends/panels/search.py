@@ -1,0 +1,54 @@
+"""Nearest columns and class scores, panel by panel."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dmlap_kernels.backends.device.packing import Sides
+from dmlap_kernels.backends.panels.panel import Panels
+
+
+def nearest(panels: Panels, sides: Sides, k: int) -> tuple[Tensor, Tensor]:
+    """`Sweeps.nearest`."""
+    # Filled in place: slices of what was sorted would keep all of it alive, an entry a pair.
+    found = sides.x.new_empty(sides.anchors, k)
+    columns = torch.empty(found.shape, dtype=torch.int64, device=found.device)
+    for panel in panels.of(sides, keep=False):
+        d = panel.d
+        if sides.self_case:
+            d.diagonal(panel.at.start).fill_(torch.inf)
+        values, order = torch.sort(d, dim=1, stable=True)
+        found[panel.at], columns[panel.at] = values[:, :k], order[:, :k]
+    return found, columns
+
+
+def class_scores(
+    panels: Panels, sides: Sides, thresholds: Tensor, ends_x: Tensor, ends_y: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`Sweeps.class_scores`. Classes are runs of rows: each is reduced by itself, in its order."""
+    shape = ends_x.numel(), ends_y.numel()
+    sums, smallest = sides.x.new_zeros(shape), sides.x.new_full(shape, torch.inf)
+    sizes = ends_y.diff(prepend=ends_y.new_zeros(1))
+    of_column = torch.searchsorted(ends_y, torch.arange(sides.columns, device=ends_y.device), right=True)
+    for panel in panels.of(sides):
+        at = panel.at
+        violation = (thresholds[at, None] - panel.d).relu_().masked_fill_(panel.alike, 0)
+        by_class = _run_sums(violation.T, sizes)
+        inside = ends_x.clamp(at.start, at.stop)
+        rows = inside.diff(prepend=inside.new_full((1,), at.start))
+        sums += _run_sums(by_class.T, rows)
+        low = violation.new_full((len(violation), shape[1]), torch.inf)
+        d = panel.d.masked_fill(panel.alike, torch.inf)
+        low.scatter_reduce_(1, of_column.expand_as(d), d, "amin")
+        index = torch.arange(at.start, at.stop, device=ends_x.device)
+        of_row = torch.searchsorted(ends_x, index, right=True)
+        smallest.scatter_reduce_(0, of_row[:, None].expand_as(low), low, "amin")
+    return sums, smallest
+
+
+def _run_sums(values: Tensor, sizes: Tensor) -> Tensor:
+    """The sums (C, k) of runs of rows (n, k) of such sizes (C,)."""
+    return torch.segment_reduce(
+        values.contiguous(), "sum", lengths=sizes, axis=0, unsafe=True, initial=0
+    )
