@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dmlap_kernels.backends.device.sweeps import HingeSums, Weigher
-from dmlap_kernels.backends.device.terms import Call, Found, Group, PackedGradients, Statistics
+from dmlap_kernels.backends.device.terms import Call, Found, Group, PackedGradients, Statistics, filled
 from dmlap_kernels.problem import PairProblem, PairSpec
 
 
@@ -22,24 +22,21 @@ class Contrastive:
     def forward(self, call: Call) -> Found:
         squared = bool(call.spec.params[2])
         sums = call.sweeps.hinge_sums(call.sides, *self._bounds(call), squared)
-        positives, negatives = call.sides.positives, call.sides.negatives
         groups = (
-            Group(sums.positive, positives, sums.positive_active.long()),
-            Group(sums.negative, negatives, sums.negative_active.long()),
+            Group(sums.positive, call.positives, sums.positive_active),
+            Group(sums.negative, call.negatives, sums.negative_active),
         )
-        return _found(groups, None, sums, positives + negatives, positives >= 0)
+        return _found(call, groups, None, sums)
 
     def backward(self, call: Call, kept: Tensor, weights: Tensor) -> PackedGradients:
         kind = "squared_hinge" if call.spec.params[2] else "hinge"
-        coefficients = torch.cat((torch.stack(self._bounds(call)), weights))
+        coefficients = torch.stack((*self._bounds(call), *weights))
         return PackedGradients(*call.sweeps.gradient(call.sides, Weigher(kind, coefficients)))
 
     def _bounds(self, call: Call) -> tuple[Tensor, Tensor]:
         pos_margin, neg_margin, _ = call.spec.params
         like = call.sides.x_norms
-        # Sums, as a margin may be a tensor.
-        nothing = torch.zeros_like(like)
-        return nothing + pos_margin, nothing + neg_margin
+        return filled(like, pos_margin), filled(like, neg_margin)
 
 
 class Margin:
@@ -56,18 +53,18 @@ class Margin:
         return 1
 
     def forward(self, call: Call) -> Found:
-        positives, negatives = call.sides.positives, call.sides.negatives
+        positives, negatives = call.positives, call.negatives
         sums = call.sweeps.hinge_sums(call.sides, *self._bounds(call), False)
         total = negatives * sums.positive + positives * sums.negative
         pulled, pushed = negatives * sums.positive_active, positives * sums.negative_active
         triplets = positives * negatives
         kept = (pushed - pulled).to(total.dtype)[None]
         group = Group(total, triplets, pulled + pushed)
-        return _found((group,), kept, sums, positives + negatives, triplets > 0)
+        return _found(call, (group,), kept, sums, triplets > 0)
 
     def backward(self, call: Call, kept: Tensor, weights: Tensor) -> PackedGradients:
         (weight,) = weights
-        scales = weight * call.sides.negatives, weight * call.sides.positives
+        scales = weight * call.negatives, weight * call.positives
         weigher = Weigher("hinge", torch.stack((*self._bounds(call), *scales)))
         return PackedGradients(*call.sweeps.gradient(call.sides, weigher), weight * kept[0])
 
@@ -78,18 +75,21 @@ class Margin:
 
 
 def _found(
+    call: Call,
     groups: tuple[Group, ...],
     kept: Tensor | None,
     sums: HingeSums,
-    pairs: Tensor,
-    counted: Tensor,
+    counted: Tensor | None = None,
 ) -> Found:
-    """With the statistics of the plain hinges of the anchors that are counted, (B,) both."""
+    """With the statistics of the plain hinges of the anchors (B,) that are counted."""
 
     def statistics() -> Statistics:
+        pairs = call.positives + call.negatives
         active = sums.positive_active.long() + sums.negative_active
         hinges = sums.positive_hinge.double() + sums.negative_hinge
-        found = (torch.where(counted, part, 0).sum() for part in (pairs, active, hinges))
-        return Statistics(*found)
+        parts = pairs, active, hinges
+        if counted is not None:
+            parts = tuple(torch.where(counted, part, 0) for part in parts)
+        return Statistics(*(part.sum() for part in parts))
 
     return Found(groups, kept, statistics)

@@ -161,7 +161,8 @@ def pack_rows(
         offset = centre(x if y is None else torch.cat((x, y)))
         x, y = x - offset, None if y is None else y - offset
     x = _padded(x[order_x])
-    x_norms, y_norms = norms(x, distance, True), norms(x, distance, False)
+    x_norms = norms(x, distance, True)
+    y_norms = x_norms if distance != "cosine" else norms(x, distance, False)
     if y is None or labels[1] is None:
         y, order_y, sorted_y = x, order_x, sorted_x
     else:
@@ -201,9 +202,9 @@ def centre(rows: Tensor) -> Tensor:
         return rows.new_zeros(rows.shape[1])
     low, high = rows.aminmax(dim=0)
     middle = torch.lerp(low, high, 0.5)
-    # Values of one sign, the largest at most three times the smallest. The comparison is false for
-    # what is not finite, and it keeps away from the edge, where the middle is rounded.
-    return middle * ((high - low) < 0.99 * middle.abs())
+    # Values of one sign, the largest less than three times the smallest; false for what is not
+    # finite.
+    return middle * (high - low < middle.abs())
 
 
 def norms(rows: Tensor, distance: str, anchors: bool) -> Tensor:
@@ -241,9 +242,9 @@ def _through_unit(rows: Tensor, grad: Tensor) -> Tensor:
     lengths = _lengths(rows)
     divisors = lengths.clamp(min=_SHORT)
     unit = _over(rows, divisors)
-    along = (unit * grad).sum(1, keepdim=True)
     # A row too short to be brought to unit length is divided by a constant.
-    return _over(torch.addcmul(grad, unit, torch.where(lengths < _SHORT, 0, -along)), divisors)
+    along = (unit * grad).sum(1, keepdim=True).masked_fill_(lengths < _SHORT, 0)
+    return _over(torch.addcmul(grad, unit, along, value=-1), divisors)
 
 
 def _padded(rows: Tensor) -> Tensor:

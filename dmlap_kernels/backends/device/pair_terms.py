@@ -31,7 +31,7 @@ class NTXent(_PairTermLoss):
 
     def forward(self, call: Call) -> Found:
         total, nonzero, kept = _nt_xent(call, call.sides, _temperature(call.spec))
-        return found((Group(total, call.sides.positives, nonzero),), kept)
+        return found((Group(total, call.positives, nonzero),), kept)
 
     def backward(self, call: Call, kept: Tensor, weights: Tensor) -> PackedGradients:
         temperature = _temperature(call.spec)
@@ -77,7 +77,7 @@ class LiftedStructureOriginal(_PairTermLoss):
         zn = call.sweeps.log_sums(call.sides, positive, negative).zn
         of_columns = self._of_columns(call, zn)
         terms = call.sweeps.pair_terms(call.sides, "lifted", positive, zn, of_columns)
-        group = Group(terms.total, call.sides.positives, terms.nonzero.long())
+        group = Group(terms.total, call.positives, terms.nonzero)
         return found((group,), torch.stack((zn, terms.by_zn)))
 
     def backward(self, call: Call, kept: Tensor, weights: Tensor) -> PackedGradients:
@@ -121,7 +121,7 @@ def _nt_xent(call: Call, sides: Sides, temperature: float) -> tuple[Tensor, Tens
     positive, negative = _exponents(temperature)
     zn = call.sweeps.log_sums(sides, positive, negative).zn.clamp(min=_LOWEST)
     terms = call.sweeps.pair_terms(sides, "nt_xent", positive, zn)
-    return terms.total, terms.nonzero.long(), torch.stack((zn, terms.by_zn))
+    return terms.total, terms.nonzero, torch.stack((zn, terms.by_zn))
 
 
 def _nt_xent_gradient(

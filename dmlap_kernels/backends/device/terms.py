@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -15,12 +15,23 @@ from dmlap_kernels.problem import PairProblem, PairSpec
 
 
 class Group(NamedTuple):
-    """One group of terms: of each anchor (B,) their sum, and int64 how many there are and
-    how many are strictly positive. The means of a batch divide by the sums of these numbers."""
+    """One group of terms: of each anchor (B,) their sum, how many there are, and how many are
+    strictly positive, whole numbers or masks. The means of a batch divide by the sums of these.
+
+    Without ``terms`` each anchor has one, and without ``nonzero`` no more than one.
+    """
 
     total: Tensor
-    terms: Tensor
-    nonzero: Tensor
+    terms: Tensor | None = None
+    nonzero: Tensor | None = None
+
+    @property
+    def number(self) -> Tensor:
+        return torch.ones_like(self.total, dtype=torch.bool) if self.terms is None else self.terms
+
+    @property
+    def positive(self) -> Tensor:
+        return self.total > 0 if self.nonzero is None else self.nonzero
 
 
 class Found(NamedTuple):
@@ -63,6 +74,10 @@ class Call:
     with_sums: bool = False
     _extremes: Extremes | None = field(default=None, repr=False)
     _poison: Tensor | None = field(default=None, repr=False)
+    _positives: Tensor | None = field(default=None, repr=False)
+    _negatives: Tensor | None = field(default=None, repr=False)
+    # What the forward half of a loss leaves for its backward half of the same call, if it likes.
+    memo: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @staticmethod
     def of(
@@ -80,6 +95,22 @@ class Call:
         params = problem.anchor_params
         sorted_params = None if params is None else params.detach()[sides.order_x]
         return Call(spec, sweeps, sides, sorted_params, with_sums)
+
+    @property
+    def positives(self) -> Tensor:
+        """(B,) int64, how many positive pairs each anchor has."""
+        if self._positives is None:
+            self._positives = self.sides.positives
+        return self._positives
+
+    @property
+    def negatives(self) -> Tensor:
+        """(B,) int64, how many negative pairs each anchor has."""
+        if self._negatives is None:
+            sides = self.sides
+            rest = sides.columns - int(sides.self_case) - self.positives
+            self._negatives = rest if sides.itself is None else sides.negatives
+        return self._negatives
 
     @property
     def poison(self) -> Tensor:
@@ -113,10 +144,9 @@ class Family(Protocol):
         """The gradient of the sum of weights (groups, B) times the totals of each anchor."""
 
 
-def anchor_group(term: Tensor, counted: Tensor) -> Group:
-    """One term (B,) an anchor, which counts where the mask says so."""
-    term = torch.where(counted, term, 0)
-    return Group(term, counted.long(), (term > 0).long())
+def anchor_group(term: Tensor, counted: Tensor | None) -> Group:
+    """One term (B,) an anchor, which counts where the mask says so; everywhere if it is None."""
+    return Group(term if counted is None else torch.where(counted, term, 0), counted)
 
 
 def found(groups: tuple[Group, ...], kept: Tensor | None) -> Found:
@@ -124,8 +154,8 @@ def found(groups: tuple[Group, ...], kept: Tensor | None) -> Found:
 
 
     def statistics() -> Statistics:
-        constraints = torch.stack([group.terms for group in groups]).sum()
-        violated = torch.stack([group.nonzero for group in groups]).sum()
+        constraints = torch.stack([group.number.sum() for group in groups]).sum()
+        violated = torch.stack([group.positive.sum() for group in groups]).sum()
         violation = torch.stack([group.total for group in groups]).double().sum()
         return Statistics(constraints, violated, violation)
 
@@ -138,19 +168,38 @@ def reduce(groups: tuple[Group, ...], reduction: str) -> tuple[Tensor, Tensor]:
     "mean_nonzero" is over the terms that are > 0: it leaves out anchors that have none, whose sum
     may be negative. An anchor of several terms has none that are.
     """
-    total, count, nonzero = (torch.stack(parts) for parts in zip(*groups, strict=True))
+    total = _together([group.total for group in groups])
     if reduction == "none":
-        weights = 1 / count.clamp(min=1).to(total.dtype)
+        counts = _together([group.number for group in groups])
+        weights = counts.to(total.dtype).clamp(min=1).reciprocal()
         return (total * weights).sum(0), weights
-    if reduction == "sum":
-        weights = torch.ones_like(total)
+    if reduction == "sum" or (reduction == "mean" and all(g.terms is None for g in groups)):
+        share = 1.0 if reduction == "sum" else 1 / max(1, total.shape[1])
+        weights = torch.full_like(total, share)
+        return (total.sum(dtype=torch.float64) * share).to(total.dtype), weights
+    if reduction == "mean":
+        terms = _together([group.number for group in groups])
     else:
-        terms = count if reduction == "mean" else nonzero
-        share = 1 / terms.sum(1, keepdim=True).clamp(min=1).to(total.dtype)
-        weights = share.expand_as(total).contiguous()
-        if reduction == "mean_nonzero":
-            weights = torch.where(nonzero > 0, weights, 0)
-    return (total.double() * weights.double()).sum().to(total.dtype), weights
+        terms = _together([group.positive for group in groups])
+    share = terms.sum(1, keepdim=True).clamp(min=1).to(total.dtype).reciprocal()
+    if reduction == "mean":
+        value, weights = total.sum(1, keepdim=True, dtype=torch.float64), share.expand_as(total)
+    else:
+        weights = torch.where(terms > 0, share, 0)
+        value = (total * (terms > 0)).sum(1, keepdim=True, dtype=torch.float64)
+    return (value * share).sum().to(total.dtype), weights
+
+
+def _together(parts: list[Tensor]) -> Tensor:
+    """Vectors (B,) as rows."""
+    return parts[0].unsqueeze(0) if len(parts) == 1 else torch.stack(parts)
+
+
+def filled(like: Tensor, number: Any) -> Tensor:
+    """A tensor of one number, which may be a tensor (): to read it would wait for its device."""
+    if isinstance(number, Tensor):
+        return torch.zeros_like(like) + number
+    return torch.full_like(like, number)
 
 
 def softplus(x: Tensor) -> Tensor:
@@ -171,15 +220,13 @@ def row_distances(a: Tensor, b: Tensor, distance: str) -> Tensor:
     """Distances (k,) of packed rows (k, Dp) to rows (k, Dp), without gradient at distance 0."""
     if distance in ("cosine", "dot"):
         return float(distance == "cosine") - (a * b).sum(1)
-    squared = (a - b).square().sum(1)
     if distance == "sqeuclidean":
-        return squared
-    apart = squared > 0
-    return torch.where(apart, torch.where(apart, squared, 1).sqrt(), squared)
+        return (a - b).square().sum(1)
+    return torch.linalg.vector_norm(a - b, dim=1)
 
 
 def rows_at(rows: Tensor, columns: Tensor) -> Tensor:
     """The rows (B, ...) of a table (N, ...) at columns (B,); any row for -1, zeros if N is 0."""
     if rows.shape[0] == 0:
         return rows.new_zeros(columns.shape[0], *rows.shape[1:])
-    return rows[columns.clamp(min=0).long()]
+    return rows.index_select(0, columns.clamp(min=0).long())

@@ -14,7 +14,9 @@ from dmlap_kernels.backends.device.terms import add_rows
 # rounding of products leaves an error of a few units in the last place of |x|.
 NEAR = {"highest": 5e-2, "high": 1e-1, "medium": 2e-1}
 # Of the differences between rows that are held at a time.
-DIFFERENCE_BYTES = {"cpu": 8 << 20, "other": 64 << 20}
+_LISTED_BYTES = 8 << 20
+_NEAREST_BYTES = 64 << 20
+_FEWEST_NEAREST = 8
 
 
 class Rows(NamedTuple):
@@ -23,73 +25,31 @@ class Rows(NamedTuple):
     x: Tensor
     norms: Tensor
 
-    def at(self, index: Tensor) -> Rows:
-        return Rows(self.x.index_select(0, index), self.norms.index_select(0, index))
-
-
 class Block:
-    """Distances ``d`` (b, N) of some rows to others, and how a gradient at them goes on to both.
-
-    ``apart`` takes pairs out of a mask (b, N) that are no pairs, of a row and itself.
-    """
+    """Distances ``d`` (b, N) of some rows to others, and how a gradient at them goes on to both."""
 
     def __init__(self, rows: Rows, columns: Rows, distance: str, precision: str) -> None:
         self.rows, self.columns, self.distance = rows, columns, distance
-        self.near: Tensor | None = None
-        d = torch.addmm(columns.norms, rows.x, columns.x.T, alpha=-self._products)
-        d.add_(rows.norms[:, None])
+        self.near: Listed | Nearest | None = None
+        scale = 2 if self.euclidean else 1
+        d = torch.addmm(columns.norms, rows.x, columns.x.T, alpha=-scale).add_(rows.norms[:, None])
+        self.d = d
         if self.euclidean and d.numel():
             d.clamp_min_(0)
-            self._find_near(d, NEAR[precision])
-        self.d = d.sqrt_() if distance == "euclidean" else d
+            on_cpu = d.device.type == "cpu"
+            self.near = Listed(self, NEAR[precision]) if on_cpu else Nearest(self)
+            if distance == "euclidean":
+                d.sqrt_()
+            self.near.fill(self)
 
     @property
     def euclidean(self) -> bool:
         return self.distance in ("euclidean", "sqeuclidean")
 
-    @property
-    def _products(self) -> int:
-        return 2 if self.euclidean else 1
-
-    def _find_near(self, squares: Tensor, share: float) -> None:
-        """Keeps the flat indices (k,) of near pairs and replaces their squares.
-
-        On the CPU these are all near pairs. Elsewhere their number cannot be known without waiting
-        for the device, so they are the nearest columns of each row, as many as differences fit
-        into memory.
-        """
-        height, width = squares.shape
-        if squares.device.type == "cpu":
-            near = squares < (share * self.rows.norms)[:, None]
-            self.near = near.view(-1).nonzero().squeeze(1)
-        else:
-            row = self.rows.x.shape[1] * squares.element_size()
-            most = DIFFERENCE_BYTES["other"] // max(1, row * height)
-            columns = squares.topk(min(width, max(1, most)), largest=False, sorted=False).indices
-            start = torch.arange(0, height * width, width, device=squares.device)
-            self.near = (columns + start[:, None]).view(-1)
-        flat = squares.view(-1)
-        for part, _, _, differences in self._pieces():
-            flat.index_copy_(0, part, torch.linalg.vecdot(differences, differences))
-
-    def _pieces(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """Near pairs in pieces: flat indices, rows and columns (k,), differences (k, Dp)."""
-        near, x, y = self.near, self.rows.x, self.columns.x
-        if near is None or not near.numel():
-            return
-        budget = DIFFERENCE_BYTES["cpu" if x.device.type == "cpu" else "other"]
-        for part in near.split(max(1, budget // (x.shape[1] * x.element_size()))):
-            row = torch.div(part, y.shape[0], rounding_mode="floor")
-            column = part - row * y.shape[0]
-            yield part, row, column, x.index_select(0, row).sub_(y.index_select(0, column))
-
-    def slopes(self, at_d: Tensor) -> Tensor:
-        """What differences of rows (products of similarities) count with, given the gradient at
-        ``d``, which is overwritten."""
-        if self.distance == "euclidean":
-            # No gradient at distance 0.
-            return at_d.div_(self.d).masked_fill_(self.d == 0, 0)
-        return at_d.mul_(2) if self.euclidean else at_d
+    def lengths(self, differences: Tensor) -> Tensor:
+        """The distances of rows with such differences (..., Dp)."""
+        length = torch.linalg.vector_norm(differences, dim=-1)
+        return length if self.distance == "euclidean" else length.square_()
 
     def gradients(
         self, at_d: Tensor, gx: Tensor | None, gy: Tensor | None, both: bool = False
@@ -98,11 +58,18 @@ class Block:
 
         ``at_d`` is overwritten. With ``both`` rows and columns are the same, and ``gx`` takes all.
         """
-        at = self.slopes(at_d)
-        self._add_near(at, gx, gx if both else gy)
+        at = at_d
+        if self.distance == "euclidean":
+            # No gradient at distance 0.
+            at.div_(self.d).masked_fill_(self.d == 0, 0)
+        elif self.euclidean:
+            at.mul_(2)
         x, y = self.rows.x, self.columns.x
         if both:
             at, gy = at + at.T, None
+        if self.near is not None:
+            # They are left out of the products, in which they would cancel.
+            self.near.add_gradients(self, at, gx, gy)
         if self.euclidean:
             if gx is not None:
                 gx.addcmul_(at.sum(1, keepdim=True), x)
@@ -113,13 +80,69 @@ class Block:
         if gy is not None:
             gy.addmm_(at.T, x, alpha=-1)
 
-    def _add_near(self, at: Tensor, gx: Tensor | None, gy: Tensor | None) -> None:
-        """Near pairs, which are then left out: their products would cancel."""
+
+class Listed:
+    """All near pairs of a block, by flat indices (k,). On the CPU, where to count them costs little
+    and waits for nothing."""
+
+    def __init__(self, block: Block, share: float) -> None:
+        near = block.d < (share * block.rows.norms)[:, None]
+        self.flat = near.view(-1).nonzero().squeeze(1)
+
+    def fill(self, block: Block) -> None:
+        flat = block.d.view(-1)
+        for part, _, _, differences in self._pieces(block):
+            flat.index_copy_(0, part, block.lengths(differences))
+
+    def add_gradients(
+        self, block: Block, at: Tensor, gx: Tensor | None, gy: Tensor | None
+    ) -> None:
         flat = at.view(-1)
-        for part, row, column, differences in self._pieces():
+        for part, row, column, differences in self._pieces(block):
             differences.mul_(flat.index_select(0, part).unsqueeze(1))
             flat.index_fill_(0, part, 0)
             if gx is not None:
                 add_rows(gx, row, differences)
             if gy is not None:
                 add_rows(gy, column, differences.neg_())
+
+    def _pieces(self, block: Block) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Flat indices, rows and columns (k,), differences (k, Dp), of some at a time."""
+        x, y = block.rows.x, block.columns.x
+        if not self.flat.numel():
+            return
+        for part in self.flat.split(max(1, _LISTED_BYTES // (x.shape[1] * x.element_size()))):
+            row = torch.div(part, y.shape[0], rounding_mode="floor")
+            column = part - row * y.shape[0]
+            yield part, row, column, x.index_select(0, row).sub_(y.index_select(0, column))
+
+
+class Nearest:
+    """The nearest columns (b, K) of each row, as many as differences fit into memory. Elsewhere than
+    on the CPU, where the number of near pairs cannot be known without waiting for the device."""
+
+    def __init__(self, block: Block) -> None:
+        height, width = block.d.shape
+        row = max(1, height * block.rows.x.shape[1] * block.d.element_size())
+        most = min(width, max(_FEWEST_NEAREST, _NEAREST_BYTES // row))
+        self.columns = block.d.topk(most, largest=False, sorted=False).indices
+
+    def fill(self, block: Block) -> None:
+        block.d.scatter_(1, self.columns, block.lengths(self._differences(block)))
+
+    def add_gradients(
+        self, block: Block, at: Tensor, gx: Tensor | None, gy: Tensor | None
+    ) -> None:
+        differences = self._differences(block)
+        own = at.gather(1, self.columns)
+        at.scatter_(1, self.columns, 0)
+        if gx is not None:
+            gx.unsqueeze(1).baddbmm_(own.unsqueeze(1), differences)
+        if gy is not None:
+            parts = differences.mul_(own.neg_().unsqueeze(2))
+            add_rows(gy, self.columns.view(-1), parts.view(-1, gy.shape[1]))
+
+    def _differences(self, block: Block) -> Tensor:
+        """(b, K, Dp)"""
+        y = block.columns.x.index_select(0, self.columns.view(-1))
+        return block.rows.x.unsqueeze(1) - y.view(*self.columns.shape, -1)
