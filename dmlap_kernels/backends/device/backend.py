@@ -75,7 +75,7 @@ class DeviceBackend(ABC):
             loss, weights = reduce(found.groups, spec.reduction)
             if spec.reduction == "none":
                 loss = torch.empty_like(loss).index_copy_(0, call.sides.order_x, loss)
-            saved = weights if found.kept is None else torch.cat((weights, found.kept))
+            saved = torch.stack((*weights, *(() if found.kept is None else found.kept)))
             summary = pair_stats(call, found, problem, scores) if stats or scores else None
             return Forward(loss + call.poison, saved, summary, call)
 

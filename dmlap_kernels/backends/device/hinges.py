@@ -34,9 +34,10 @@ class Contrastive:
         return PackedGradients(*call.sweeps.gradient(call.sides, Weigher(kind, coefficients)))
 
     def _bounds(self, call: Call) -> tuple[Tensor, Tensor]:
-        pos_margin, neg_margin, _ = call.spec.params
-        like = call.sides.x_norms
-        return filled(like, pos_margin), filled(like, neg_margin)
+        if "bounds" not in call.memo:
+            like = call.sides.x_norms
+            call.memo["bounds"] = tuple(filled(like, bound) for bound in call.spec.params[:2])
+        return call.memo["bounds"]
 
 
 class Margin:

@@ -48,7 +48,7 @@ Terms = tuple[tuple[Tensor, Tensor | None], ...]
 class Policy(NamedTuple):
     """A loss by its exponents and terms.
 
-    With ``epsilon`` only pairs are seen that are not easy: positives with d > nearest negative -
+    ``read`` are the sums that the terms look at. With ``epsilon`` only pairs are seen that are not easy: positives with d > nearest negative -
     epsilon, negatives with d < farthest positive + epsilon.
     """
 
@@ -56,6 +56,7 @@ class Policy(NamedTuple):
     negative: Exponent
     terms: Callable[[Anchors], Terms]
     epsilon: float | None = None
+    read: tuple[str, ...] = ("zp", "zn")
 
 
 def multi_similarity(
@@ -84,7 +85,7 @@ def sup_con(temperature: float) -> Policy:
         return ((torch.where(some, whole - mean, 0), None),)
 
     exponent = Exponent(-1 / temperature)
-    return Policy(exponent, exponent, terms)
+    return Policy(exponent, exponent, terms, read=LogSums._fields)
 
 
 def circle(m: float, gamma: float) -> Policy:
@@ -134,13 +135,15 @@ class LogSumLoss:
         if policy.epsilon is not None:
             above, below = call.extremes.negative, call.extremes.positive
             bounds = above - policy.epsilon, below + policy.epsilon
-        sums = call.sweeps.log_sums(call.sides, policy.positive, policy.negative, *bounds)
+        above_below = bounds or (None, None)
+        exponents = policy.positive, policy.negative
+        sums = call.sweeps.log_sums(call.sides, *exponents, *above_below, policy.read)
         if torch.is_grad_enabled():
             groups = _groups(call, policy, sums)
         else:
             groups, graph = _with_graph(call, policy, sums)
             call.memo["graph"] = graph
-        return found(groups, torch.stack((*sums, *bounds)))
+        return found(groups, (*sums, *bounds))
 
     def backward(self, call: Call, kept: Tensor, weights: Tensor) -> PackedGradients:
         policy = self._policy(*call.spec.params)

@@ -52,7 +52,7 @@ class NPairs(_PairTermLoss):
         total, nonzero, kept = _nt_xent(call, sides, 1.0)
         rows = call.sides.anchors
         group = Group(*(_spread(part, at, rows) for part in (total, sides.positives, nonzero)))
-        return found((group,), F.pad(kept, (0, rows - kept.shape[1])))
+        return found((group,), F.pad(torch.stack(kept), (0, rows - sides.anchors)))
 
     def backward(self, call: Call, kept: Tensor, weights: Tensor) -> PackedGradients:
         if not call.sides.self_case:
@@ -74,7 +74,7 @@ class LiftedStructureOriginal(_PairTermLoss):
 
     def forward(self, call: Call) -> Found:
         positive, negative = self._exponents(call)
-        zn = call.sweeps.log_sums(call.sides, positive, negative).zn
+        zn = call.sweeps.log_sums(call.sides, positive, negative, read=("zn",)).zn
         of_columns = self._of_columns(call, zn)
         terms = call.sweeps.pair_terms(call.sides, "lifted", positive, zn, of_columns)
         group = Group(terms.total, call.positives, terms.nonzero)
@@ -104,7 +104,7 @@ class LiftedStructureOriginal(_PairTermLoss):
         sides = call.sides
         if sides.self_case:
             return zn
-        return call.sweeps.log_sums(sides.swapped(), *self._exponents(call)).zn
+        return call.sweeps.log_sums(sides.swapped(), *self._exponents(call), read=("zn",)).zn
 
 
 def _temperature(spec: PairSpec) -> float:
@@ -119,9 +119,9 @@ def _nt_xent(call: Call, sides: Sides, temperature: float) -> tuple[Tensor, Tens
     """Of each anchor of the sides: the sum of terms, the number of positive ones; and what is
     kept (2, B)."""
     positive, negative = _exponents(temperature)
-    zn = call.sweeps.log_sums(sides, positive, negative).zn.clamp(min=_LOWEST)
+    zn = call.sweeps.log_sums(sides, positive, negative, read=("zn",)).zn.clamp(min=_LOWEST)
     terms = call.sweeps.pair_terms(sides, "nt_xent", positive, zn)
-    return terms.total, terms.nonzero, torch.stack((zn, terms.by_zn))
+    return terms.total, terms.nonzero, (zn, terms.by_zn)
 
 
 def _nt_xent_gradient(

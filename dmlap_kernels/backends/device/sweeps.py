@@ -156,9 +156,12 @@ class Sweeps(Protocol):
         negative: Exponent,
         positive_above: Tensor | None = None,
         negative_below: Tensor | None = None,
+        read: tuple[str, ...] = LogSums._fields,
     ) -> LogSums:
         """Log-sums over the positives with d > positive_above and the negatives with
-        d < negative_below, (B,) float32 each; over all where None (both are, or neither)."""
+        d < negative_below, (B,) float32 each; over all where None (both are, or neither).
+
+        The caller reads the fields ``read`` alone; others may be any tensors (B,)."""
 
     def pair_terms(
         self,

@@ -37,12 +37,12 @@ class Group(NamedTuple):
 class Found(NamedTuple):
     """What the forward half of a loss finds; all in the order of `Sides`.
 
-    ``kept`` (rows, B) is handed to the backward half, or None. ``statistics`` are made when they
+    ``kept``, rows (B,), are handed to the backward half, or None. ``statistics`` are made when they
     are asked for.
     """
 
     groups: tuple[Group, ...]
-    kept: Tensor | None
+    kept: Tensor | tuple[Tensor, ...] | None
     statistics: Callable[[], Statistics]
 
 
@@ -149,7 +149,7 @@ def anchor_group(term: Tensor, counted: Tensor | None) -> Group:
     return Group(term if counted is None else torch.where(counted, term, 0), counted)
 
 
-def found(groups: tuple[Group, ...], kept: Tensor | None) -> Found:
+def found(groups: tuple[Group, ...], kept: Tensor | tuple[Tensor, ...] | None) -> Found:
     """Terms that each are a constraint, and their own violation."""
 
 
@@ -187,7 +187,8 @@ def reduce(groups: tuple[Group, ...], reduction: str) -> tuple[Tensor, Tensor]:
     else:
         weights = torch.where(terms > 0, share, 0)
         value = (total * (terms > 0)).sum(1, keepdim=True, dtype=torch.float64)
-    return (value * share).sum().to(total.dtype), weights
+    value = value * share
+    return (value.view(()) if len(groups) == 1 else value.sum()).to(total.dtype), weights
 
 
 def _together(parts: list[Tensor]) -> Tensor:
@@ -203,8 +204,8 @@ def filled(like: Tensor, number: Any) -> Tensor:
 
 
 def softplus(x: Tensor) -> Tensor:
-    """log(1 + e^x); `torch.nn.functional.softplus` drops the exponential beyond 20."""
-    return -torch.nn.functional.logsigmoid(-x)
+    """log(1 + e^x), which is x to the last bit of a float64 beyond 40."""
+    return torch.nn.functional.softplus(x, threshold=40.0)
 
 
 def add_rows(total: Tensor, index: Tensor, values: Tensor) -> Tensor:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from dmlap_kernels.backends.device.packing import Sides
-from dmlap_kernels.backends.device.terms import add_rows
+from dmlap_kernels.backends.device.terms import add_rows, softplus
 from dmlap_kernels.backends.panels.block import Block
-from dmlap_kernels.backends.panels.exponents import LOWEST, log_sum, softplus
+from dmlap_kernels.backends.panels.exponents import LOWEST, log_sum
 from dmlap_kernels.backends.panels.panel import PANEL_BYTES, Panel, Panels, budget_of
 
 if TYPE_CHECKING:

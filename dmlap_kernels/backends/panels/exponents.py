@@ -38,11 +38,6 @@ def log_sum(e: Tensor) -> Tensor:
     return torch.where(some, torch.where(some, total, 1).log() + top.squeeze(1), -torch.inf)
 
 
-def softplus(x: Tensor) -> Tensor:
-    """log(1 + e^x); `torch.nn.functional.softplus` drops the exponential beyond 20."""
-    return -torch.nn.functional.logsigmoid(-x)
-
-
 def lifted(e: Tensor, own: Tensor, other: Tensor, left_out: Tensor) -> tuple[Tensor, ...]:
     """[e + log(e^zn + e^zn')]+^2 / 2 of pairs: value, and derivatives by e and by zn.
 

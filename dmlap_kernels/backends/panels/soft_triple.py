@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dmlap_kernels.backends.device.packing import Sides
-from dmlap_kernels.backends.panels.exponents import LOWEST, softplus
+from dmlap_kernels.backends.device.terms import softplus
+from dmlap_kernels.backends.panels.exponents import LOWEST
 from dmlap_kernels.backends.panels.panel import Panel, Panels
 
 

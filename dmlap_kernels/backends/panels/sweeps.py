@@ -18,10 +18,10 @@ from dmlap_kernels.backends.device.sweeps import (
     Triplets,
     Weigher,
 )
-from dmlap_kernels.backends.device.terms import add_rows
+from dmlap_kernels.backends.device.terms import add_rows, softplus
 from dmlap_kernels.backends.panels import angular, search, soft_triple, triplets, weights
 from dmlap_kernels.backends.panels.block import Block
-from dmlap_kernels.backends.panels.exponents import exponent_of, lifted, log_sum, softplus
+from dmlap_kernels.backends.panels.exponents import exponent_of, lifted, log_sum
 from dmlap_kernels.backends.panels.panel import Panel, Panels
 
 
@@ -33,12 +33,8 @@ class PanelSweeps:
         self.panels = Panels()
 
     def extremes(self, sides: Sides, sums: bool) -> Extremes:
-        positive, p, negative, n, *totals = self.panels.each(
-            sides, _sums_and_extremes if sums else _extremes
-        )
-        p = torch.where(sides.positives > 0, p, -1).int()
-        n = torch.where(sides.negatives > 0, n, -1).int()
-        return Extremes(positive, p, negative, n, *(totals or (None, None)))
+        found = self.panels.each(sides, _sums_and_extremes if sums else _extremes)
+        return Extremes(*found, *(() if sums else (None, None)))
 
     def hinge_sums(
         self, sides: Sides, positive_bound: Tensor, negative_bound: Tensor, squared: bool
@@ -61,20 +57,26 @@ class PanelSweeps:
         negative: Exponent,
         positive_above: Tensor | None = None,
         negative_below: Tensor | None = None,
+        read: tuple[str, ...] = LogSums._fields,
     ) -> LogSums:
         def body(panel: Panel, above: Tensor | None, below: Tensor | None, *numbers: float):
-            pe, ne = Exponent(*numbers[:4]), Exponent(*numbers[4:])  # type: ignore[arg-type]
             unlike, alike = panel.unlike, panel.alike
             if above is not None and below is not None:
                 unlike = unlike | (panel.d <= above[:, None])
                 alike = alike | (panel.d >= below[:, None])
-            pull, push = exponent_of(pe, panel.d), exponent_of(ne, panel.d)
-            total = torch.where(unlike, 0, pull).sum(1)
-            pull, push = (e.masked_fill_(m, -torch.inf) for e, m in ((pull, unlike), (push, alike)))
-            return log_sum(pull), log_sum(push), total
+            push = exponent_of(Exponent(*numbers[4:]), panel.d)  # type: ignore[arg-type]
+            found = [log_sum(push.masked_fill_(alike, -torch.inf))]
+            if read == ("zn",):
+                return found
+            pull = exponent_of(Exponent(*numbers[:4]), panel.d)  # type: ignore[arg-type]
+            if "exponent_sum" in read:
+                found.append(torch.where(unlike, 0, pull).sum(1))
+            return [log_sum(pull.masked_fill_(unlike, -torch.inf)), *found]
 
         rows = positive_above, negative_below
-        return LogSums(*self.panels.each(sides, body, rows, (*positive, *negative)))
+        found = self.panels.each(sides, body, rows, (*positive, *negative))
+        # What nobody reads is some tensor.
+        return LogSums(found[0], found[min(1, len(found) - 1)], found[-1])
 
     def pair_terms(
         self,
@@ -171,10 +173,11 @@ class Gradients:
 
 
 def _extremes(panel: Panel) -> Sequence[Tensor]:
-    return (
-        *panel.d.masked_fill(panel.unlike, -torch.inf).max(1),
-        *panel.d.masked_fill(panel.alike, torch.inf).min(1),
-    )
+    positive, p = panel.d.masked_fill(panel.unlike, -torch.inf).max(1)
+    negative, n = panel.d.masked_fill(panel.alike, torch.inf).min(1)
+    p.masked_fill_(panel.unlike.all(1), -1)
+    n.masked_fill_(panel.alike.all(1), -1)
+    return positive, p, negative, n
 
 
 def _sums_and_extremes(panel: Panel) -> Sequence[Tensor]:

@@ -16,10 +16,9 @@ from torch import Tensor
 
 from dmlap_kernels.backends.device.packing import Sides
 from dmlap_kernels.backends.device.sweeps import Triplets
-from dmlap_kernels.backends.device.terms import add_rows, row_distances
+from dmlap_kernels.backends.device.terms import add_rows, row_distances, softplus
 from dmlap_kernels.backends.panels.block import Block
 from dmlap_kernels.backends.panels.draws import draw, numbers_of, running_weights
-from dmlap_kernels.backends.panels.exponents import softplus
 from dmlap_kernels.backends.panels.panel import PANEL_BYTES, Panel, Panels, budget_of
 
 if TYPE_CHECKING:

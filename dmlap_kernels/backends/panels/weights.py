@@ -34,9 +34,9 @@ def _end(
 ) -> Tensor:
     """The part of one end of the pairs, whose coefficients are (b, 1) or (N,) each."""
     d, kind = panel.d, weigher.kind
-    unlike, alike = panel.unlike, panel.alike
+    unlike, alike, sign = panel.unlike, panel.alike, 1
     if kind == "hinge":
-        pull, push = (d > own[0]) * own[2], (d < own[1]) * -own[3]
+        pull, push, sign = (d > own[0]) * own[2], (d < own[1]) * own[3], -1
     elif kind == "squared_hinge":
         pull, push = (d - own[0]).relu_() * (2 * own[2]), (d - own[1]).clamp_(max=0) * (2 * own[3])
     elif kind in ("exponential", "mined"):
@@ -54,7 +54,7 @@ def _end(
             by_exponent = (e + own[0]).sigmoid_()
         pull = by_exponent * (own[1] * slope)
         push = _of_log_sum(weigher.negative, d, own[0], own[2])
-    return pull.masked_fill_(unlike, 0).add_(push.masked_fill_(alike, 0))
+    return pull.masked_fill_(unlike, 0).add_(push.masked_fill_(alike, 0), alpha=sign)
 
 
 def _of_log_sum(
