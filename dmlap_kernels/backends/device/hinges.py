@@ -6,7 +6,14 @@ import torch
 from torch import Tensor
 
 from dmlap_kernels.backends.device.sweeps import HingeSums, Weigher
-from dmlap_kernels.backends.device.terms import Call, Found, Group, PackedGradients, Statistics, filled
+from dmlap_kernels.backends.device.terms import (
+    Call,
+    Found,
+    Group,
+    PackedGradients,
+    Statistics,
+    filled,
+)
 from dmlap_kernels.problem import PairProblem, PairSpec
 
 
@@ -88,9 +95,9 @@ def _found(
         pairs = call.positives + call.negatives
         active = sums.positive_active.long() + sums.negative_active
         hinges = sums.positive_hinge.double() + sums.negative_hinge
-        parts = pairs, active, hinges
+        parts = [pairs, active, hinges]
         if counted is not None:
-            parts = tuple(torch.where(counted, part, 0) for part in parts)
+            parts = [torch.where(counted, part, 0) for part in parts]
         return Statistics(*(part.sum() for part in parts))
 
     return Found(groups, kept, statistics)

@@ -48,8 +48,9 @@ Terms = tuple[tuple[Tensor, Tensor | None], ...]
 class Policy(NamedTuple):
     """A loss by its exponents and terms.
 
-    ``read`` are the sums that the terms look at. With ``epsilon`` only pairs are seen that are not easy: positives with d > nearest negative -
-    epsilon, negatives with d < farthest positive + epsilon.
+    ``read`` are the sums that the terms look at. With ``epsilon`` only pairs are seen that are not
+    easy: positives with d > nearest negative - epsilon, negatives with d < farthest positive +
+    epsilon.
     """
 
     positive: Exponent
@@ -131,13 +132,13 @@ class LogSumLoss:
 
     def forward(self, call: Call) -> Found:
         policy = self._policy(*call.spec.params)
-        bounds: tuple[Tensor, ...] = ()
+        bounds: tuple[()] | tuple[Tensor, Tensor] = ()
         if policy.epsilon is not None:
-            above, below = call.extremes.negative, call.extremes.positive
-            bounds = above - policy.epsilon, below + policy.epsilon
-        above_below = bounds or (None, None)
+            nearest, farthest = call.extremes.negative, call.extremes.positive
+            bounds = nearest - policy.epsilon, farthest + policy.epsilon
+        above, below = bounds or (None, None)
         exponents = policy.positive, policy.negative
-        sums = call.sweeps.log_sums(call.sides, *exponents, *above_below, policy.read)
+        sums = call.sweeps.log_sums(call.sides, *exponents, above, below, policy.read)
         if torch.is_grad_enabled():
             groups = _groups(call, policy, sums)
         else:

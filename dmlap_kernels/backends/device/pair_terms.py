@@ -11,6 +11,7 @@ from dmlap_kernels.backends.device.sweeps import Both, Exponent, Weigher
 from dmlap_kernels.backends.device.terms import Call, Found, Group, PackedGradients, found
 from dmlap_kernels.problem import PairProblem, PairSpec
 
+Kept = tuple[Tensor, Tensor]
 # In the place of the log-sum of an anchor without negatives, so that it may be subtracted.
 _LOWEST = -1e30
 
@@ -115,9 +116,9 @@ def _exponents(temperature: float) -> tuple[Exponent, Exponent]:
     return Exponent(1 / temperature), Exponent(-1 / temperature)
 
 
-def _nt_xent(call: Call, sides: Sides, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+def _nt_xent(call: Call, sides: Sides, temperature: float) -> tuple[Tensor, Tensor, Kept]:
     """Of each anchor of the sides: the sum of terms, the number of positive ones; and what is
-    kept (2, B)."""
+    kept, (B,) each."""
     positive, negative = _exponents(temperature)
     zn = call.sweeps.log_sums(sides, positive, negative, read=("zn",)).zn.clamp(min=_LOWEST)
     terms = call.sweeps.pair_terms(sides, "nt_xent", positive, zn)

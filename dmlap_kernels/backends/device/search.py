@@ -39,9 +39,10 @@ def hard_classes(
     ends = sizes.cumsum(0)
     last_rows = [0, *ends.tolist()]
     count = len(classes)
-    step = max(1, min(_SCORES, _SCORES_ON_CPU if rows.device.type == "cpu" else _SCORES) // count)
-    # Filled in place: small tensors kept between the large ones of successive blocks would leave the
-    # allocator with holes of no use.
+    held = min(_SCORES, _SCORES_ON_CPU) if rows.device.type == "cpu" else _SCORES
+    step = max(1, held // count)
+    # Filled in place: small tensors kept between the large ones of successive blocks would leave
+    # the allocator with holes of no use.
     found = HardClasses(
         classes,
         classes.new_empty(count, k),

@@ -152,7 +152,6 @@ def anchor_group(term: Tensor, counted: Tensor | None) -> Group:
 def found(groups: tuple[Group, ...], kept: Tensor | tuple[Tensor, ...] | None) -> Found:
     """Terms that each are a constraint, and their own violation."""
 
-
     def statistics() -> Statistics:
         constraints = torch.stack([group.number.sum() for group in groups]).sum()
         violated = torch.stack([group.positive.sum() for group in groups]).sum()
@@ -174,9 +173,9 @@ def reduce(groups: tuple[Group, ...], reduction: str) -> tuple[Tensor, Tensor]:
         weights = counts.to(total.dtype).clamp(min=1).reciprocal()
         return (total * weights).sum(0), weights
     if reduction == "sum" or (reduction == "mean" and all(g.terms is None for g in groups)):
-        share = 1.0 if reduction == "sum" else 1 / max(1, total.shape[1])
-        weights = torch.full_like(total, share)
-        return (total.sum(dtype=torch.float64) * share).to(total.dtype), weights
+        equal = 1.0 if reduction == "sum" else 1 / max(1, total.shape[1])
+        value = total.sum(dtype=torch.float64) * equal
+        return value.to(total.dtype), torch.full_like(total, equal)
     if reduction == "mean":
         terms = _together([group.number for group in groups])
     else:

@@ -24,7 +24,7 @@ class Mined:
         group = Group(total.to(call.sides.x.dtype), terms.long(), nonzero.long())
 
         def statistics() -> Statistics:
-            return Statistics(group.terms.sum(), violated.sum().long(), hinges.sum())
+            return Statistics(terms.sum().long(), violated.sum().long(), hinges.sum())
 
         return Found((group,), None, statistics)
 

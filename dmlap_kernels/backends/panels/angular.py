@@ -65,9 +65,7 @@ def _listed(panel: Panel) -> Iterator[tuple[Tensor, Tensor]]:
     yield from zip(rows.split(step), columns.split(step), strict=True)
 
 
-def _exponents(
-    panel: Panel, rows: Tensor, columns: Tensor, tangent: float
-) -> tuple[Tensor, Block]:
+def _exponents(panel: Panel, rows: Tensor, columns: Tensor, tangent: float) -> tuple[Tensor, Block]:
     """(k, N), -inf where there is no negative; and the distances of the positives to them."""
     t = tangent**2
     block = panel.from_columns(columns)

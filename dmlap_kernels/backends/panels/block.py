@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dmlap_kernels.backends.device.terms import add_rows
+from dmlap_kernels.backends.precision import products_in
 
 # Squared distances below this share of |x|^2 are taken again from differences: of larger ones the
 # rounding of products leaves an error of a few units in the last place of |x|.
@@ -25,19 +26,21 @@ class Rows(NamedTuple):
     x: Tensor
     norms: Tensor
 
+
 class Block:
     """Distances ``d`` (b, N) of some rows to others, and how a gradient at them goes on to both."""
 
     def __init__(self, rows: Rows, columns: Rows, distance: str, precision: str) -> None:
-        self.rows, self.columns, self.distance = rows, columns, distance
+        self.rows, self.columns = rows, columns
+        self.distance, self.precision = distance, precision
         self.near: Listed | Nearest | None = None
         scale = 2 if self.euclidean else 1
-        d = torch.addmm(columns.norms, rows.x, columns.x.T, alpha=-scale).add_(rows.norms[:, None])
-        self.d = d
+        with products_in(precision):
+            d = torch.addmm(columns.norms, rows.x, columns.x.T, alpha=-scale)
+        self.d = d.add_(rows.norms[:, None])
         if self.euclidean and d.numel():
             d.clamp_min_(0)
-            on_cpu = d.device.type == "cpu"
-            self.near = Listed(self, NEAR[precision]) if on_cpu else Nearest(self)
+            self.near = near_pairs(self, NEAR[precision])
             if distance == "euclidean":
                 d.sqrt_()
             self.near.fill(self)
@@ -75,15 +78,20 @@ class Block:
                 gx.addcmul_(at.sum(1, keepdim=True), x)
             if gy is not None:
                 gy.addcmul_(at.sum(0).unsqueeze(1), y)
-        if gx is not None:
-            gx.addmm_(at, y, alpha=-1)
-        if gy is not None:
-            gy.addmm_(at.T, x, alpha=-1)
+        with products_in(self.precision):
+            if gx is not None:
+                gx.addmm_(at, y, alpha=-1)
+            if gy is not None:
+                gy.addmm_(at.T, x, alpha=-1)
+
+
+def near_pairs(block: Block, share: float) -> Listed | Nearest:
+    """The pairs that are taken from differences, of a block whose ``d`` are still squares."""
+    return Listed(block, share) if block.d.device.type == "cpu" else Nearest(block)
 
 
 class Listed:
-    """All near pairs of a block, by flat indices (k,). On the CPU, where to count them costs little
-    and waits for nothing."""
+    """All near pairs of a block, by flat indices (k,). On the CPU, where their number is known."""
 
     def __init__(self, block: Block, share: float) -> None:
         near = block.d < (share * block.rows.norms)[:, None]
@@ -94,9 +102,7 @@ class Listed:
         for part, _, _, differences in self._pieces(block):
             flat.index_copy_(0, part, block.lengths(differences))
 
-    def add_gradients(
-        self, block: Block, at: Tensor, gx: Tensor | None, gy: Tensor | None
-    ) -> None:
+    def add_gradients(self, block: Block, at: Tensor, gx: Tensor | None, gy: Tensor | None) -> None:
         flat = at.view(-1)
         for part, row, column, differences in self._pieces(block):
             differences.mul_(flat.index_select(0, part).unsqueeze(1))
@@ -118,8 +124,11 @@ class Listed:
 
 
 class Nearest:
-    """The nearest columns (b, K) of each row, as many as differences fit into memory. Elsewhere than
-    on the CPU, where the number of near pairs cannot be known without waiting for the device."""
+    """The nearest columns (b, K) of each row, as many as differences fit into memory.
+
+    For devices of which the number of near pairs cannot be known without waiting. Where a row has
+    more near columns, their distances are as exact as products make them.
+    """
 
     def __init__(self, block: Block) -> None:
         height, width = block.d.shape
@@ -130,9 +139,7 @@ class Nearest:
     def fill(self, block: Block) -> None:
         block.d.scatter_(1, self.columns, block.lengths(self._differences(block)))
 
-    def add_gradients(
-        self, block: Block, at: Tensor, gx: Tensor | None, gy: Tensor | None
-    ) -> None:
+    def add_gradients(self, block: Block, at: Tensor, gx: Tensor | None, gy: Tensor | None) -> None:
         differences = self._differences(block)
         own = at.gather(1, self.columns)
         at.scatter_(1, self.columns, 0)

@@ -14,7 +14,7 @@ LOWEST = -1e30
 def exponent_of(exponent: Exponent, d: Tensor) -> Tensor:
     """e(d), a tensor of its own."""
     zero = exponent.zero
-    e = d - zero if isinstance(zero, Tensor) or zero else d
+    e = d if isinstance(zero, float) and zero == 0 else d - zero
     return e * slope_of(exponent, d)
 
 

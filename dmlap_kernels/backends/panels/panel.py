@@ -69,7 +69,7 @@ class Panels:
     """The panels of one call, of which those of its sides are kept if they are small."""
 
     def __init__(self) -> None:
-        self._kept: dict[slice | int, Panel] = {}
+        self._kept: dict[int, Panel] = {}
         self._sides: Sides | None = None
 
     def of(self, sides: Sides, keep: bool = True) -> Iterator[Panel]:
@@ -111,8 +111,8 @@ class Panels:
             # Filled in place: small tensors kept between the large ones of successive panels would
             # leave the allocator with holes of no use.
             found = found or [one.new_empty(sides.anchors, *one.shape[1:]) for one in parts]
-            for whole_one, part in zip(found, parts, strict=True):
-                whole_one[at] = part
+            for one, part in zip(found, parts, strict=True):
+                one[at] = part
         return found
 
     def _run(
@@ -136,7 +136,7 @@ class _Again(torch.autograd.Function):
     """A function of tensors that runs once more for its derivative."""
 
     @staticmethod
-    def forward(run: Callable[..., tuple[Tensor, ...]], *tensors: Tensor):
+    def forward(run: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> Any:
         return run(*tensors)
 
     @staticmethod
@@ -146,7 +146,7 @@ class _Again(torch.autograd.Function):
         ctx.mark_non_differentiable(*(one for one in output if not one.is_floating_point()))
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor):
+    def backward(ctx: Any, *grads: Tensor) -> Any:
         with torch.enable_grad():
             leaves = [one.detach().requires_grad_(one.requires_grad) for one in ctx.saved_tensors]
             found = ctx.run(*leaves)

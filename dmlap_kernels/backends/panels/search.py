@@ -30,7 +30,7 @@ def class_scores(
     shape = ends_x.numel(), ends_y.numel()
     sums, smallest = sides.x.new_zeros(shape), sides.x.new_full(shape, torch.inf)
     sizes = ends_y.diff(prepend=ends_y.new_zeros(1))
-    of_column = torch.searchsorted(ends_y, torch.arange(sides.columns, device=ends_y.device), right=True)
+    of_column = _runs_of(ends_y, 0, sides.columns)
     for panel in panels.of(sides):
         at = panel.at
         violation = (thresholds[at, None] - panel.d).relu_().masked_fill_(panel.alike, 0)
@@ -41,10 +41,15 @@ def class_scores(
         low = violation.new_full((len(violation), shape[1]), torch.inf)
         d = panel.d.masked_fill(panel.alike, torch.inf)
         low.scatter_reduce_(1, of_column.expand_as(d), d, "amin")
-        index = torch.arange(at.start, at.stop, device=ends_x.device)
-        of_row = torch.searchsorted(ends_x, index, right=True)
+        of_row = _runs_of(ends_x, at.start, at.stop)
         smallest.scatter_reduce_(0, of_row[:, None].expand_as(low), low, "amin")
     return sums, smallest
+
+
+def _runs_of(ends: Tensor, start: int, stop: int) -> Tensor:
+    """The run that each row from ``start`` on lies in, given where the runs end."""
+    index = torch.arange(start, stop, device=ends.device)
+    return torch.searchsorted(ends, index, right=True)
 
 
 def _run_sums(values: Tensor, sizes: Tensor) -> Tensor:

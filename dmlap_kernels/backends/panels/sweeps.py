@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,7 +60,7 @@ class PanelSweeps:
         negative_below: Tensor | None = None,
         read: tuple[str, ...] = LogSums._fields,
     ) -> LogSums:
-        def body(panel: Panel, above: Tensor | None, below: Tensor | None, *numbers: float):
+        def body(panel: Panel, above: Tensor | None, below: Tensor | None, *numbers: float) -> Any:
             unlike, alike = panel.unlike, panel.alike
             if above is not None and below is not None:
                 unlike = unlike | (panel.d <= above[:, None])
@@ -87,7 +88,7 @@ class PanelSweeps:
         zn_of_columns: Tensor | None = None,
         weight_of_columns: Tensor | None = None,
     ) -> PairTerms:
-        def body(panel: Panel, own: Tensor, other: Tensor | None, *numbers: float):
+        def body(panel: Panel, own: Tensor, other: Tensor | None, *numbers: float) -> Any:
             e = exponent_of(Exponent(*numbers), panel.d)  # type: ignore[arg-type]
             if kind == "lifted":
                 assert other is not None

@@ -107,9 +107,7 @@ def _listed_sums(panel: Panel, triplets: Triplets) -> Tensor:
     return total
 
 
-def _add_listed_gradient(
-    panel: Panel, into: Gradients, triplets: Triplets, weight: Tensor
-) -> None:
+def _add_listed_gradient(panel: Panel, into: Gradients, triplets: Triplets, weight: Tensor) -> None:
     at_d = torch.zeros_like(panel.d)
     flat, width = at_d.view(-1), panel.d.shape[1]
     for pairs in _listed(panel, triplets):
@@ -197,14 +195,12 @@ def _add_swapped(
         gx, *gy = torch.autograd.grad(terms, rows, weight)
     if into.x is not None:
         add_rows(into.x[panel.at], pairs.rows, gx)
-    if (to := into.of_columns) is not None:
-        for columns, g in zip((pairs.columns, pairs.negative), gy, strict=True):
-            add_rows(to, columns, g)
+    if (to := into.of_columns) is not None and pairs.negative is not None:
+        add_rows(to, pairs.columns, gy[0])
+        add_rows(to, pairs.negative, gy[1])
 
 
-def _all_excess(
-    panel: Panel, triplets: Triplets, pairs: Positives
-) -> tuple[Tensor, Block | None]:
+def _all_excess(panel: Panel, triplets: Triplets, pairs: Positives) -> tuple[Tensor, Block | None]:
     """Excesses (k, N) with every column; and with swap the distances of the positives to them."""
     d_an, block = panel.d.index_select(0, pairs.rows), None
     (d_ap,) = _entries(panel, pairs.rows, pairs.columns)
