@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dmlap_kernels.backends.device.packing import pack_rows
+from dmlap_kernels.backends.device.packing import centre, pack_rows
 from dmlap_kernels.backends.panels import TorchBackend, block, panel, triplets
 from dmlap_kernels.backends.panels.block import Block, Listed, Nearest, Rows
 from dmlap_kernels.problem import PairProblem, PairSpec
@@ -156,3 +156,15 @@ def test_panels_fit_their_budget() -> None:
     assert len(cuts) > 1
     assert all(4 * 3000 * (cut.stop - cut.start) <= panel.PANEL_BYTES["cpu"] for cut in cuts)
     assert sum(cut.stop - cut.start for cut in cuts) == 3000
+
+
+def test_rows_lose_only_a_centre_that_is_exact() -> None:
+    columns = {
+        (4.0, 5.0, 6.0): 5.0,
+        (-4.0, -5.0, -7.0): -5.5,
+        (1.0, 2.0, 4.0): 0.0,
+        (-1.0, 0.5, 1.0): 0.0,
+        (5.0, torch.nan, 6.0): 0.0,
+        (5.0, torch.inf, 6.0): 0.0,
+    }
+    assert centre(torch.tensor(list(columns)).T).tolist() == list(columns.values())

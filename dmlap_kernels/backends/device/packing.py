@@ -204,7 +204,7 @@ def centre(rows: Tensor) -> Tensor:
     middle = torch.lerp(low, high, 0.5)
     # Values of one sign, the largest less than three times the smallest; false for what is not
     # finite.
-    return middle * (high - low < middle.abs())
+    return torch.where(high - low < middle.abs(), middle, 0)
 
 
 def norms(rows: Tensor, distance: str, anchors: bool) -> Tensor:
