@@ -3,7 +3,7 @@
     python -m benchmarks.gpu --out DIR [--seconds 240] [--ops nt-xent info-nce nearest]
         [--shapes 4096x128 32768x512] [--device cpu] [--without-kernels]
 
-Candidates are our backends, `torch` (chunked plain PyTorch, bounded memory) among them, eager
+Candidates are our backends, `torch` (plain PyTorch, bounded memory) among them, eager
 PyTorch, torch.compile of it, and a library: pytorch-metric-learning, or Inf-CL's kernels for
 ``info-nce``, which is NT-Xent over two sets as Inf-CL has it: references, one positive an anchor,
 products in TF32 for everybody. Times are medians over CUDA events; memory is what a step allocates

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dmlap_kernels import versions
 from dmlap_kernels.backends import registry
-from dmlap_kernels.backends.chunked import TorchBackend
+from dmlap_kernels.backends.panels import TorchBackend
 from dmlap_kernels.problem import PairProblem, PairSpec, PairStats, compute_dtype
 
 

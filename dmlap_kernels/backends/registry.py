@@ -64,9 +64,9 @@ NAMES = ("auto", "cpu", "torch", "triton", "cuda")
 @functools.cache
 def backends() -> dict[str, Backend]:
     """Every backend by name, usable here or not."""
-    from dmlap_kernels.backends.chunked import TorchBackend
     from dmlap_kernels.backends.cpu import CpuBackend
     from dmlap_kernels.backends.cuda import CudaBackend
+    from dmlap_kernels.backends.panels import TorchBackend
     from dmlap_kernels.backends.triton.backend import TritonBackend
 
     return {b.name: b for b in (CpuBackend(), TorchBackend(), TritonBackend(), CudaBackend())}

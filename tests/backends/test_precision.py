@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dmlap_kernels.backends.precision import matmul_precision
+from dmlap_kernels.backends.precision import matmul_precision, products_in
 
 HAS_NEW = hasattr(torch.backends.cuda.matmul, "fp32_precision")
 OLD = "torch.set_float32_matmul_precision({!r})"
@@ -39,7 +39,7 @@ SETTINGS: list[tuple[tuple[str, ...], str]] = [
 # All in one process, each setting in a fork of it: a setting cannot always be taken back.
 ASK = """
 import os, sys, torch
-from dmlap_kernels.backends.precision import matmul_precision
+from dmlap_kernels.backends.precision import matmul_precision, products_in
 for line in sys.stdin.read().splitlines():
     sys.stdout.flush()
     if os.fork() == 0:
@@ -73,3 +73,18 @@ def test_a_torch_without_the_new_setting(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(torch.backends.cuda, "matmul", Old())
     monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
     assert matmul_precision() == "medium"
+
+
+def test_products_in_another_precision() -> None:
+    before = matmul_precision()
+    for name in ("highest", "high"):
+        with products_in(name):
+            assert matmul_precision() == name
+        assert matmul_precision() == before
+    torch.set_float32_matmul_precision("high")
+    try:
+        with products_in("highest"):
+            assert matmul_precision() == "highest"
+        assert matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")

@@ -9,8 +9,8 @@ import torch
 
 from dmlap_kernels import fused_triplet_loss
 from dmlap_kernels.backends import cuda, registry
-from dmlap_kernels.backends.chunked import TorchBackend
 from dmlap_kernels.backends.device.losses import FAMILIES
+from dmlap_kernels.backends.panels import TorchBackend
 from dmlap_kernels.problem import PairProblem, PairSpec
 
 

@@ -72,6 +72,7 @@ class CudaSweeps:
         negative: Exponent,
         positive_above: Tensor | None = None,
         negative_below: Tensor | None = None,
+        read: tuple[str, ...] = LogSums._fields,
     ) -> LogSums:
         out = LogSums(*floats(sides, 3))
         with Inputs(positive_above, negative_below) as mining:

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dmlap_kernels.backends.chunked.blocks import full_precision
 from dmlap_kernels.backends.device import search
 from dmlap_kernels.backends.device.losses import FAMILIES
 from dmlap_kernels.backends.device.memory import refuse_without_memory
 from dmlap_kernels.backends.device.packing import unpacked
 from dmlap_kernels.backends.device.stats import pair_stats
 from dmlap_kernels.backends.device.sweeps import Sweeps
-from dmlap_kernels.backends.device.terms import Call, reduce
+from dmlap_kernels.backends.device.terms import Call, Family, reduce
+from dmlap_kernels.backends.precision import full_precision
 from dmlap_kernels.problem import (
     Forward,
     Gradients,
@@ -24,6 +24,7 @@ from dmlap_kernels.problem import (
     Nearest,
     PairProblem,
     PairSpec,
+    compute_dtype,
 )
 
 
@@ -36,6 +37,8 @@ class DeviceBackend(ABC):
     """
 
     name: str
+    # Whether kernels are handed addresses, and so only tensors that lie in memory can be served.
+    reads_memory = True
 
     def device_types(self) -> tuple[str, ...]:
         return ("cuda",)
@@ -60,20 +63,21 @@ class DeviceBackend(ABC):
     def saved_like(self, spec: PairSpec, problem: PairProblem) -> Tensor:
         family = FAMILIES[spec.loss]
         rows = family.groups(spec) + family.kept_rows(spec, problem)
-        return problem.x.new_empty((rows, problem.x.shape[0]), dtype=torch.float32)
+        dtype = compute_dtype(problem.x.dtype)
+        return problem.x.new_empty((rows, problem.x.shape[0]), dtype=dtype)
 
     def forward(self, spec: PairSpec, problem: PairProblem, stats: bool, scores: bool) -> Forward:
-        refuse_without_memory(self.name, *problem)
-        with _at(problem.x):
+        self._refuse_without_memory(*problem)
+        with self._at(problem.x):
             # A memory bank needs no gradient: a backward that knows of it sweeps for none.
             call = Call.of(spec, problem, self.sweeps(), stats or scores, only_needed=True)
             found = FAMILIES[spec.loss].forward(call)
             loss, weights = reduce(found.groups, spec.reduction)
             if spec.reduction == "none":
                 loss = torch.empty_like(loss).index_copy_(0, call.sides.order_x, loss)
-            saved = weights if found.kept is None else torch.cat((weights, found.kept))
+            saved = torch.stack((*weights, *(() if found.kept is None else found.kept)))
             summary = pair_stats(call, found, problem, scores) if stats or scores else None
-            return Forward(loss + _poison(call), saved, summary, call)
+            return Forward(loss + call.poison, saved, summary, call)
 
     def backward(
         self,
@@ -83,13 +87,11 @@ class DeviceBackend(ABC):
         grad: Tensor,
         context: Any = None,
     ) -> Gradients:
-        refuse_without_memory(self.name, *problem, saved, grad)
-        with _at(problem.x):
+        self._refuse_without_memory(*problem, saved, grad)
+        with self._at(problem.x):
             call = context or Call.of(spec, problem, self.sweeps())
-            family, sides, poison = FAMILIES[spec.loss], call.sides, _poison(call)
-            grad = grad.float()
-            weights, kept = saved.tensor_split((family.groups(spec),))
-            weights = weights * (grad if grad.ndim == 0 else grad[sides.order_x])
+            family, sides, poison = FAMILIES[spec.loss], call.sides, call.poison
+            weights, kept = self._weights(family, call, saved, grad)
             found = family.backward(call, kept, weights)
             gx = gy = g_params = None
             if found.x is not None:
@@ -106,28 +108,33 @@ class DeviceBackend(ABC):
     def nearest(
         self, queries: Tensor, refs: Tensor | None, k: int, distance: str, normalize: bool
     ) -> Nearest:
-        refuse_without_memory(self.name, queries, refs)
-        with _at(queries):
+        self._refuse_without_memory(queries, refs)
+        with self._at(queries):
             return search.nearest(self.sweeps(), queries, refs, k, distance, normalize)
 
     def hard_classes(
         self, rows: Tensor, labels: Tensor, k: int, margin: float, distance: str, normalize: bool
     ) -> HardClasses:
-        refuse_without_memory(self.name, rows, labels)
-        with _at(rows):
+        self._refuse_without_memory(rows, labels)
+        with self._at(rows):
             return search.hard_classes(self.sweeps(), rows, labels, k, margin, distance, normalize)
 
+    def _weights(
+        self, family: Family, call: Call, saved: Tensor, grad: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What the totals of the anchors count with (groups, B), and what else forward kept."""
+        weights, kept = saved.tensor_split((family.groups(call.spec),))
+        grad = grad.to(saved.dtype)
+        return weights * (grad if grad.ndim == 0 else grad[call.sides.order_x]), kept
 
-def _poison(call: Call) -> Tensor:
-    """0, or NaN where an embedding is not finite."""
-    poison = call.sides.x.mul(0).sum()
-    return poison if call.sides.self_case else poison + call.sides.y.mul(0).sum()
+    def _refuse_without_memory(self, *tensors: Tensor | None) -> None:
+        if self.reads_memory:
+            refuse_without_memory(self.name, *tensors)
 
-
-def _at(tensor: Tensor) -> AbstractContextManager:
-    """Makes the tensor's device current, and keeps autocast off."""
-    stack = ExitStack()
-    stack.enter_context(full_precision(tensor))
-    if tensor.is_cuda:
-        stack.enter_context(torch.cuda.device(tensor.device))
-    return stack
+    def _at(self, tensor: Tensor) -> AbstractContextManager:
+        """Keeps autocast off, and makes the tensor's device current for kernels."""
+        stack = ExitStack()
+        stack.enter_context(full_precision(tensor))
+        if tensor.is_cuda and self.reads_memory:
+            stack.enter_context(torch.cuda.device(tensor.device))
+        return stack

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from torch import Tensor
 
@@ -28,7 +29,7 @@ class Angular:
 
     def forward(self, call: Call) -> Found:
         total, nonzero = call.sweeps.angular_terms(call.sides, _tangent(call.spec))
-        return found((Group(total, call.sides.positives, nonzero.long()),), None)
+        return found((Group(total, call.positives, nonzero.long()),), None)
 
     def backward(self, call: Call, kept: Tensor, weights: Tensor) -> PackedGradients:
         return PackedGradients(
@@ -50,7 +51,7 @@ class SoftTriple:
 
     def forward(self, call: Call) -> Found:
         terms, *kept = call.sweeps.soft_triple(call.sides, *call.spec.params).split((1, self._KEPT))
-        return found((anchor_group(terms[0], call.sides.positives > 0),), kept[0])
+        return found((anchor_group(terms[0], call.positives > 0),), kept[0])
 
     def backward(self, call: Call, kept: Tensor, weights: Tensor) -> PackedGradients:
         la, gamma, margin = call.spec.params
@@ -59,5 +60,6 @@ class SoftTriple:
         )
 
 
-def _tangent(spec: PairSpec) -> float:
-    return math.tan(math.radians(spec.params[0]))
+def _tangent(spec: PairSpec) -> Any:
+    (alpha,) = spec.params
+    return alpha.deg2rad().tan() if isinstance(alpha, Tensor) else math.tan(math.radians(alpha))

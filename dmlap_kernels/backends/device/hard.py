@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from dmlap_kernels.backends.device.terms import (
     Call,
     Found,
+    Group,
     PackedGradients,
+    Statistics,
+    add_rows,
     anchor_group,
-    rows_at,
+    row_distances,
     softplus,
 )
 from dmlap_kernels.problem import PairProblem, PairSpec
 
+# Whole numbers of the size of a float.
+_WHOLE = {torch.float32: torch.int32, torch.float64: torch.int64}
+
 
 class Hard:
-    """The loss ``triplet_hard``. Keeps the mined columns, int32 numbers in the place of floats."""
+    """The loss ``triplet_hard``. Keeps the mined columns, whole numbers in the place of floats."""
 
     def groups(self, spec: PairSpec) -> int:
         return 1
@@ -27,53 +35,73 @@ class Hard:
 
     def forward(self, call: Call) -> Found:
         mined = torch.stack((call.extremes.positive_column, call.extremes.negative_column))
-        exists = (mined >= 0).all(0)
-        excess = _excess(call, call.sides.x, *(rows_at(call.sides.y, side) for side in mined))
-        hinge = torch.where(exists, excess.relu(), 0)
-        group = anchor_group(_term(call, excess), exists)
-        violated, violation = (hinge > 0).sum(), hinge.double().sum()
-        kept = mined.int().view(torch.float32)
-        return Found((group,), kept, group.terms.sum(), violated, violation)
+        for_numbers = torch.is_grad_enabled()
+        made = _made(call, mined)
+        group, excess = made.group, made.excess.detach()
+        if not for_numbers:
+            call.memo["made"] = made
+            group = group._replace(total=group.total.detach())
+
+        def statistics() -> Statistics:
+            hinge = torch.where(group.number, excess.relu(), 0)
+            return Statistics(group.number.sum(), (hinge > 0).sum(), hinge.double().sum())
+
+        kept = mined.to(_WHOLE[excess.dtype]).view(excess.dtype)
+        return Found((group,), kept, statistics)
 
     def backward(self, call: Call, kept: Tensor, weights: Tensor) -> PackedGradients:
-        x, y = call.sides.x, call.sides.y
-        mined = kept.view(torch.int32)
-        exists = (mined >= 0).all(0)
-        wanted = call.sides.x_grad, *[call.sides.y_grad] * 2
-        with torch.enable_grad():
-            plain = x, *(rows_at(y, side) for side in mined)
-            rows = [row.detach().requires_grad_(w) for row, w in zip(plain, wanted, strict=True)]
-            terms = torch.where(exists, _term(call, _excess(call, *rows)), 0)
-            leaves = [row for row in rows if row.requires_grad]
-            found = list(torch.autograd.grad((terms * weights[0]).sum(), leaves))
-        gx = found.pop(0) if call.sides.x_grad else None
-        gy = add_at(y, mined.reshape(-1), torch.cat(found)) if call.sides.y_grad else None
-        if call.sides.self_case and gx is not None and gy is not None:
+        y, sides = call.sides.y, call.sides
+        made = call.memo.get("made")
+        if made is None or not made.group.total.requires_grad:
+            made = _made(call, kept.view(_WHOLE[kept.dtype]))
+        leaves = [rows for rows in (made.x, made.others) if rows.requires_grad]
+        found = list(torch.autograd.grad(made.group.total, leaves, weights[0], retain_graph=True))
+        gx = found.pop(0) if sides.x_grad else None
+        gy = add_at(y, made.columns, found.pop()) if sides.y_grad else None
+        if sides.self_case and gx is not None and gy is not None:
             return PackedGradients(gx + gy, None)
         return PackedGradients(gx, gy)
 
 
-def add_at(rows: Tensor, columns: Tensor, values: Tensor) -> Tensor:
-    """Zeros like ``rows`` (N, Dp) to which values (k, Dp) are added at columns (k,).
+class _Made(NamedTuple):
+    """The terms of the mined triplets, under autograd.
 
-    Values of the column -1 must be 0. The order of additions is fixed.
+    The rows of the anchors (B, Dp) and those of the mined ``columns`` (2 B,), of all positives and
+    then all negatives; d_ap - d_an + margin (B,); the terms.
     """
+
+    x: Tensor
+    others: Tensor
+    columns: Tensor
+    excess: Tensor
+    group: Group
+
+
+def _made(call: Call, mined: Tensor) -> _Made:
+    """Of the mined columns (2, B), -1 for none."""
+    sides = call.sides
+    columns = mined.clamp(min=0).view(-1).long()
+    with torch.enable_grad():
+        x = sides.x.detach().requires_grad_(sides.x_grad)
+        others = _rows_of(sides.y, columns).requires_grad_(sides.y_grad)
+        excess = _excess(call, x, *others.chunk(2))
+        term = softplus(excess) if call.spec.params[1] else excess.relu()
+        return _Made(x, others, columns, excess, anchor_group(term, (mined >= 0).all(0)))
+
+
+def _rows_of(rows: Tensor, columns: Tensor) -> Tensor:
+    """Rows (k, Dp) at columns (k,), zeros where there are none at all."""
+    found = rows.detach()
+    if not found.shape[0]:
+        return found.new_zeros(len(columns), found.shape[1])
+    return found.index_select(0, columns)
+
+
+def add_at(rows: Tensor, columns: Tensor, values: Tensor) -> Tensor:
+    """Zeros like ``rows`` (N, Dp) to which values (k, Dp) are added at columns (k,), in a fixed
+    order."""
     total = torch.zeros_like(rows)
-    if rows.shape[0]:
-        # index_put_ sorts before it adds.
-        total.index_put_((columns.clamp(min=0).long(),), values, accumulate=True)
-    return total
-
-
-def row_distances(a: Tensor, b: Tensor, distance: str) -> Tensor:
-    """Distances (k,) of packed rows (k, Dp) to rows (k, Dp), without gradient at distance 0."""
-    if distance in ("cosine", "dot"):
-        return float(distance == "cosine") - (a * b).sum(1)
-    squared = (a - b).square().sum(1)
-    if distance == "sqeuclidean":
-        return squared
-    apart = squared > 0
-    return torch.where(apart, torch.where(apart, squared, 1).sqrt(), squared)
+    return add_rows(total, columns, values) if rows.shape[0] else total
 
 
 def _excess(call: Call, x: Tensor, p: Tensor, n: Tensor) -> Tensor:
@@ -84,7 +112,3 @@ def _excess(call: Call, x: Tensor, p: Tensor, n: Tensor) -> Tensor:
     if swap:
         d_an = torch.minimum(d_an, row_distances(p, n, distance))
     return row_distances(x, p, distance) - d_an + margin
-
-
-def _term(call: Call, excess: Tensor) -> Tensor:
-    return softplus(excess) if call.spec.params[1] else excess.relu()

@@ -6,7 +6,14 @@ import torch
 from torch import Tensor
 
 from dmlap_kernels.backends.device.sweeps import HingeSums, Weigher
-from dmlap_kernels.backends.device.terms import Call, Found, Group, PackedGradients
+from dmlap_kernels.backends.device.terms import (
+    Call,
+    Found,
+    Group,
+    PackedGradients,
+    Statistics,
+    filled,
+)
 from dmlap_kernels.problem import PairProblem, PairSpec
 
 
@@ -23,21 +30,21 @@ class Contrastive:
         squared = bool(call.spec.params[2])
         sums = call.sweeps.hinge_sums(call.sides, *self._bounds(call), squared)
         groups = (
-            Group(sums.positive, call.sides.positives, sums.positive_active.long()),
-            Group(sums.negative, call.sides.negatives, sums.negative_active.long()),
+            Group(sums.positive, call.positives, sums.positive_active),
+            Group(sums.negative, call.negatives, sums.negative_active),
         )
-        terms = (call.sides.positives + call.sides.negatives).sum()
-        return _found(groups, None, terms, sums, call.sides.positives >= 0)
+        return _found(call, groups, None, sums)
 
     def backward(self, call: Call, kept: Tensor, weights: Tensor) -> PackedGradients:
         kind = "squared_hinge" if call.spec.params[2] else "hinge"
-        coefficients = torch.cat((torch.stack(self._bounds(call)), weights))
+        coefficients = torch.stack((*self._bounds(call), *weights))
         return PackedGradients(*call.sweeps.gradient(call.sides, Weigher(kind, coefficients)))
 
     def _bounds(self, call: Call) -> tuple[Tensor, Tensor]:
-        pos_margin, neg_margin, _ = call.spec.params
-        like = call.sides.x_norms
-        return torch.full_like(like, pos_margin), torch.full_like(like, neg_margin)
+        if "bounds" not in call.memo:
+            like = call.sides.x_norms
+            call.memo["bounds"] = tuple(filled(like, bound) for bound in call.spec.params[:2])
+        return call.memo["bounds"]
 
 
 class Margin:
@@ -54,18 +61,18 @@ class Margin:
         return 1
 
     def forward(self, call: Call) -> Found:
-        positives, negatives = call.sides.positives, call.sides.negatives
+        positives, negatives = call.positives, call.negatives
         sums = call.sweeps.hinge_sums(call.sides, *self._bounds(call), False)
         total = negatives * sums.positive + positives * sums.negative
         pulled, pushed = negatives * sums.positive_active, positives * sums.negative_active
         triplets = positives * negatives
-        kept = (pushed - pulled).float()[None]
-        pairs = torch.where(triplets > 0, positives + negatives, 0).sum()
-        return _found((Group(total, triplets, pulled + pushed),), kept, pairs, sums, triplets > 0)
+        kept = (pushed - pulled).to(total.dtype)[None]
+        group = Group(total, triplets, pulled + pushed)
+        return _found(call, (group,), kept, sums, triplets > 0)
 
     def backward(self, call: Call, kept: Tensor, weights: Tensor) -> PackedGradients:
         (weight,) = weights
-        scales = weight * call.sides.negatives, weight * call.sides.positives
+        scales = weight * call.negatives, weight * call.positives
         weigher = Weigher("hinge", torch.stack((*self._bounds(call), *scales)))
         return PackedGradients(*call.sweeps.gradient(call.sides, weigher), weight * kept[0])
 
@@ -76,14 +83,21 @@ class Margin:
 
 
 def _found(
+    call: Call,
     groups: tuple[Group, ...],
     kept: Tensor | None,
-    constraints: Tensor,
     sums: HingeSums,
-    counted: Tensor,
+    counted: Tensor | None = None,
 ) -> Found:
-    """Statistics of the plain hinges of the anchors (B,) that are counted."""
-    active = sums.positive_active.long() + sums.negative_active
-    hinges = sums.positive_hinge.double() + sums.negative_hinge
-    violated = torch.where(counted, active, 0).sum()
-    return Found(groups, kept, constraints, violated, torch.where(counted, hinges, 0).sum())
+    """With the statistics of the plain hinges of the anchors (B,) that are counted."""
+
+    def statistics() -> Statistics:
+        pairs = call.positives + call.negatives
+        active = sums.positive_active.long() + sums.negative_active
+        hinges = sums.positive_hinge.double() + sums.negative_hinge
+        parts = [pairs, active, hinges]
+        if counted is not None:
+            parts = [torch.where(counted, part, 0) for part in parts]
+        return Statistics(*(part.sum() for part in parts))
+
+    return Found(groups, kept, statistics)

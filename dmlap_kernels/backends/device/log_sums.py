@@ -16,6 +16,7 @@ from dmlap_kernels.backends.device.sweeps import Exponent, LogSums, Weigher
 from dmlap_kernels.backends.device.terms import (
     Call,
     Found,
+    Group,
     PackedGradients,
     anchor_group,
     found,
@@ -25,7 +26,7 @@ from dmlap_kernels.problem import PairProblem, PairSpec
 
 
 class Anchors(NamedTuple):
-    """What terms may see of the anchors: `LogSums`, and how many positives and negatives there are.
+    """What terms may see of the anchors: `LogSums`, and how many positives there are.
 
     All (B,); zp and zn are -inf where there is nothing to sum.
     """
@@ -33,36 +34,37 @@ class Anchors(NamedTuple):
     zp: Tensor
     zn: Tensor
     exponent_sum: Tensor
-    positives: Tensor
-    negatives: Tensor
+    count_positives: Callable[[], Tensor]
 
     @property
-    def every(self) -> Tensor:
-        return torch.ones_like(self.positives, dtype=torch.bool)
+    def positives(self) -> Tensor:
+        return self.count_positives()
 
 
-# A value and a mask (B,) of the anchors that count, of each group.
-Terms = tuple[tuple[Tensor, Tensor], ...]
+# Of each group a value (B,) and a mask of the anchors that count, None for all of them.
+Terms = tuple[tuple[Tensor, Tensor | None], ...]
 
 
 class Policy(NamedTuple):
     """A loss by its exponents and terms.
 
-    With ``epsilon`` only pairs are seen that are not easy: positives with d > nearest negative -
-    epsilon, negatives with d < farthest positive + epsilon.
+    ``read`` are the sums that the terms look at. With ``epsilon`` only pairs are seen that are not
+    easy: positives with d > nearest negative - epsilon, negatives with d < farthest positive +
+    epsilon.
     """
 
     positive: Exponent
     negative: Exponent
     terms: Callable[[Anchors], Terms]
     epsilon: float | None = None
+    read: tuple[str, ...] = ("zp", "zn")
 
 
 def multi_similarity(
     alpha: float, beta: float, threshold: float, mined: float, epsilon: float
 ) -> Policy:
     def terms(a: Anchors) -> Terms:
-        return ((softplus(a.zp) / alpha + softplus(a.zn) / beta, a.every),)
+        return ((softplus(a.zp) / alpha + softplus(a.zn) / beta, None),)
 
     exponents = Exponent(alpha, threshold), Exponent(-beta, threshold)
     return Policy(*exponents, terms, epsilon if mined else None)
@@ -71,7 +73,7 @@ def multi_similarity(
 def lifted_structure(pos_margin: float, neg_margin: float) -> Policy:
     def terms(a: Anchors) -> Terms:
         pull, push = (torch.where(z > -torch.inf, z, 0) for z in (a.zp, a.zn))
-        return (((pull + push).relu(), a.every),)
+        return (((pull + push).relu(), None),)
 
     return Policy(Exponent(1.0, pos_margin), Exponent(-1.0, neg_margin), terms)
 
@@ -81,16 +83,16 @@ def sup_con(temperature: float) -> Policy:
         some = a.positives > 0
         whole = torch.logaddexp(torch.where(some, a.zp, 0), a.zn)
         mean = a.exponent_sum / a.positives.clamp(min=1)
-        return ((torch.where(some, whole - mean, 0), a.every),)
+        return ((torch.where(some, whole - mean, 0), None),)
 
     exponent = Exponent(-1 / temperature)
-    return Policy(exponent, exponent, terms)
+    return Policy(exponent, exponent, terms, read=LogSums._fields)
 
 
 def circle(m: float, gamma: float) -> Policy:
     def terms(a: Anchors) -> Terms:
         # Where either is empty the sum is -inf and the term 0.
-        return ((softplus(a.zp + a.zn), a.every),)
+        return ((softplus(a.zp + a.zn), None),)
 
     return Policy(Exponent(gamma, m, 1, -m), Exponent(-gamma, 1 - m, -1, 1 + m), terms)
 
@@ -105,47 +107,70 @@ def proxy_nca(scale: float) -> Policy:
 
 def proxy_anchor(alpha: float, near: float, far: float) -> Policy:
     def terms(a: Anchors) -> Terms:
-        return (softplus(a.zp), a.positives > 0), (softplus(a.zn), a.every)
+        return (softplus(a.zp), a.positives > 0), (softplus(a.zn), None)
 
     return Policy(Exponent(alpha, near), Exponent(-alpha, far), terms)
 
 
 class LogSumLoss:
-    """A loss by its policy. Keeps the log-sums, and the bounds of mined pairs."""
+    """A loss by its policy. Keeps the log-sums, and the bounds of mined pairs.
 
-    def __init__(self, policy: Callable[..., Policy], groups: int = 1) -> None:
-        self._policy, self._groups = policy, groups
+    ``mining`` is which of the params is the flag that pairs are mined, None where they never are.
+    """
+
+    def __init__(
+        self, policy: Callable[..., Policy], groups: int = 1, mining: int | None = None
+    ) -> None:
+        self._policy, self._groups, self._mining = policy, groups, mining
 
     def groups(self, spec: PairSpec) -> int:
         return self._groups
 
     def kept_rows(self, spec: PairSpec, problem: PairProblem) -> int:
-        return 3 if self._policy(*spec.params).epsilon is None else 5
+        # Of a traced call the numbers are not known, but the flags are.
+        return 5 if self._mining is not None and spec.params[self._mining] else 3
 
     def forward(self, call: Call) -> Found:
         policy = self._policy(*call.spec.params)
-        bounds: tuple[Tensor, ...] = ()
+        bounds: tuple[()] | tuple[Tensor, Tensor] = ()
         if policy.epsilon is not None:
-            above, below = call.extremes.negative, call.extremes.positive
-            bounds = above - policy.epsilon, below + policy.epsilon
-        sums = call.sweeps.log_sums(call.sides, policy.positive, policy.negative, *bounds)
-        terms = policy.terms(_anchors(call, sums))
-        groups = tuple(anchor_group(value, counted) for value, counted in terms)
-        return found(groups, torch.stack((*sums, *bounds)))
+            nearest, farthest = call.extremes.negative, call.extremes.positive
+            bounds = nearest - policy.epsilon, farthest + policy.epsilon
+        above, below = bounds or (None, None)
+        exponents = policy.positive, policy.negative
+        sums = call.sweeps.log_sums(call.sides, *exponents, above, below, policy.read)
+        if torch.is_grad_enabled():
+            groups = _groups(call, policy, sums)
+        else:
+            groups, graph = _with_graph(call, policy, sums)
+            call.memo["graph"] = graph
+        return found(groups, (*sums, *bounds))
 
     def backward(self, call: Call, kept: Tensor, weights: Tensor) -> PackedGradients:
         policy = self._policy(*call.spec.params)
-        with torch.enable_grad():
-            leaves = LogSums(*(row.detach().requires_grad_() for row in kept[:3]))
-            terms = policy.terms(_anchors(call, leaves))
-            counted = [torch.where(mask, value, 0) for value, mask in terms]
-            total = (torch.stack(counted) * weights).sum()
-            slopes = torch.autograd.grad(total, leaves, materialize_grads=True)
-        coefficients = torch.cat((kept[:2], torch.stack(slopes), kept[3:]))
+        leaves, totals = call.memo.get("graph") or (None, ())
+        if not all(total.requires_grad for total in totals) or leaves is None:
+            _, (leaves, totals) = _with_graph(call, policy, LogSums(*kept[:3]))
+        slopes = torch.autograd.grad(
+            totals, leaves, weights.unbind(), retain_graph=True, materialize_grads=True
+        )
+        coefficients = torch.stack((*kept[:2], *slopes, *kept[3:]))
         kind = "exponential" if policy.epsilon is None else "mined"
         weigher = Weigher(kind, coefficients, None, policy.positive, policy.negative)
         return PackedGradients(*call.sweeps.gradient(call.sides, weigher))
 
 
-def _anchors(call: Call, sums: LogSums) -> Anchors:
-    return Anchors(*sums, call.sides.positives, call.sides.negatives)
+def _groups(call: Call, policy: Policy, sums: LogSums) -> tuple[Group, ...]:
+    anchors = Anchors(*sums, lambda: call.positives)
+    return tuple(anchor_group(*term) for term in policy.terms(anchors))
+
+
+def _with_graph(
+    call: Call, policy: Policy, sums: LogSums
+) -> tuple[tuple[Group, ...], tuple[LogSums, tuple[Tensor, ...]]]:
+    """The groups, and for their derivatives the sums as leaves of autograd, and the totals."""
+    with torch.enable_grad():
+        leaves = LogSums(*(row.detach().requires_grad_() for row in sums))
+        made = _groups(call, policy, leaves)
+    plain = tuple(group._replace(total=group.total.detach()) for group in made)
+    return plain, (leaves, tuple(group.total for group in made))

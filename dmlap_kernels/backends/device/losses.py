@@ -15,7 +15,7 @@ FAMILIES: dict[str, Family] = {
     "triplet_hard": Hard(),
     "contrastive": Contrastive(),
     "margin": Margin(),
-    "multi_similarity": LogSumLoss(log_sums.multi_similarity),
+    "multi_similarity": LogSumLoss(log_sums.multi_similarity, mining=3),
     "lifted_structure": LogSumLoss(log_sums.lifted_structure),
     "lifted_structure_original": LiftedStructureOriginal(),
     "nt_xent": NTXent(),

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dmlap_kernels.backends.precision import matmul_precision
-from dmlap_kernels.problem import PairProblem, PairSpec
+from dmlap_kernels.problem import PairProblem, PairSpec, compute_dtype
 
 # Rows shorter than this are not brought to unit length, as in torch.nn.functional.normalize.
 _SHORT = 1e-12
@@ -21,10 +21,11 @@ class Sides(NamedTuple):
     """The two sides of a pair problem as kernels read them; all tensors contiguous on the device.
 
     Attributes:
-        x: (B, Dp) float32 anchors in stable label order; of unit length where the loss asks for it,
-            less the `centre` for (sq)euclidean; features padded with zeros to a multiple of 16.
+        x: (B, Dp) anchors in stable label order, in the dtype of the computation, float32 for
+            kernels; of unit length where the loss asks for it, less the `centre` for (sq)euclidean;
+            features padded with zeros to a multiple of 16.
         y: (N, Dp) references likewise, less the same centre; ``x`` itself in the self case.
-        x_norms, y_norms: (B,) and (N,) float32 a and b such that a + b - 2 x.y is the squared
+        x_norms, y_norms: (B,) and (N,) a and b of that dtype such that a + b - 2 x.y is the squared
             distance; for cosine and dot, whose d is a + b - x.y, they are 1 or 0 and 0. A column
             with b = inf does not exist: its d is inf, and it is in no run.
         first, last: (B,) int32; the columns [first, last) of y have the anchor's label.
@@ -160,7 +161,8 @@ def pack_rows(
         offset = centre(x if y is None else torch.cat((x, y)))
         x, y = x - offset, None if y is None else y - offset
     x = _padded(x[order_x])
-    x_norms, y_norms = norms(x, distance, True), norms(x, distance, False)
+    x_norms = norms(x, distance, True)
+    y_norms = x_norms if distance != "cosine" else norms(x, distance, False)
     if y is None or labels[1] is None:
         y, order_y, sorted_y = x, order_x, sorted_x
     else:
@@ -198,13 +200,11 @@ def centre(rows: Tensor) -> Tensor:
     """
     if rows.shape[0] == 0:
         return rows.new_zeros(rows.shape[1])
-    low, high = rows.amin(0), rows.amax(0)
-    middle = low / 2 + high / 2
-    size = middle.abs()
-    near = torch.where(middle > 0, low, -high)
-    far = torch.where(middle > 0, high, -low)
-    exact = (near > 0) & (near >= size / 2) & (far <= 2 * size) & far.isfinite()
-    return torch.where(exact, middle, 0)
+    low, high = rows.aminmax(dim=0)
+    middle = torch.lerp(low, high, 0.5)
+    # Values of one sign, the largest less than three times the smallest; false for what is not
+    # finite.
+    return torch.where(high - low < middle.abs(), middle, 0)
 
 
 def norms(rows: Tensor, distance: str, anchors: bool) -> Tensor:
@@ -219,11 +219,11 @@ def unpacked(sides: Sides, grad: Tensor, raw: Tensor, unit: bool, references: bo
     order = sides.order_y if references else sides.order_x
     found = torch.empty((raw.shape[0], sides.features), dtype=grad.dtype, device=grad.device)
     found[order] = grad[:, : sides.features]
-    return _through_unit(raw.detach().float(), found) if unit else found
+    return _through_unit(raw.detach().to(grad.dtype), found) if unit else found
 
 
 def _ready(rows: Tensor, unit: bool) -> Tensor:
-    rows = rows.detach().float()
+    rows = rows.detach().to(compute_dtype(rows.dtype))
     return _over(rows, _lengths(rows).clamp(min=_SHORT)) if unit else rows
 
 
@@ -233,7 +233,7 @@ def _lengths(rows: Tensor) -> Tensor:
 
 
 def _over(rows: Tensor, lengths: Tensor) -> Tensor:
-    """Rows (B, D) float32 over float64 lengths (B, 1), float32, without a float64 table."""
+    """Rows (B, D) over float64 lengths (B, 1), without a float64 table of float32 rows."""
     return torch.div(rows, lengths, out=torch.empty_like(rows))
 
 
@@ -242,13 +242,14 @@ def _through_unit(rows: Tensor, grad: Tensor) -> Tensor:
     lengths = _lengths(rows)
     divisors = lengths.clamp(min=_SHORT)
     unit = _over(rows, divisors)
-    along = (unit * grad).sum(1, keepdim=True)
     # A row too short to be brought to unit length is divided by a constant.
-    return _over(torch.addcmul(grad, unit, torch.where(lengths < _SHORT, 0, -along)), divisors)
+    along = (unit * grad).sum(1, keepdim=True).masked_fill_(lengths < _SHORT, 0)
+    return _over(torch.addcmul(grad, unit, along, value=-1), divisors)
 
 
 def _padded(rows: Tensor) -> Tensor:
-    return F.pad(rows, (0, -rows.shape[1] % _WIDTH)).contiguous()
+    missing = -rows.shape[1] % _WIDTH
+    return F.pad(rows, (0, missing)) if missing else rows.contiguous()
 
 
 def runs(labels: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:

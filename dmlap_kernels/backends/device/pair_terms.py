@@ -11,6 +11,7 @@ from dmlap_kernels.backends.device.sweeps import Both, Exponent, Weigher
 from dmlap_kernels.backends.device.terms import Call, Found, Group, PackedGradients, found
 from dmlap_kernels.problem import PairProblem, PairSpec
 
+Kept = tuple[Tensor, Tensor]
 # In the place of the log-sum of an anchor without negatives, so that it may be subtracted.
 _LOWEST = -1e30
 
@@ -31,7 +32,7 @@ class NTXent(_PairTermLoss):
 
     def forward(self, call: Call) -> Found:
         total, nonzero, kept = _nt_xent(call, call.sides, _temperature(call.spec))
-        return found((Group(total, call.sides.positives, nonzero),), kept)
+        return found((Group(total, call.positives, nonzero),), kept)
 
     def backward(self, call: Call, kept: Tensor, weights: Tensor) -> PackedGradients:
         temperature = _temperature(call.spec)
@@ -52,7 +53,7 @@ class NPairs(_PairTermLoss):
         total, nonzero, kept = _nt_xent(call, sides, 1.0)
         rows = call.sides.anchors
         group = Group(*(_spread(part, at, rows) for part in (total, sides.positives, nonzero)))
-        return found((group,), F.pad(kept, (0, rows - kept.shape[1])))
+        return found((group,), F.pad(torch.stack(kept), (0, rows - sides.anchors)))
 
     def backward(self, call: Call, kept: Tensor, weights: Tensor) -> PackedGradients:
         if not call.sides.self_case:
@@ -74,10 +75,10 @@ class LiftedStructureOriginal(_PairTermLoss):
 
     def forward(self, call: Call) -> Found:
         positive, negative = self._exponents(call)
-        zn = call.sweeps.log_sums(call.sides, positive, negative).zn
+        zn = call.sweeps.log_sums(call.sides, positive, negative, read=("zn",)).zn
         of_columns = self._of_columns(call, zn)
         terms = call.sweeps.pair_terms(call.sides, "lifted", positive, zn, of_columns)
-        group = Group(terms.total, call.sides.positives, terms.nonzero.long())
+        group = Group(terms.total, call.positives, terms.nonzero)
         return found((group,), torch.stack((zn, terms.by_zn)))
 
     def backward(self, call: Call, kept: Tensor, weights: Tensor) -> PackedGradients:
@@ -104,7 +105,7 @@ class LiftedStructureOriginal(_PairTermLoss):
         sides = call.sides
         if sides.self_case:
             return zn
-        return call.sweeps.log_sums(sides.swapped(), *self._exponents(call)).zn
+        return call.sweeps.log_sums(sides.swapped(), *self._exponents(call), read=("zn",)).zn
 
 
 def _temperature(spec: PairSpec) -> float:
@@ -115,13 +116,13 @@ def _exponents(temperature: float) -> tuple[Exponent, Exponent]:
     return Exponent(1 / temperature), Exponent(-1 / temperature)
 
 
-def _nt_xent(call: Call, sides: Sides, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+def _nt_xent(call: Call, sides: Sides, temperature: float) -> tuple[Tensor, Tensor, Kept]:
     """Of each anchor of the sides: the sum of terms, the number of positive ones; and what is
-    kept (2, B)."""
+    kept, (B,) each."""
     positive, negative = _exponents(temperature)
-    zn = call.sweeps.log_sums(sides, positive, negative).zn.clamp(min=_LOWEST)
+    zn = call.sweeps.log_sums(sides, positive, negative, read=("zn",)).zn.clamp(min=_LOWEST)
     terms = call.sweeps.pair_terms(sides, "nt_xent", positive, zn)
-    return terms.total, terms.nonzero.long(), torch.stack((zn, terms.by_zn))
+    return terms.total, terms.nonzero, (zn, terms.by_zn)
 
 
 def _nt_xent_gradient(
@@ -159,6 +160,8 @@ def _first_two(sides: Sides) -> tuple[Sides, Tensor]:
         col_last=runs[1],
         order_x=sides.order_x[own],
         order_y=sides.order_y[other],
+        labels_x=begin,
+        labels_y=torch.where(exists, begin, -1),
         self_case=False,
     ), at
 

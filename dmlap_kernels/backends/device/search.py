@@ -11,8 +11,9 @@ from dmlap_kernels.problem import HardClasses, Nearest
 
 # Neighbours and hard classes are to be exact, whatever products of matrices elsewhere may be.
 _PRECISION = "highest"
-# Pairs of classes whose scores are held at once.
+# Pairs of classes whose scores are held at once; fewer on the CPU, where a launch costs little.
 _SCORES = 1 << 22
+_SCORES_ON_CPU = 1 << 19
 
 
 def nearest(
@@ -38,8 +39,16 @@ def hard_classes(
     ends = sizes.cumsum(0)
     last_rows = [0, *ends.tolist()]
     count = len(classes)
-    step = max(1, _SCORES // count)
-    found = []
+    held = min(_SCORES, _SCORES_ON_CPU) if rows.device.type == "cpu" else _SCORES
+    step = max(1, held // count)
+    # Filled in place: small tensors kept between the large ones of successive blocks would leave
+    # the allocator with holes of no use.
+    found = HardClasses(
+        classes,
+        classes.new_empty(count, k),
+        sides.x.new_empty(count, k),
+        sides.x.new_empty(count, k),
+    )
     for top in range(0, count, step):
         bottom = min(top + step, count)
         begin, end = last_rows[top], last_rows[bottom]
@@ -49,6 +58,7 @@ def hard_classes(
             x_norms=sides.x_norms[begin:end],
             first=sides.first[begin:end],
             last=sides.last[begin:end],
+            labels_x=sides.labels_x[begin:end],
             self_case=False,
         )
         bounds = torch.full_like(block.x_norms, margin)
@@ -56,21 +66,19 @@ def hard_classes(
         scores = sums / torch.outer(sizes[top:bottom], sizes)
         own = torch.arange(top, bottom, device=rows.device)[:, None]
         scores.scatter_(1, own, -1)
-        best = torch.sort(_keys(scores, smallest), dim=1, stable=True).indices[:, :k]
-        found.append((classes[best], scores.gather(1, best), smallest.gather(1, best)))
-    return HardClasses(classes, *(torch.cat(parts) for parts in zip(*found, strict=True)))
+        best = _hardest(scores, smallest)[:, :k]
+        found.neighbors[top:bottom] = classes[best]
+        found.scores[top:bottom] = scores.gather(1, best)
+        found.distances[top:bottom] = smallest.gather(1, best)
+    return found
 
 
 def _one_class(rows: Tensor) -> Tensor:
     return torch.zeros(rows.shape[0], dtype=torch.int64, device=rows.device)
 
 
-def _keys(scores: Tensor, smallest: Tensor) -> Tensor:
-    """int64 numbers that ascend as scores fall, and where these are equal as distances rise."""
-    return (-_ordered(scores) << 32) + _ordered(smallest)
-
-
-def _ordered(values: Tensor) -> Tensor:
-    """int64 numbers of 32 bits, in the order of float32 values."""
-    bits = (values + 0.0).view(torch.int32).long()
-    return torch.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
+def _hardest(scores: Tensor, smallest: Tensor) -> Tensor:
+    """The columns of each row as scores fall, and where these are equal as distances rise."""
+    by_distance = torch.sort(smallest, dim=1, stable=True).indices
+    ranked = torch.sort(scores.gather(1, by_distance), dim=1, descending=True, stable=True).indices
+    return by_distance.gather(1, ranked)

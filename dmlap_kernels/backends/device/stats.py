@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dmlap_kernels.backends.device.terms import Call, Found, rows_at
+from dmlap_kernels.backends.device.terms import Call, Found, filled, rows_at
 from dmlap_kernels.problem import ClassScores, PairProblem, PairStats
 
 
@@ -13,14 +13,16 @@ def pair_stats(call: Call, found: Found, problem: PairProblem, scores: bool) -> 
     """The statistics of a call whose extremes come with sums."""
     sides, extremes = call.sides, call.extremes
     assert extremes.positive_sum is not None and extremes.negative_sum is not None
-    positive = extremes.positive_sum.double().sum() / sides.positives.sum()
-    negative = extremes.negative_sum.double().sum() / sides.negatives.sum()
+    positive = extremes.positive_sum.double().sum() / call.positives.sum()
+    negative = extremes.negative_sum.double().sum() / call.negatives.sum()
+    constraints, violated, violation = found.statistics()
+    real = sides.x.dtype
     return PairStats(
-        constraints=found.constraints,
-        violated=found.violated,
-        violation=found.violation.float(),
-        mean_positive_distance=positive.float(),
-        mean_negative_distance=negative.float(),
+        constraints=constraints,
+        violated=violated,
+        violation=violation.to(real),
+        mean_positive_distance=positive.to(real),
+        mean_negative_distance=negative.to(real),
         hardest_positive=_original(call, extremes.positive_column),
         hardest_negative=_original(call, extremes.negative_column),
         class_scores=_class_scores(call, problem) if scores else None,
@@ -37,7 +39,7 @@ def thresholds(call: Call) -> Tensor:
     """The bound (B,) of each anchor's negatives in the scores of classes."""
     loss, params = call.spec.loss, call.spec.params
     if loss == "contrastive":
-        return torch.full_like(call.sides.x_norms, params[1])
+        return filled(call.sides.x_norms, params[1])
     if loss == "margin":
         assert call.anchor_params is not None
         return call.anchor_params + params[0]

@@ -1,15 +1,16 @@
-"""The one interface between the driver and the kernels of a GPU backend.
+"""The one interface between the losses of `backends/device` and what goes through pairs for them.
 
-All vectors are on the device and in the order of `Sides`; anchors are rows i, references columns j;
--1 stands for no column; equal distances go to the lower column. The pair of an anchor and itself is
-neither positive nor negative (`Sides.self_case`, `Sides.itself`). Every method is deterministic,
-launches on the current stream of its tensors' device and waits for nothing. No method holds a
-(B, N) tensor, and any of them may be called with no anchors or no columns.
+All vectors are on the device, in the order of `Sides`, and of the dtype of its rows where float32
+is said; anchors are rows i, references columns j; -1 stands for no column; equal distances go to
+the lower column. The pair of an anchor and itself is neither positive nor negative
+(`Sides.self_case`, `Sides.itself`). Every method is deterministic; kernels are launched on the
+current stream of their tensors' device and wait for nothing. No kernel holds a (B, N) tensor, and
+any method may be called with no anchors or no columns.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -89,7 +90,7 @@ class Triplets(NamedTuple):
     swap: bool = False
     cutoff: float = 0.0
     beyond: float = 0.0
-    seed: int = 0
+    seed: Any = 0
 
 
 class Weigher(NamedTuple):
@@ -156,9 +157,12 @@ class Sweeps(Protocol):
         negative: Exponent,
         positive_above: Tensor | None = None,
         negative_below: Tensor | None = None,
+        read: tuple[str, ...] = LogSums._fields,
     ) -> LogSums:
         """Log-sums over the positives with d > positive_above and the negatives with
-        d < negative_below, (B,) float32 each; over all where None (both are, or neither)."""
+        d < negative_below, (B,) float32 each; over all where None (both are, or neither).
+
+        The caller reads the fields ``read`` alone; others may be any tensors (B,)."""
 
     def pair_terms(
         self,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -14,26 +15,35 @@ from dmlap_kernels.problem import PairProblem, PairSpec
 
 
 class Group(NamedTuple):
-    """One group of terms: of each anchor (B,) their sum float32, and int64 how many there are and
-    how many are strictly positive. The means of a batch divide by the sums of these numbers."""
+    """One group of terms: of each anchor (B,) their sum, how many there are, and how many are
+    strictly positive, whole numbers or masks. The means of a batch divide by the sums of these.
+
+    Without ``terms`` each anchor has one, and without ``nonzero`` no more than one.
+    """
 
     total: Tensor
-    terms: Tensor
-    nonzero: Tensor
+    terms: Tensor | None = None
+    nonzero: Tensor | None = None
+
+    @property
+    def number(self) -> Tensor:
+        return torch.ones_like(self.total, dtype=torch.bool) if self.terms is None else self.terms
+
+    @property
+    def positive(self) -> Tensor:
+        return self.total > 0 if self.nonzero is None else self.nonzero
 
 
 class Found(NamedTuple):
     """What the forward half of a loss finds; all in the order of `Sides`.
 
-    ``kept`` (rows, B) float32 is handed to the backward half, or None. The last three (), for
-    `PairStats`: numbers of terms and of positive ones, and their sum.
+    ``kept``, rows (B,), are handed to the backward half, or None. ``statistics`` are made when they
+    are asked for.
     """
 
     groups: tuple[Group, ...]
-    kept: Tensor | None
-    constraints: Tensor
-    violated: Tensor
-    violation: Tensor
+    kept: Tensor | tuple[Tensor, ...] | None
+    statistics: Callable[[], Statistics]
 
 
 class PackedGradients(NamedTuple):
@@ -43,6 +53,14 @@ class PackedGradients(NamedTuple):
     x: Tensor | None
     y: Tensor | None
     anchor_params: Tensor | None = None
+
+
+class Statistics(NamedTuple):
+    """Numbers of terms and of positive ones, and their sum, for `PairStats`; all ()."""
+
+    constraints: Tensor
+    violated: Tensor
+    violation: Tensor
 
 
 @dataclass
@@ -55,6 +73,11 @@ class Call:
     anchor_params: Tensor | None
     with_sums: bool = False
     _extremes: Extremes | None = field(default=None, repr=False)
+    _poison: Tensor | None = field(default=None, repr=False)
+    _positives: Tensor | None = field(default=None, repr=False)
+    _negatives: Tensor | None = field(default=None, repr=False)
+    # What the forward half of a loss leaves for its backward half of the same call, if it likes.
+    memo: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @staticmethod
     def of(
@@ -72,6 +95,31 @@ class Call:
         params = problem.anchor_params
         sorted_params = None if params is None else params.detach()[sides.order_x]
         return Call(spec, sweeps, sides, sorted_params, with_sums)
+
+    @property
+    def positives(self) -> Tensor:
+        """(B,) int64, how many positive pairs each anchor has."""
+        if self._positives is None:
+            self._positives = self.sides.positives
+        return self._positives
+
+    @property
+    def negatives(self) -> Tensor:
+        """(B,) int64, how many negative pairs each anchor has."""
+        if self._negatives is None:
+            sides = self.sides
+            rest = sides.columns - int(sides.self_case) - self.positives
+            self._negatives = rest if sides.itself is None else sides.negatives
+        return self._negatives
+
+    @property
+    def poison(self) -> Tensor:
+        """0, or NaN where an embedding is not finite."""
+        if self._poison is None:
+            sides = self.sides
+            poison = sides.x.mul(0).sum()
+            self._poison = poison if sides.self_case else poison + sides.y.mul(0).sum()
+        return self._poison
 
     @property
     def extremes(self) -> Extremes:
@@ -96,18 +144,21 @@ class Family(Protocol):
         """The gradient of the sum of weights (groups, B) times the totals of each anchor."""
 
 
-def anchor_group(term: Tensor, counted: Tensor) -> Group:
-    """One term (B,) an anchor, which counts where the mask says so."""
-    term = torch.where(counted, term, 0)
-    return Group(term, counted.long(), (term > 0).long())
+def anchor_group(term: Tensor, counted: Tensor | None) -> Group:
+    """One term (B,) an anchor, which counts where the mask says so; everywhere if it is None."""
+    return Group(term if counted is None else torch.where(counted, term, 0), counted)
 
 
-def found(groups: tuple[Group, ...], kept: Tensor | None) -> Found:
+def found(groups: tuple[Group, ...], kept: Tensor | tuple[Tensor, ...] | None) -> Found:
     """Terms that each are a constraint, and their own violation."""
-    constraints = torch.stack([group.terms for group in groups]).sum()
-    violated = torch.stack([group.nonzero for group in groups]).sum()
-    violation = torch.stack([group.total for group in groups]).double().sum()
-    return Found(groups, kept, constraints, violated, violation)
+
+    def statistics() -> Statistics:
+        constraints = torch.stack([group.number.sum() for group in groups]).sum()
+        violated = torch.stack([group.positive.sum() for group in groups]).sum()
+        violation = torch.stack([group.total for group in groups]).double().sum()
+        return Statistics(constraints, violated, violation)
+
+    return Found(groups, kept, statistics)
 
 
 def reduce(groups: tuple[Group, ...], reduction: str) -> tuple[Tensor, Tensor]:
@@ -116,28 +167,66 @@ def reduce(groups: tuple[Group, ...], reduction: str) -> tuple[Tensor, Tensor]:
     "mean_nonzero" is over the terms that are > 0: it leaves out anchors that have none, whose sum
     may be negative. An anchor of several terms has none that are.
     """
-    total, count, nonzero = (torch.stack(parts) for parts in zip(*groups, strict=True))
+    total = _together([group.total for group in groups])
     if reduction == "none":
-        weights = 1 / count.clamp(min=1).float()
+        counts = _together([group.number for group in groups])
+        weights = counts.to(total.dtype).clamp(min=1).reciprocal()
         return (total * weights).sum(0), weights
-    if reduction == "sum":
-        weights = torch.ones_like(total)
+    if reduction == "sum" or (reduction == "mean" and all(g.terms is None for g in groups)):
+        equal = 1.0 if reduction == "sum" else 1 / max(1, total.shape[1])
+        value = total.sum(dtype=torch.float64) * equal
+        return value.to(total.dtype), torch.full_like(total, equal)
+    if reduction == "mean":
+        terms = _together([group.number for group in groups])
     else:
-        terms = count if reduction == "mean" else nonzero
-        share = 1 / terms.sum(1, keepdim=True).clamp(min=1).float()
-        weights = share.expand_as(total).contiguous()
-        if reduction == "mean_nonzero":
-            weights = torch.where(nonzero > 0, weights, 0)
-    return (total.double() * weights.double()).sum().float(), weights
+        terms = _together([group.positive for group in groups])
+    share = terms.sum(1, keepdim=True).clamp(min=1).to(total.dtype).reciprocal()
+    if reduction == "mean":
+        value, weights = total.sum(1, keepdim=True, dtype=torch.float64), share.expand_as(total)
+    else:
+        weights = torch.where(terms > 0, share, 0)
+        value = (total * (terms > 0)).sum(1, keepdim=True, dtype=torch.float64)
+    value = value * share
+    return (value.view(()) if len(groups) == 1 else value.sum()).to(total.dtype), weights
+
+
+def _together(parts: list[Tensor]) -> Tensor:
+    """Vectors (B,) as rows."""
+    return parts[0].unsqueeze(0) if len(parts) == 1 else torch.stack(parts)
+
+
+def filled(like: Tensor, number: Any) -> Tensor:
+    """A tensor of one number, which may be a tensor (): to read it would wait for its device."""
+    if isinstance(number, Tensor):
+        return torch.zeros_like(like) + number
+    return torch.full_like(like, number)
 
 
 def softplus(x: Tensor) -> Tensor:
-    """log(1 + e^x); `torch.nn.functional.softplus` drops the exponential beyond 20."""
-    return -torch.nn.functional.logsigmoid(-x)
+    """log(1 + e^x), which is x to the last bit of a float64 beyond 40."""
+    return torch.nn.functional.softplus(x, threshold=40.0)
+
+
+def add_rows(total: Tensor, index: Tensor, values: Tensor) -> Tensor:
+    """Adds ``values`` (k, ...) to the rows (n, ...) at ``index`` (k,), which may repeat, in place
+    and in a fixed order."""
+    if total.device.type == "cpu":
+        return total.index_add_(0, index, values)
+    # index_put_ sorts before it adds there, and index_add_ does not.
+    return total.index_put_((index,), values, accumulate=True)
+
+
+def row_distances(a: Tensor, b: Tensor, distance: str) -> Tensor:
+    """Distances (k,) of packed rows (k, Dp) to rows (k, Dp), without gradient at distance 0."""
+    if distance in ("cosine", "dot"):
+        return float(distance == "cosine") - (a * b).sum(1)
+    if distance == "sqeuclidean":
+        return (a - b).square().sum(1)
+    return torch.linalg.vector_norm(a - b, dim=1)
 
 
 def rows_at(rows: Tensor, columns: Tensor) -> Tensor:
     """The rows (B, ...) of a table (N, ...) at columns (B,); any row for -1, zeros if N is 0."""
     if rows.shape[0] == 0:
         return rows.new_zeros(columns.shape[0], *rows.shape[1:])
-    return rows[columns.clamp(min=0).long()]
+    return rows.index_select(0, columns.clamp(min=0).long())

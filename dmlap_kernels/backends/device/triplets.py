@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from dmlap_kernels.backends.device.sweeps import Triplets
-from dmlap_kernels.backends.device.terms import Call, Found, Group, PackedGradients
+from dmlap_kernels.backends.device.terms import Call, Found, Group, PackedGradients, Statistics
 from dmlap_kernels.problem import PairProblem, PairSpec
 
 
@@ -21,8 +21,12 @@ class Mined:
     def forward(self, call: Call) -> Found:
         sums = call.sweeps.triplet_sums(call.sides, triplets_of(call.spec))
         total, nonzero, hinges, violated, terms = sums.unbind(1)
-        group = Group(total.float(), terms.long(), nonzero.long())
-        return Found((group,), None, group.terms.sum(), violated.sum().long(), hinges.sum())
+        group = Group(total.to(call.sides.x.dtype), terms.long(), nonzero.long())
+
+        def statistics() -> Statistics:
+            return Statistics(terms.sum().long(), violated.sum().long(), hinges.sum())
+
+        return Found((group,), None, statistics)
 
     def backward(self, call: Call, kept: Tensor, weights: Tensor) -> PackedGradients:
         return PackedGradients(
@@ -36,4 +40,6 @@ def triplets_of(spec: PairSpec) -> Triplets:
     if not draw:
         return found
     cutoff, beyond, seed = draw
-    return found._replace(cutoff=cutoff, beyond=beyond, seed=int(seed))
+    # A tensor stays one: to read it would wait for its device.
+    whole = seed if isinstance(seed, Tensor) else int(seed)
+    return found._replace(cutoff=cutoff, beyond=beyond, seed=whole)

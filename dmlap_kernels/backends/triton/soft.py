@@ -79,6 +79,7 @@ def log_sums(
     negative: Exponent,
     positive_above: Tensor | None = None,
     negative_below: Tensor | None = None,
+    read: tuple[str, ...] = LogSums._fields,
 ) -> LogSums:
     visit, bounds = _visit, None
     if positive_above is not None and negative_below is not None:

@@ -1,0 +1,178 @@
+"""Panels: some anchors against all references, one at a time, or all kept for the backward half."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dmlap_kernels.backends.device.packing import Sides, norms
+from dmlap_kernels.backends.panels.block import Block, Rows
+
+# Bytes of the distances of a panel: on the CPU they stay in cache, elsewhere launches are few.
+PANEL_BYTES = {"cpu": 2 << 20, "other": 64 << 20}
+# Of the distances of all panels, up to which they are kept for the backward half; or up to the size
+# of the input.
+KEPT_BYTES = 64 << 20
+
+
+class Panel(Block):
+    """Anchors ``at`` against all references.
+
+    ``unlike`` and ``alike`` (b, N) are True where a pair is not positive and where it is not
+    negative; both are at pairs of an anchor and itself, whose ``d`` is any finite number.
+    """
+
+    def __init__(self, sides: Sides, at: slice) -> None:
+        self.at, self.sides = at, sides
+        anchors, columns = Rows(sides.x[at], sides.x_norms[at]), Rows(sides.y, sides.y_norms)
+        if not sides.columns:
+            # One that is in no pair, so that reductions have something to reduce.
+            columns = Rows(*(anchors.x.new_zeros(1, *rest.shape[1:]) for rest in columns))
+        super().__init__(anchors, columns, sides.distance, sides.precision)
+        if not sides.columns:
+            self.alike = self.unlike = torch.ones_like(self.d, dtype=torch.bool)
+            return
+        self.alike = sides.labels_x[at, None] == sides.labels_y
+        self.unlike = ~self.alike
+        if sides.self_case:
+            self.unlike.diagonal(at.start).fill_(True)
+        for own in self._named(sides, at):
+            self.alike |= own
+            self.unlike |= own
+
+    @staticmethod
+    def _named(sides: Sides, at: slice) -> Iterator[Tensor]:
+        """A mask (b, N) of the pairs that are an anchor and itself by name."""
+        if sides.itself is not None:
+            columns = torch.arange(sides.columns, device=sides.x.device)
+            yield sides.itself[at, None] == columns
+        elif sides.col_itself is not None:
+            rows = torch.arange(at.start, at.stop, device=sides.x.device)
+            yield rows[:, None] == sides.col_itself
+
+    def from_columns(self, columns: Tensor) -> Block:
+        """Distances of references ``columns`` (k,) to all references."""
+        x = self.columns.x.index_select(0, columns)
+        rows = Rows(x, norms(x, self.distance, True))
+        return Block(rows, self.columns, self.distance, self.sides.precision)
+
+    def positives(self) -> tuple[Tensor, Tensor]:
+        """Rows and columns (k,) of the positive pairs. Reads their number from the device."""
+        rows, columns = (~self.unlike).nonzero(as_tuple=True)
+        return rows, columns
+
+
+class Panels:
+    """The panels of one call, of which those of its sides are kept if they are small."""
+
+    def __init__(self) -> None:
+        self._kept: dict[int, Panel] = {}
+        self._sides: Sides | None = None
+
+    def of(self, sides: Sides, keep: bool = True) -> Iterator[Panel]:
+        """At least one panel, be it of no anchors."""
+        for at in slices(sides):
+            yield self.panel(sides, at) if keep else Panel(sides, at)
+
+    def panel(self, sides: Sides, at: slice) -> Panel:
+        if self._sides is None:
+            self._sides = sides
+        if self._sides is not sides:
+            return Panel(sides, at)
+        found = self._kept.get(at.start)
+        if found is None:
+            found = Panel(sides, at)
+            if _keeps(sides):
+                self._kept[at.start] = found
+        return found
+
+    def each(
+        self,
+        sides: Sides,
+        body: Callable[..., Sequence[Tensor]],
+        rows: Sequence[Tensor | None] = (),
+        whole: Sequence[Any] = (),
+    ) -> list[Tensor]:
+        """The results of ``body(panel, *rows, *whole)`` of all panels, one after the other.
+
+        Of ``rows`` (B,) it sees those of the panel. Under autograd what a panel needs for the
+        derivative is made again when that is taken, so that there is one panel at a time.
+        """
+        cuts = list(slices(sides))
+        found: list[Tensor] = []
+        for at in cuts:
+            operands = [None if row is None else row[at] for row in rows]
+            parts = self._run(sides, at, body, (*operands, *whole))
+            if len(cuts) == 1:
+                return list(parts)
+            # Filled in place: small tensors kept between the large ones of successive panels would
+            # leave the allocator with holes of no use.
+            found = found or [one.new_empty(sides.anchors, *one.shape[1:]) for one in parts]
+            for one, part in zip(found, parts, strict=True):
+                one[at] = part
+        return found
+
+    def _run(
+        self, sides: Sides, at: slice, body: Callable[..., Sequence[Tensor]], operands: tuple
+    ) -> Sequence[Tensor]:
+        where = [i for i, one in enumerate(operands) if isinstance(one, Tensor)]
+
+        def run(*tensors: Tensor) -> tuple[Tensor, ...]:
+            given = list(operands)
+            for i, tensor in zip(where, tensors, strict=True):
+                given[i] = tensor
+            return tuple(body(self.panel(sides, at), *given))
+
+        tensors = [operands[i] for i in where]
+        if torch.is_grad_enabled() and any(one.requires_grad for one in tensors):
+            return _Again.apply(run, *tensors)
+        return run(*tensors)
+
+
+class _Again(torch.autograd.Function):
+    """A function of tensors that runs once more for its derivative."""
+
+    @staticmethod
+    def forward(run: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> Any:
+        return run(*tensors)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        ctx.run, *tensors = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.mark_non_differentiable(*(one for one in output if not one.is_floating_point()))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        with torch.enable_grad():
+            leaves = [one.detach().requires_grad_(one.requires_grad) for one in ctx.saved_tensors]
+            found = ctx.run(*leaves)
+        pairs = [(a, g) for a, g in zip(found, grads, strict=True) if a.requires_grad]
+        wanted = [leaf for leaf in leaves if leaf.requires_grad]
+        outputs, given = zip(*pairs, strict=True)
+        parts = iter(torch.autograd.grad(outputs, wanted, given, allow_unused=True))
+        return None, *(next(parts) if leaf.requires_grad else None for leaf in leaves)
+
+
+def slices(sides: Sides) -> Iterator[slice]:
+    step = max(1, budget_of(sides.x, PANEL_BYTES) // max(1, sides.columns * _item(sides)))
+    for start in range(0, max(1, sides.anchors), step):
+        yield slice(start, min(start + step, sides.anchors))
+
+
+def budget_of(tensor: Tensor, bytes_of: dict[str, int]) -> int:
+    return bytes_of["cpu" if tensor.device.type == "cpu" else "other"]
+
+
+def _item(sides: Sides) -> int:
+    return sides.x.element_size()
+
+
+def _keeps(sides: Sides) -> bool:
+    """Whether the distances of all panels are small."""
+    inputs = sides.x.numel() + (0 if sides.self_case else sides.y.numel())
+    most = max(KEPT_BYTES, inputs * _item(sides))
+    return sides.anchors * sides.columns * _item(sides) <= most
