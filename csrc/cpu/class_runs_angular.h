@@ -28,13 +28,13 @@ struct AngularTerms {
 
   void add(V a, V b, V, V* sums) const { sums[0] += a * b; }
   PairTotal total(T own, const double* sums) const {
-    const double term = policy.term(own, sums[0]);
+    const double term = policy.term(double(own), sums[0]);
     return {term, term > 0, term, term > 0};
   }
 
-  T coefficient(T own, double sum, T c) const { return T(c * policy.share(own, sum)); }
+  T coefficient(T own, double sum, T c) const { return T(c * policy.derive(own, sum).by[1]); }
   // d distance = -d cosine
-  T pull(T own, double sum, T c) const { return T(-c * policy.slope(own, sum)); }
+  T pull(T own, double sum, T c) const { return T(-c * policy.derive(own, sum).by[0]); }
   V weigh(V, V b, V, V coefficient, V& w) const {
     w += coefficient * b;
     return V{};

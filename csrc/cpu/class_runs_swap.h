@@ -2,7 +2,7 @@
 #pragma once
 
 #include "class_runs_terms.h"
-#include "dmlap/policies/triplet_swap.h"
+#include "dmlap/policies/triplet.h"
 
 namespace dmlap::cpu::DMLAP_ISA {
 
@@ -17,7 +17,7 @@ struct SwapTerms {
   static constexpr bool kPullInSweep = true;
   static constexpr bool kDifferences = true;
 
-  TripletSwap<T> policy;
+  Triplet<T> policy;
   const Prepared<T>* p;
 
   SwapTerms(const double* params, const Prepared<T>& p) : policy(params), p(&p) {}
@@ -29,15 +29,15 @@ struct SwapTerms {
 
   void add(V a, V b, V own, V* sums) const {
     const V one = V{} + T(1);
-    const V violation = this->violation(a, b, own);
+    const V violation = of_pairs(this->violation(a, b, own), a, b);
     if constexpr (kSmooth) {
-      const V term = vsoftplus(violation);
+      const V term = triplet_term<true>(violation);
       sums[0] += term;
       sums[1] += term > 0 ? one : V{};
-      sums[2] += policy.hinge(violation);
+      sums[2] += hinge(violation);
       sums[3] += violation > 0 ? one : V{};
     } else {
-      sums[0] += policy.hinge(violation);
+      sums[0] += hinge(violation);
       sums[1] += violation > 0 ? one : V{};
     }
   }
@@ -46,15 +46,21 @@ struct SwapTerms {
     return {sums[0], int64_t(sums[1]), sums[h], int64_t(sums[h + 1])};
   }
 
-  V violation(V a, V b, V own) const {
-    const V all = policy.violation(own, a, b);
-    if constexpr (!kOwn) return all;
-    return (a < kInf<T>)&(b < kInf<T>) ? all : V{} - kInf<T>;
+  // N: V or its duals
+  template <class N>
+  N violation(N a, N b, N own) const {
+    return policy.threshold(own) - policy.nearer(a, b);
   }
-  V slope(V a, V b, V own) const {
-    const V violation = this->violation(a, b, own);
-    if constexpr (kSmooth) return vsigmoid(violation);
-    return violation > 0 ? V{} + T(1) : V{};
+  V of_pairs(V violation, V a, V b) const {
+    if constexpr (!kOwn) return violation;
+    return (a < kInf<T>)&(b < kInf<T>) ? violation : V{} - kInf<T>;
+  }
+  // The term with its derivatives by `own` and by a, both times `seed`.
+  Dual<V, 2> derive(V a, V b, V own, V seed) const {
+    auto violation =
+        this->violation(variable<2>(a, 1, seed), Dual<V, 2>{b, {}}, variable<2>(own, 0, seed));
+    violation.value = of_pairs(violation.value, a, b);
+    return triplet_term<kSmooth>(violation);
   }
 
   struct Slopes {
@@ -65,15 +71,17 @@ struct SwapTerms {
     explicit Slopes(const SwapTerms& terms) : terms(terms) {}
     T own(T d2) const { return terms.own(d2); }
     V value(V d2) const { return terms.value(d2); }
-    void add(V a, V b, V own, V* sums) const { sums[0] += terms.slope(a, b, own); }
+    void add(V a, V b, V own, V* sums) const {
+      sums[0] += terms.derive(a, b, own, V{} + T(1)).by[0];
+    }
   };
 
   T coefficient(T, double, T c) const { return c; }
   T pull(T own, double sum, T c) const { return T(c * sum) * p->factor(own); }
   V weigh(V a, V b, V own, V coefficient, V& w) const {
-    const V slope = coefficient * this->slope(a, b, own);
-    w += policy.share(a, b, slope);
-    return slope;
+    const Dual<V, 2> term = derive(a, b, own, coefficient);
+    w -= term.by[1];
+    return term.by[0];
   }
   V close(V a, V w) const {
     if (!p->euclidean()) return -w * (2 * p->linear());

@@ -2,8 +2,7 @@
 #pragma once
 
 #include "backward.h"
-#include "dmlap/policies/contrastive.h"
-#include "dmlap/policies/margin.h"
+#include "dmlap/policies/hinge.h"
 
 namespace dmlap::cpu::DMLAP_ISA {
 
@@ -30,11 +29,6 @@ struct HingeBounds {
   }
 };
 
-template <class T>
-inline T hinge(T v) {
-  return v < 0 ? T(0) : v;  // a NaN passes
-}
-
 // Sums of violations over the negatives.
 template <class T>
 class HingeSink {
@@ -44,9 +38,9 @@ class HingeSink {
   struct Sums {
     V violation, term, nonzero;
     void clear() { violation = term = nonzero = V{}; }
-    void add(V h, bool squared) {
+    void add(V h, HingeTerm of) {
       violation += h;
-      if (squared) term += h * h;
+      if (of.squared) term += of(h);
       nonzero += h > 0 ? splat<T>(1) : V{};
     }
   };
@@ -54,7 +48,7 @@ class HingeSink {
  public:
   struct Options {
     const HingeBounds<T>* bounds;
-    bool squared;
+    HingeTerm term;
   };
 
   HingeSink(const ForwardShared<T>& shared, const Options& options)
@@ -73,11 +67,11 @@ class HingeSink {
       const T bound = o_.bounds->negative[at.i0 + r];
       for (int c = 0; c < P::kVectors; ++c) {
         const V d = s_.p->from_squared(tile.d2[r][c]);
-        const V h = violation(bound - d);
-        rows_[at.row + r].add(h, o_.squared);
+        const V h = hinge(bound - d);
+        rows_[at.row + r].add(h, o_.term);
         if (!s_.both()) continue;
         const T* bounds = o_.bounds->negative.get() + at.j0 + c * P::kLanes;
-        columns_[c].add(two ? violation(load(bounds) - d) : h, o_.squared);
+        columns_[c].add(two ? hinge(load(bounds) - d) : h, o_.term);
       }
     }
     return true;
@@ -97,11 +91,9 @@ class HingeSink {
   }
 
  private:
-  static V violation(V h) { return h < 0 ? V{} : h; }
-
   void add(AnchorState<T>& anchor, double violation, double term, int64_t nonzero) const {
     anchor.violation[1] += violation;
-    anchor.term[1] += o_.squared ? term : violation;
+    anchor.term[1] += o_.term.squared ? term : violation;
     anchor.nonzero[1] += nonzero;
   }
 
@@ -139,7 +131,7 @@ struct HingeWeigher {
   const Prepared<T>* p;
   const HingeBounds<T>* bounds;
   const T* push;  // [x.panels * kWidth]
-  bool squared;
+  HingeTerm term;
   T own = 0, own_bound = 0;
 
   void row(int64_t i) {
@@ -149,8 +141,8 @@ struct HingeWeigher {
   // Among tiles with an active pair most vectors have none.
   bool idle(V d2) const { return !bits(d2 < splat<T>(bounds->reach)); }
 
-  V slope(V h, V coefficient) const {
-    return h > 0 ? (squared ? coefficient * (h + h) : coefficient) : V{};
+  V slope(V violation, V coefficient) const {
+    return term(variable<1>(violation, 0, coefficient)).by[0];
   }
   V weight(V d2, int64_t j) const {
     const V d = p->from_squared(d2);
@@ -209,15 +201,15 @@ struct HingeKernels {
     sweep_positives(p, anchors, [&](AnchorState<T>& a, T d2, int64_t at) {
       const T h = hinge(p.from_squared(d2) - bounds.positive[&a - anchors]);
       a.violation[0] += h;
-      a.term[0] += policy.squared ? h * h : h;
+      a.term[0] += policy.term(h);
       a.nonzero[0] += h > 0;
       if (stats) note_hardest_positive(p, a, d2, at);
     });
     const ForwardShared<T> shared = state.shared(saved.active);
     if (stats) {
-      sweep_negatives<T, Both<HingeSink<T>, StatsSink<T>>>(shared, {{&bounds, policy.squared}, {}});
+      sweep_negatives<T, Both<HingeSink<T>, StatsSink<T>>>(shared, {{&bounds, policy.term}, {}});
     } else {
-      sweep_negatives<T, HingeSink<T>>(shared, {&bounds, policy.squared});
+      sweep_negatives<T, HingeSink<T>>(shared, {&bounds, policy.term});
     }
 
     const double loss = reduce_hinges(policy, state, options.reduction, *saved.header, out.loss);
@@ -261,12 +253,10 @@ struct HingeKernels {
     gx.out = args.gx;
     gy.out = args.gy;
     const auto slope = [&](int64_t i, int64_t, T d) {
-      const T h = d - bounds.positive[i];
-      return h > 0 ? pull[i] * (policy.squared ? 2 * h : T(1)) : T(0);
+      return policy.term(variable<1>(d - bounds.positive[i], 0, pull[i])).by[0];
     };
     positive_gradients(p, slope, gx, gy);
-    sweep_backward(p, saved.active, HingeWeigher<T>{&p, &bounds, push.get(), policy.squared}, gx,
-                   gy);
+    sweep_backward(p, saved.active, HingeWeigher<T>{&p, &bounds, push.get(), policy.term}, gx, gy);
   }
 
  private:

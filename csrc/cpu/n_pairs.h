@@ -55,7 +55,7 @@ template <class T>
 struct NPairsKernels {
   static constexpr bool kSkipsReferences = true;
 
-  using Inner = SoftKernels<T, NPairs<T>>;
+  using Inner = LogSumKernels<T, NPairs<T>>;
 
   // Pairs of the self case are anchors against references, at most half as many as its rows.
   static constexpr SavedSize saved_size(bool) { return Inner::saved_size(false); }

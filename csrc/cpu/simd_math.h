@@ -3,6 +3,7 @@
 
 #include <limits>
 
+#include "dmlap/dual.h"
 #include "simd.h"
 
 namespace dmlap::cpu::DMLAP_ISA {
@@ -89,21 +90,30 @@ inline V vlog(V x) {
   return x == inf ? x : low_end;
 }
 
-// log(1 + e^t)
 template <class V>
-inline V vsoftplus(V t) {
-  using F = FloatFormat<Element<V>>;
-  const V positive = t > 0 ? t : V{};
-  const V u = vexp(t > 0 ? -t : t);  // in [0, 1]
-  return positive + twice_atanh<F::kLog1pTerms>(u / (u + 2));
-}
-
-// 1 / (1 + e^-t)
-template <class V>
-inline V vsigmoid(V t) {
-  const V u = vexp(t > 0 ? -t : t);
-  const V one = V{} + 1;
-  return (t > 0 ? one : u) / (one + u);
-}
+struct VectorElementary {
+  DMLAP_HD static V softplus(V t) {
+    using F = FloatFormat<Element<V>>;
+    const V positive = t > 0 ? t : V{};
+    const V u = vexp(t > 0 ? -t : t);  // in [0, 1]
+    return positive + twice_atanh<F::kLog1pTerms>(u / (u + 2));
+  }
+  DMLAP_HD static V sigmoid(V t) {
+    const V u = vexp(t > 0 ? -t : t);
+    const V one = V{} + 1;
+    return (t > 0 ? one : u) / (one + u);
+  }
+};
 
 }  // namespace dmlap::cpu::DMLAP_ISA
+
+namespace dmlap {
+
+template <>
+struct Elementary<cpu::DMLAP_ISA::Simd<float>::V>
+    : cpu::DMLAP_ISA::VectorElementary<cpu::DMLAP_ISA::Simd<float>::V> {};
+template <>
+struct Elementary<cpu::DMLAP_ISA::Simd<double>::V>
+    : cpu::DMLAP_ISA::VectorElementary<cpu::DMLAP_ISA::Simd<double>::V> {};
+
+}  // namespace dmlap

@@ -2,12 +2,7 @@
 // circle, proxy-NCA and proxy-anchor.
 #pragma once
 
-#include "dmlap/policies/circle.h"
-#include "dmlap/policies/lifted_structure.h"
-#include "dmlap/policies/multi_similarity.h"
-#include "dmlap/policies/nt_xent.h"
-#include "dmlap/policies/proxy.h"
-#include "dmlap/policies/sup_con.h"
+#include "dmlap/policies/log_sum.h"
 #include "soft_sweeps.h"
 
 namespace dmlap::cpu::DMLAP_ISA {
@@ -82,7 +77,7 @@ class ExponentSum {
 };
 
 template <class T, class Policy>
-struct SoftKernels {
+struct LogSumKernels {
   static constexpr bool kSkipsReferences = true;
 
   static constexpr int kGroups = Policy::kGroups;
@@ -173,6 +168,11 @@ struct SoftKernels {
     return !policy.mined || d + policy.epsilon > near;
   }
 
+  // With its derivatives by the exponent and by the log-sum of the negatives.
+  static Dual<T, 2> pair_term(const Policy& policy, T exponent, T zn) {
+    return policy.pair(variable<2>(exponent, 0), variable<2>(zn, 1));
+  }
+
   // Log-sum of the negatives that the pair of anchor i and reference j sees.
   static T pair_zn(const Prepared<T>& p, const SavedSoft<T>& saved, int64_t i, int64_t j) {
     if (!Policy::kBothEnds) return saved.zn[i];
@@ -226,23 +226,25 @@ struct SoftKernels {
       const T d = p.from_squared(p.pair(p.x.row(i), p.y().row(j)));
       if (kept_positive(policy, d, saved.near[i])) sum.add(policy.positive(d));
     }
-    SoftAnchor anchor{};
-    anchor.zp = sum.log_sum(anchor.exponent_sum);
-    anchor.zn = saved.zn[i];
-    anchor.positives = positives_of(p, i);
-    anchor.negatives = negatives_of(p, i);
-    SoftTerm t = policy.term(anchor);
+    double exponents;
+    const double pos_lse = sum.log_sum(exponents);
+    const AnchorSums<Dual<double, 3>> anchor{
+        variable<3>(pos_lse, 0), variable<3>(double(saved.zn[i]), 1), variable<3>(exponents, 2),
+        positives_of(p, i), negatives_of(p, i)};
+    const auto t = policy.terms(anchor);
     for (int g = 0; g < kGroups; ++g) {
-      a.term[g] = t.value[g];
+      a.term[g] = t.value[g].value;
       a.counted[g] = t.counted[g];
-      a.nonzero[g] = t.value[g] > 0;
+      a.nonzero[g] = a.term[g] > 0;
     }
-    if (!GroupTotal::takes(reduction, t.value[0])) t.by_zp = t.by_exponent = 0;
-    if (!GroupTotal::takes(reduction, t.value[kGroups - 1])) t.by_zn = 0;
-    saved.zp[i] = static_cast<T>(anchor.zp);
-    saved.pull[i] = static_cast<T>(t.by_zp);
-    saved.push[i] = static_cast<T>(t.by_zn);
-    saved.shift[i] = static_cast<T>(t.by_exponent);
+    const auto& of_positives = t.value[0];
+    const auto& of_negatives = t.value[kGroups - 1];
+    const bool pulls = GroupTotal::takes(reduction, of_positives.value);
+    const bool pushes = GroupTotal::takes(reduction, of_negatives.value);
+    saved.zp[i] = static_cast<T>(pos_lse);
+    saved.pull[i] = pulls ? static_cast<T>(of_positives.by[0]) : T(0);
+    saved.push[i] = pushes ? static_cast<T>(of_negatives.by[1]) : T(0);
+    saved.shift[i] = pulls ? static_cast<T>(of_positives.by[2]) : T(0);
   }
 
   static void finish_pairs(const Policy& policy, const Prepared<T>& p, const SavedSoft<T>& saved,
@@ -252,10 +254,10 @@ struct SoftKernels {
     for (int64_t j = p.begin[i]; j < p.end[i]; ++j) {
       if (j == itself) continue;
       const T d = p.from_squared(p.pair(p.x.row(i), p.y().row(j)));
-      const PairTerm<T> t = policy.pair(policy.positive(d), pair_zn(p, saved, i, j));
+      const Dual<T, 2> t = pair_term(policy, policy.positive(d), pair_zn(p, saved, i, j));
       a.term[0] += t.value;
       a.nonzero[0] += t.value > 0;
-      push += t.by_zn;
+      push += t.by[1];
     }
     a.counted[0] = positives_of(p, i);
     saved.zp[i] = saved.pull[i] = saved.shift[i] = 0;
@@ -269,7 +271,7 @@ struct SoftKernels {
     const T e = policy.positive(d);
     const T slope = policy.positive.slope(d);
     if constexpr (Policy::kPairTerms) {
-      return policy.pair(e, pair_zn(p, saved, i, j)).by_exponent * slope;
+      return pair_term(policy, e, pair_zn(p, saved, i, j)).by[0] * slope;
     } else {
       T w = saved.shift[i];
       if (saved.pull[i] != 0) w += saved.pull[i] * std::exp(e - saved.zp[i]);
@@ -340,7 +342,7 @@ struct SoftKernels {
       if (pull[i] == 0 || !(zn > -kInf<T>)) return T(0);
       const T d = p.from_squared(p.pair(p.x.row(i), p.y().row(j)));
       const T both = pair_zn(p, saved, i, j);
-      return pull[i] * policy.pair(policy.positive(d), both).by_zn * std::exp(zn - both);
+      return pull[i] * pair_term(policy, policy.positive(d), both).by[1] * std::exp(zn - both);
     };
     parallel_for(p.row_threads, p.x.n, [&](int64_t i) {
       double push = 0;

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "backward.h"
-#include "dmlap/policies/soft.h"
+#include "dmlap/policies/exponent.h"
 #include "simd_math.h"
 
 namespace dmlap::cpu::DMLAP_ISA {

@@ -1,7 +1,6 @@
 // Batch-hard triplets: the nearest negatives by one sweep; backward gathers and scatters.
 #pragma once
 
-#include "dmlap/policies/triplet_hard.h"
 #include "triplets_mined.h"
 
 namespace dmlap::cpu::DMLAP_ISA {
@@ -9,7 +8,7 @@ namespace dmlap::cpu::DMLAP_ISA {
 template <class T>
 inline void forward_triplet_hard(const Pairs<T>& pairs, const LossOptions& options,
                                  const ForwardOut<T>& out) {
-  const TripletHard<T> policy(options.params);
+  const Triplet<T> policy(options.params);
   const bool stats = out.stat_counts != nullptr;
   const ForwardState<T> state(pairs);
   const Prepared<T>& p = state.p;
@@ -27,38 +26,38 @@ inline void forward_triplet_hard(const Pairs<T>& pairs, const LossOptions& optio
   }
 
   // The chosen pairs again, from differences.
-  Buffer<T> term(p.x.n), hinge(p.x.n);
+  Buffer<T> term(p.x.n), violation(p.x.n);
   parallel_for(p.row_threads, p.x.n, [&](int64_t i) {
     AnchorState<T>& a = anchors[i];
     const int64_t row = p.x.order[i];
-    term[i] = hinge[i] = 0;
+    term[i] = violation[i] = 0;
     saved.positive[row] = saved.negative[row] = -1;
     saved.pull[row] = saved.push[row] = saved.between[row] = 0;
     const T d_ap = a.positive_at < 0 ? T(0) : p.from_squared(a.hardest_positive);
-    if (out.thresholds) out.thresholds[row] = a.positive_at < 0 ? -kInf<T> : d_ap + policy.margin;
+    if (out.thresholds) out.thresholds[row] = a.positive_at < 0 ? -kInf<T> : policy.threshold(d_ap);
     if (a.positive_at < 0 || a.negative_at < 0) return;
     const T* positive = p.y().row(a.positive_at);
     const T* negative = p.y().row(a.negative_at);
     const T d_an = p.from_squared(p.pair(p.x.row(i), negative));
     const T d_pn = policy.swap ? p.from_squared(p.pair(positive, negative)) : kInf<T>;
     const ChosenTriplet<T> t(policy, d_ap, d_an, d_pn);
-    term[i] = policy.term(d_ap, t.d_n);
-    hinge[i] = policy.hinge(d_ap, t.d_n);
+    term[i] = t.term;
+    violation[i] = hinge(t.violation);
     saved.positive[row] = p.y().order[a.positive_at];
     saved.negative[row] = p.y().order[a.negative_at];
-    saved.pull[row] = t.slope * p.factor(d_ap);
-    saved.push[row] = t.of_anchor * p.factor(t.d_n);
-    saved.between[row] = t.of_positive() * p.factor(t.d_n);
+    saved.pull[row] = t.pull * p.factor(d_ap);
+    saved.push[row] = t.push * p.factor(t.d_n);
+    saved.between[row] = t.between * p.factor(t.d_n);
   });
 
   GroupTotal total;
-  double violation = 0;
+  double all = 0;
   int64_t violated = 0;
   for (int64_t i = 0; i < p.x.n; ++i) {
     const bool valid = anchors[i].positive_at >= 0 && anchors[i].negative_at >= 0;
     total.add(options.reduction, term[i], valid, term[i] > 0);
-    violation += hinge[i];
-    violated += hinge[i] > 0;
+    all += violation[i];
+    violated += violation[i] > 0;
     if (options.reduction == Reduction::none) out.loss[p.x.order[i]] = poison(p, term[i]);
   }
   saved.header->denominator[0] = total.denominator(options.reduction);
@@ -69,7 +68,7 @@ inline void forward_triplet_hard(const Pairs<T>& pairs, const LossOptions& optio
   if (!stats) return;
   out.stat_counts[0] = total.count;
   out.stat_counts[1] = violated;
-  out.stat_values[0] = poison(p, violation);
+  out.stat_values[0] = poison(p, all);
   write_common_stats(p, anchors.get(), state.negative_total(), out);
 }
 

@@ -24,7 +24,7 @@ struct TripletThresholds {
       T most = -kInf<T>;
       for (int64_t s = slots.offset[panel]; s < slots.offset[panel + 1]; ++s) {
         const T d2 = slots.d2[s];
-        value[s] = d2 < kInf<T> ? p.from_squared(d2) + policy.margin : -kInf<T>;
+        value[s] = d2 < kInf<T> ? policy.threshold(p.from_squared(d2)) : -kInf<T>;
         most = value[s] > most ? value[s] : most;
       }
       reach[panel] = smooth && slots.depth(panel) > 0 ? kInf<T> : p.to_squared(most);
@@ -46,18 +46,18 @@ class TripletAllSink {
   static constexpr int64_t W = P::kWidth;
 
   struct Sums {
-    V hinge, term, violated, nonzero;
-    void clear() { hinge = term = violated = nonzero = V{}; }
+    V hinges, term, violated, nonzero;
+    void clear() { hinges = term = violated = nonzero = V{}; }
+    template <bool kSmooth>
     void add(V above) {
       const V one = splat<T>(1);
-      hinge += above > 0 ? above : V{};
+      hinges += hinge(above);
       violated += above > 0 ? one : V{};
-    }
-    void add_smooth(V above) {
-      const V one = splat<T>(1), soft = vsoftplus(above);
-      term += soft;
-      nonzero += soft > 0 ? one : V{};
-      add(above);
+      if constexpr (kSmooth) {
+        const V t = triplet_term<kSmooth>(above);
+        term += t;
+        nonzero += t > 0 ? one : V{};
+      }
     }
   };
 
@@ -92,13 +92,13 @@ class TripletAllSink {
   void close_columns(int64_t first) {
     each_column<T>(first, s_.p->y().n, [&](int64_t j, int c, int l) {
       const Sums& s = columns_[c];
-      give(s_.column_anchors[j], s.hinge[l], s.term[l], s.violated[l], s.nonzero[l]);
+      give(s_.column_anchors[j], s.hinges[l], s.term[l], s.violated[l], s.nonzero[l]);
     });
   }
   void close_rows(int64_t first, int64_t n) {
     for (int64_t i = 0; i < n; ++i) {
       const Sums& s = rows_[i];
-      give(s_.anchors[first + i], wide_sum<T>(s.hinge), wide_sum<T>(s.term),
+      give(s_.anchors[first + i], wide_sum<T>(s.hinges), wide_sum<T>(s.term),
            wide_sum<T>(s.violated), wide_sum<T>(s.nonzero));
     }
   }
@@ -111,7 +111,7 @@ class TripletAllSink {
       const T* t = t_.value.get() + t_.slots.index(at.i0, m);
       for (int r = 0; r < P::kRows; ++r) {
         Sums local = rows_[at.row + r];
-        for (int c = 0; c < P::kVectors; ++c) add<kSmooth>(local, splat<T>(t[r]) - d[r][c]);
+        for (int c = 0; c < P::kVectors; ++c) local.template add<kSmooth>(splat<T>(t[r]) - d[r][c]);
         rows_[at.row + r] = local;
       }
     }
@@ -121,18 +121,14 @@ class TripletAllSink {
       Sums local = columns_[c];
       for (int64_t m = 0; m < column_depth; ++m) {
         const V t = load(t_.value.get() + t_.slots.index(at.j0, m) + c * P::kLanes);
-        for (int r = 0; r < P::kRows; ++r) add<kSmooth>(local, t - d[r][c]);
+        for (int r = 0; r < P::kRows; ++r) local.template add<kSmooth>(t - d[r][c]);
       }
       columns_[c] = local;
     }
   }
-  template <bool kSmooth>
-  static void add(Sums& sums, V above) {
-    kSmooth ? sums.add_smooth(above) : sums.add(above);
-  }
-  void give(AnchorState<T>& a, double hinge, double term, double violated, double nonzero) const {
-    a.violation[0] += hinge;
-    a.term[0] += t_.smooth ? term : hinge;
+  void give(AnchorState<T>& a, double hinges, double term, double violated, double nonzero) const {
+    a.violation[0] += hinges;
+    a.term[0] += t_.smooth ? term : hinges;
     a.nonzero[1] += static_cast<int64_t>(violated);
     a.nonzero[0] += static_cast<int64_t>(t_.smooth ? nonzero : violated);
   }
@@ -180,9 +176,9 @@ class AllMiner {
     for (int64_t m = 0; m < positives_; ++m) {
       V term{}, nonzero{};
       for (int64_t k = 0; k < negatives_; k += L) {
-        const V soft = vsoftplus(splat<T>(threshold_[m]) - load(negative_.get() + k));
-        term += soft;
-        nonzero += soft > 0 ? splat<T>(1) : V{};
+        const V t = triplet_term<true>(splat<T>(threshold_[m]) - load(negative_.get() + k));
+        term += t;
+        nonzero += t > 0 ? splat<T>(1) : V{};
       }
       totals.term += wide_sum<T>(term);
       totals.nonzero += static_cast<int64_t>(wide_sum<T>(nonzero));
@@ -219,7 +215,7 @@ class AllMiner {
         negative_[negatives_++] = d;
       } else {
         positive_at_[positives_] = j;
-        threshold_[positives_++] = d + policy_.margin;
+        threshold_[positives_++] = policy_.threshold(d);
       }
     }
     for (int64_t k = negatives_; k < negatives_ + L; ++k) negative_[k] = kInf<T>;
@@ -240,7 +236,8 @@ class AllMiner {
     for (int64_t m = 0; m < positives_; ++m) {
       V sum{};
       for (int64_t k = 0; k < negatives_; k += L) {
-        const V s = vsigmoid(splat<T>(threshold_[m]) - load(negative_.get() + k));
+        const V above = splat<T>(threshold_[m]) - load(negative_.get() + k);
+        const V s = triplet_term<true>(variable<1>(above, 0)).by[0];
         store(negative_slope_.get() + k, load(negative_slope_.get() + k) + s);
         sum += s;
       }

@@ -54,8 +54,9 @@ struct TripletAllWeigher {
 
  private:
   V slope(V above) const {
-    if (thresholds->smooth) return vsigmoid(above);
-    return above > 0 ? splat<T>(1) : V{};
+    const auto violation = variable<1>(above, 0);
+    return thresholds->smooth ? triplet_term<true>(violation).by[0]
+                              : triplet_term<false>(violation).by[0];
   }
 };
 

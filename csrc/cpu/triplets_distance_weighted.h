@@ -1,7 +1,6 @@
 // Triplets with drawn negatives (1706.07567), anchors one by one.
 #pragma once
 
-#include "dmlap/policies/triplet_distance_weighted.h"
 #include "simd_math.h"
 #include "triplets_rows.h"
 

@@ -69,12 +69,12 @@ struct MinedTriplets {
     const T d_an = p.from_squared(p.pair(a, e));
     const T d_pn = policy.swap ? p.from_squared(p.pair(b, e)) : kInf<T>;
     const ChosenTriplet<T> t(policy, d_ap, d_an, d_pn);
-    pull[m] = t.slope * p.factor(d_ap);
-    push[m] = t.of_anchor * p.factor(t.d_n);
-    between[m] = t.of_positive() * p.factor(t.d_n);
+    pull[m] = t.pull * p.factor(d_ap);
+    push[m] = t.push * p.factor(t.d_n);
+    between[m] = t.between * p.factor(t.d_n);
     if (totals == nullptr) return;
     totals->count += 1;
-    totals->add(policy, d_ap, t.d_n);
+    totals->add(t);
   }
 };
 

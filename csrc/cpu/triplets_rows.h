@@ -87,10 +87,7 @@ class RowMiner {
   void add(int64_t i, const T* d2, TripletTotals& totals) {
     const int64_t n = choose(i, d2);
     totals.count += n;
-    for (int64_t m = 0; m < n; ++m) {
-      const ChosenTriplet<T> t = chosen(i, d2, m);
-      totals.add(policy_, p_.from_squared(d2[positive(m)]), t.d_n);
-    }
+    for (int64_t m = 0; m < n; ++m) totals.add(chosen(i, d2, m));
   }
 
   // See AnchorBlocks.
@@ -101,10 +98,10 @@ class RowMiner {
     int64_t swaps = 0;
     for (int64_t m = 0; m < n; ++m) {
       const ChosenTriplet<T> t = chosen(i, d2, m);
-      if (t.slope == 0) continue;
-      const T push = c * p_.factor(t.d_n), between = push * t.of_positive();
-      w[positive(m)] += c * t.slope * p_.factor(p_.from_squared(d2[positive(m)]));
-      w[negative(m)] -= push * t.of_anchor;
+      if (t.pull == 0) continue;
+      const T factor = c * p_.factor(t.d_n), between = factor * t.between;
+      w[positive(m)] += c * t.pull * p_.factor(p_.from_squared(d2[positive(m)]));
+      w[negative(m)] -= factor * t.push;
       if (between != 0) swapped[swaps++] = {positive(m), negative(m), between};
     }
     return swaps;

@@ -2,7 +2,6 @@
 #pragma once
 
 #include "dmlap/policies/triplet.h"
-#include "dmlap/policies/triplet_swap.h"
 #include "losses.h"
 
 namespace dmlap::cpu::DMLAP_ISA {
@@ -11,17 +10,19 @@ namespace dmlap::cpu::DMLAP_ISA {
 // the anchor and the positive. d_pn: +inf without a swap.
 template <class T>
 struct ChosenTriplet {
-  T d_n;
-  T slope;      // d term / d d_ap
-  T of_anchor;  // of it, what belongs to (anchor, negative), with the sign turned
+  T d_n, violation, term;
+  T pull;     // d term / d d_ap
+  T push;     // -d term / d d_an
+  T between;  // -d term / d d_pn
 
   ChosenTriplet(const Triplet<T>& policy, T d_ap, T d_an, T d_pn)
-      : d_n(TripletSwap<T>::nearer(d_an, d_pn)),
-        slope(policy.slope(d_ap, d_n)),
-        of_anchor(TripletSwap<T>::share(d_an, d_pn, slope)) {}
-
-  // and to (positive, negative)
-  T of_positive() const { return slope - of_anchor; }
+      : d_n(policy.nearer(d_an, d_pn)), violation(policy.violation(d_ap, d_n)) {
+    const Dual<T, 3> t = policy.derive(d_ap, d_an, d_pn);
+    term = t.value;
+    pull = t.by[0];
+    push = -t.by[1];
+    between = -t.by[2];
+  }
 };
 
 // Up to this many positives, an anchor keeps something for each of them during a sweep and every
@@ -129,12 +130,11 @@ struct TripletTotals {
   int64_t count = 0, nonzero = 0, violated = 0;
 
   template <class T>
-  void add(const Triplet<T>& policy, T d_ap, T d_an) {
-    const T term_of_pair = policy.term(d_ap, d_an), hinge = policy.hinge(d_ap, d_an);
-    term += term_of_pair;
-    violation += hinge;
-    nonzero += term_of_pair > 0;
-    violated += hinge > 0;
+  void add(const ChosenTriplet<T>& t) {
+    term += t.term;
+    violation += hinge(t.violation);
+    nonzero += t.term > 0;
+    violated += t.violation > 0;
   }
 };
 
