@@ -13,6 +13,15 @@ template <class V, int n>
 struct Dual {
   V value;
   V by[n];
+
+  // Of scalars; friends, so that they hide nothing from plain numbers.
+  friend DMLAP_HD Dual exp(const Dual& x) {
+    const V e = std::exp(x.value);
+    return chain(x, e, e);
+  }
+  friend DMLAP_HD Dual log1p(const Dual& x) {
+    return chain(x, std::log1p(x.value), 1 / (1 + x.value));
+  }
 };
 
 // The k-th of n variables. Derivatives come out multiplied by `seed`.
@@ -149,17 +158,6 @@ DMLAP_HD Dual<V, n> log_add(const Dual<V, n>& a, const Dual<V, n>& b) {
   Dual<V, n> y{sum, {}};
   for (int k = 0; k < n; ++k) y.by[k] = of_a * a.by[k] + of_b * b.by[k];
   return y;
-}
-
-// Of scalars.
-template <class V, int n>
-DMLAP_HD Dual<V, n> exp(const Dual<V, n>& x) {
-  const V e = std::exp(x.value);
-  return chain(x, e, e);
-}
-template <class V, int n>
-DMLAP_HD Dual<V, n> log1p(const Dual<V, n>& x) {
-  return chain(x, std::log1p(x.value), 1 / (1 + x.value));
 }
 
 }  // namespace dmlap

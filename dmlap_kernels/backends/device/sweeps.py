@@ -18,7 +18,8 @@ from dmlap_kernels.backends.device.packing import Sides
 
 class Exponent(NamedTuple):
     """e(d) = rate (d - zero), or with a side (1 or -1): rate [side (d - pivot)]+ (d - zero), whose
-    bracket counts as a constant in the derivative; as in ``csrc/include/dmlap/policies/exponent.h``."""
+    bracket counts as a constant in the derivative; as in
+    ``csrc/include/dmlap/policies/exponent.h``."""
 
     rate: float
     zero: float = 0.0
