@@ -78,7 +78,7 @@ def relative(path: Path) -> str:
 
 
 def native_sources() -> list[str]:
-    found = [*ROOT.glob("csrc/cpu/*.cpp"), *ROOT.glob("python_bindings/*.cpp")]
+    found = [*ROOT.glob("csrc/cpu/**/*.cpp"), *ROOT.glob("python_bindings/*.cpp")]
     return sorted(relative(path) for path in found)
 
 
@@ -329,7 +329,7 @@ class BuildNative(build_ext):
         command = [*cxx, *COMMON_FLAGS]
         if name := instruction_set(source):
             command += INSTRUCTION_SETS[name]
-        command += ["-I", "csrc/include"]
+        command += ["-I", "csrc/include", "-I", "csrc/cpu"]
         if source.startswith("python_bindings/"):
             # Nothing but the bindings knows of the CUDA half: the rest is compiled once for both.
             command.append(f"-DDMLAP_WITH_CUDA={int(nvcc is not None)}")

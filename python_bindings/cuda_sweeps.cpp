@@ -126,7 +126,7 @@ void mined(const SidesIn& sides, const SidesIn& among, const MiningIn& mining,
            const WindowIn& window, Address weight, const Addresses<5>& to, const QueueIn& where) {
   const auto& [kind, params, features, numbers] = mining;
   const MinedIn in{static_cast<Mining>(kind),
-                   TripletRule(params.data()),
+                   Triplet<float>(params.data()),
                    DistanceWeights(params.data(), features),
                    pointer<const int64_t>(numbers),
                    {window[0], window[1]},
@@ -152,7 +152,7 @@ using SlotRuleIn = std::tuple<int, std::array<double, 3>, double>;
 
 SlotRule slot_rule_of(const SlotRuleIn& in) {
   const auto& [kind, params, tangent] = in;
-  return {static_cast<SlotKind>(kind), TripletRule(params.data()), Angular<float>(tangent)};
+  return {static_cast<SlotKind>(kind), Triplet<float>(params.data()), Angular<float>(tangent)};
 }
 
 void slot_sums(const SidesIn& sides, const SidesIn& among, const SlotRuleIn& rule,

@@ -4,8 +4,8 @@
 #include <algorithm>
 #include <string>
 
-#include "../csrc/cpu/kernels.h"
 #include "cuda_bindings.h"
+#include "kernels.h"
 
 namespace py = pybind11;
 using namespace dmlap;

@@ -1,3 +1,4 @@
+// The choice among the instruction sets, once at run time.
 #include <cstdlib>
 #include <cstring>
 #include <stdexcept>

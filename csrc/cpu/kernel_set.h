@@ -2,19 +2,19 @@
 // includes this.
 #pragma once
 
-#include "class_runs_angular.h"
-#include "class_runs_soft_triple.h"
-#include "class_runs_swap.h"
-#include "hinge.h"
 #include "kernels.h"
-#include "n_pairs.h"
-#include "nearest.h"
-#include "scores.h"
-#include "soft.h"
-#include "triplet_hard.h"
-#include "triplets_all_backward.h"
-#include "triplets_distance_weighted.h"
-#include "triplets_semihard.h"
+#include "losses/angular.h"
+#include "losses/hinge.h"
+#include "losses/log_sum.h"
+#include "losses/n_pairs.h"
+#include "losses/soft_triple.h"
+#include "losses/triplet_all.h"
+#include "losses/triplet_distance_weighted.h"
+#include "losses/triplet_hard.h"
+#include "losses/triplet_semihard.h"
+#include "losses/triplet_swap.h"
+#include "search/class_scores.h"
+#include "search/nearest.h"
 #include "wide.h"
 
 namespace dmlap::cpu::DMLAP_ISA {
@@ -39,14 +39,14 @@ SavedSize saved_size(Loss loss, bool self) {
 }
 
 inline bool needs_double(const Pairs<double>&, bool) { return false; }
-inline bool needs_double(const Pairs<float>& pairs, bool poisoned) {
-  return poisoned && can_widen(pairs);
+inline bool needs_double(const Pairs<float>& pairs, bool nonfinite) {
+  return nonfinite && can_widen(pairs);
 }
 
 template <class T>
 void forward(const Pairs<T>& pairs, const LossOptions& options, const ForwardOut<T>& out) {
   with_kernels<T>(options.loss, [&](auto k) { k.forward(pairs, options, out); });
-  if (!needs_double(pairs, poisoned(out.saved))) return;
+  if (!needs_double(pairs, nonfinite(out.saved))) return;
   if constexpr (sizeof(T) == sizeof(float)) {
     with_kernels<double>(options.loss,
                          [&](auto k) { forward_wide<decltype(k)>(pairs, options, out); });
@@ -56,7 +56,7 @@ void forward(const Pairs<T>& pairs, const LossOptions& options, const ForwardOut
 // Losses that cannot leave out the gradient of the references write it where nobody looks.
 template <class T>
 void backward(const Pairs<T>& pairs, const LossOptions& options, const BackwardArgs<T>& args) {
-  if (needs_double(pairs, poisoned(args.saved))) {
+  if (needs_double(pairs, nonfinite(args.saved))) {
     if constexpr (sizeof(T) == sizeof(float)) {
       with_kernels<double>(options.loss,
                            [&](auto k) { backward_wide<decltype(k)>(pairs, options, args); });

@@ -3,7 +3,7 @@
 
 #include <cstddef>
 
-#include "dmlap/types.h"
+#include "dmlap/losses.h"
 
 namespace dmlap::cpu {
 

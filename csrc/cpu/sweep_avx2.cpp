@@ -1,3 +1,4 @@
+// The kernels compiled for AVX2.
 #define DMLAP_ISA avx2
 #include "kernel_set.h"
 

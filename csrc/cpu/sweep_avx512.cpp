@@ -1,3 +1,4 @@
+// The kernels compiled for AVX-512.
 #define DMLAP_ISA avx512
 #include "kernel_set.h"
 

@@ -1,3 +1,4 @@
+// The kernels compiled for any processor.
 #define DMLAP_ISA baseline
 #include "kernel_set.h"
 

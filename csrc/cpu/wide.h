@@ -2,13 +2,13 @@
 // once more in double. Nobody trains there, so that it need not be fast.
 #pragma once
 
-#include "losses.h"
+#include "engine/finish.h"
 
 namespace dmlap::cpu::DMLAP_ISA {
 
 // The sweeps found some row that is not finite, or whose square overflows.
-inline bool poisoned(const uint8_t* saved) {
-  return reinterpret_cast<const SavedHeader*>(saved)->poisoned != 0;
+inline bool nonfinite(const uint8_t* saved) {
+  return reinterpret_cast<const SavedHeader*>(saved)->nonfinite != 0;
 }
 
 inline bool can_widen(const Pairs<float>& pairs) {

@@ -1,4 +1,5 @@
 // Sums of hinges on single pairs.
+#include "dmlap/policies/hinge.h"
 #include "sweep.cuh"
 
 namespace dmlap::cuda {
@@ -26,7 +27,7 @@ struct Hinges {
     strip.each([&](float d, int, bool positive) {
       const float h = positive ? d - bound.positive : bound.negative - d;
       if (!(h > 0)) return;
-      const float taken = bounds.squared ? h * h : h;
+      const float taken = HingeTerm{bounds.squared}(h);
       (positive ? here.positive : here.negative) += taken;
       (positive ? here.positive_hinge : here.negative_hinge) += h;
       (positive ? here.positive_active : here.negative_active) += 1;

@@ -208,22 +208,26 @@ __device__ inline void mined_terms(const Sides& s, const Sides& among, const Min
       if (!forward && a.owns(r, slot)) out.negative[to] = -1;
       return;
     }
-    const bool swap = in.rule.term.swap;
+    const Triplet<float>& rule = in.rule;
     const float d_an = pair_distance(s, i, n);
-    const float d_pn = swap ? pair_distance(among, positive_at(s, i, g.base + slot), n) : INFINITY;
+    const float d_pn =
+        rule.swap ? pair_distance(among, positive_at(s, i, g.base + slot), n) : INFINITY;
     if (!a.owns(r, slot)) return;
-    const float d_ap = g.dp[row * kSlots + slot], nearest = fminf(d_an, d_pn);
+    const float d_ap = g.dp[row * kSlots + slot];
     if (forward) {
-      sums.add(in.rule.term.term(d_ap, nearest), in.rule.term.hinge(d_ap, nearest));
+      const float violation = rule.violation(d_ap, rule.nearer(d_an, d_pn));
+      sums.add(rule.term(violation), hinge(violation));
       sums.count += 1;
       return;
     }
-    const float slope = in.weight[i] * in.rule.term.slope(d_ap, nearest);
-    const float of_anchor = swap ? in.rule.swap.share(d_an, d_pn, slope) : slope;
+    const float weight = in.weight[i];
+    const Dual<float, 3> term = rule.derive(d_ap, d_an, d_pn);
     out.negative[to] = n;
-    out.anchor_positive[to] = pair_factor(s.distance, slope, d_ap);
-    out.anchor_negative[to] = pair_factor(s.distance, of_anchor, d_an);
-    if (swap) out.positive_negative[to] = pair_factor(s.distance, slope - of_anchor, d_pn);
+    out.anchor_positive[to] = pair_factor(s.distance, weight * term.by[0], d_ap);
+    out.anchor_negative[to] = pair_factor(s.distance, -weight * term.by[1], d_an);
+    if (rule.swap) {
+      out.positive_negative[to] = pair_factor(s.distance, -weight * term.by[2], d_pn);
+    }
   });
 }
 

@@ -27,7 +27,7 @@ struct PairTerms {
       if (!positive) return;
       const float other = in.zn_of_columns == nullptr ? -INFINITY : in.zn_of_columns[j];
       const float weight = in.weight_of_columns == nullptr ? 1.f : in.weight_of_columns[j];
-      const PairTerm<float> term = pair_term(in.kind, in.exponent(d), p.zn, other);
+      const PairTerm term = pair_term(in.kind, in.exponent(d), p.zn, other);
       here.total += term.value;
       here.nonzero += term.value > 0;
       here.by_zn += weight * term.by_zn;

@@ -69,9 +69,8 @@ struct Members {
       const float power = expf(rule.angular.exponent(2 - d - other));
       return -rule.angular.spread * in.by_sum[p.at] * power;
     }
-    const float nearest = rule.third() ? fminf(d, other) : d;
-    const float slope = in.weight[p.anchor] * rule.triplet.term.slope(in.distance[p.at], nearest);
-    return rule.third() ? -rule.triplet.swap.share(d, other, slope) : -slope;
+    const float third = rule.third() ? other : INFINITY;
+    return in.weight[p.anchor] * rule.triplet.derive(in.distance[p.at], d, third).by[1];
   }
 };
 

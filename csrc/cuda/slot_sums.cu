@@ -35,17 +35,17 @@ __device__ inline float visit_slot(const Sides& s, const SlotSumsIn& in, const A
       value += expf(rule.angular.exponent(2 - d - of_positive[n]));
       continue;
     }
-    const float nearest = kThird ? fminf(d, of_positive[n]) : d;
+    const float third = kThird ? of_positive[n] : INFINITY;
     if (in.weight != nullptr) {
-      value += rule.triplet.term.slope(inner, nearest);
+      value += rule.triplet.derive(inner, d, third).by[0];
       continue;
     }
-    const float term = rule.triplet.term.term(inner, nearest);
-    const float hinge = rule.triplet.term.hinge(inner, nearest);
+    const float violation = rule.triplet.violation(inner, rule.triplet.nearer(d, third));
+    const float term = rule.triplet.term(violation);
     total += term;
-    hinges += hinge;
+    hinges += hinge(violation);
     nonzero += term > 0;
-    violated += hinge > 0;
+    violated += violation > 0;
   }
   sums.total += total;
   sums.hinges += hinges;
@@ -61,7 +61,7 @@ __device__ inline void finish_slot(const Sides& s, const SlotSumsIn& in, const S
                                    TermSums& sums) {
   if (in.weight == nullptr) {
     if (!angular<kThird>(in.rule)) return;
-    const auto term = static_cast<float>(in.rule.angular.term(1 - inner, value));
+    const auto term = static_cast<float>(in.rule.angular.term<double>(1 - inner, value));
     sums.add(term, term);
     return;
   }
@@ -72,8 +72,9 @@ __device__ inline void finish_slot(const Sides& s, const SlotSumsIn& in, const S
     out.by_distance[to] = static_cast<float>(weight * value);
     return;
   }
-  out.by_distance[to] = static_cast<float>(-weight * in.rule.angular.slope(1 - inner, value));
-  out.by_sum[to] = static_cast<float>(weight * in.rule.angular.share(1 - inner, value));
+  const Dual<double, 2> term = in.rule.angular.derive(1 - inner, value);
+  out.by_distance[to] = static_cast<float>(-weight * term.by[0]);
+  out.by_sum[to] = static_cast<float>(weight * term.by[1]);
 }
 
 // kThird: as SlotRule::third says.

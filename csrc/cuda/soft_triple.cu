@@ -1,7 +1,7 @@
 // Terms of SoftTriple.
 #include "soft_triple.cuh"
 
-#include "dmlap/policies/soft.h"
+#include "dmlap/dual.h"
 #include "log_sum.cuh"
 
 namespace dmlap::cuda {

@@ -1,5 +1,5 @@
 // Gradients of SoftTriple, at the anchors and at the centres.
-#include "dmlap/policies/soft.h"
+#include "dmlap/dual.h"
 #include "soft_triple.cuh"
 
 namespace dmlap::cuda {

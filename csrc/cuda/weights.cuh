@@ -3,6 +3,7 @@
 //   float weight(in, row, column, d, positive)  of a pair; an end without a table has no part
 #pragma once
 
+#include "dmlap/policies/hinge.h"
 #include "pair_terms.cuh"
 #include "runtime.cuh"
 
@@ -33,7 +34,7 @@ struct HingeWeights : EachEnd<HingeWeights<kSquared>> {
     const float h = positive ? d - a.positive_bound : a.negative_bound - d;
     if (!(h > 0)) return 0;
     const float scale = positive ? a.positive_scale : -a.negative_scale;
-    return kSquared ? 2 * scale * h : scale;
+    return HingeTerm{kSquared}(variable<1>(h, 0, scale)).by[0];
   }
 };
 
@@ -82,7 +83,7 @@ struct NTXentWeights : EachEnd<NTXentWeights> {
   }
   __device__ static float part(const Weights& in, const Numbers& a, float d, bool positive) {
     if (!positive) return negative_part(in, a, d);
-    const PairTerm<float> term = pair_term(PairKind::nt_xent, in.positive(d), a.zn, -INFINITY);
+    const PairTerm term = pair_term(PairKind::nt_xent, in.positive(d), a.zn, -INFINITY);
     return a.weight * term.by_exponent * in.positive.slope(d);
   }
 };
@@ -95,7 +96,7 @@ struct LiftedWeights {
   __device__ static float weight(const Weights& in, const Numbers& a, const Numbers& b, float d,
                                  bool positive) {
     if (!positive) return negative_part(in, a, d) + negative_part(in, b, d);
-    const PairTerm<float> term = pair_term(PairKind::lifted, in.positive(d), a.zn, b.zn);
+    const PairTerm term = pair_term(PairKind::lifted, in.positive(d), a.zn, b.zn);
     return (a.weight + b.weight) * term.by_exponent * in.positive.slope(d);
   }
 };

@@ -29,7 +29,7 @@ def small(sources, tmp_path):
     """The project's build over three sources that compile in a moment."""
     tree = tmp_path / "small"
     for folder in (
-        "csrc/cpu",
+        "csrc/cpu/engine",
         "csrc/cuda",
         "csrc/include/dmlap",
         "python_bindings",
@@ -40,8 +40,9 @@ def small(sources, tmp_path):
         shutil.copy(sources / name, tree)
     (tree / "README.md").write_text("A small package.\n")
     (tree / "csrc/include/dmlap/small.h").write_text("constexpr int kValue = 1;\n")
-    for name in ("one", "two"):
-        (tree / f"csrc/cpu/{name}.cpp").write_text(UNIT.format(name=name))
+    for path in ("engine/two", "one"):
+        unit = UNIT.format(name=path.rpartition("/")[2])
+        (tree / f"csrc/cpu/{path}.cpp").write_text(unit)
     (tree / "python_bindings/module.cpp").write_text(MODULE)
     (tree / "dmlap_kernels/__init__.py").write_text("")
     return tree
@@ -52,12 +53,13 @@ def compiled(output):
 
 
 def test_only_what_changed_is_compiled_again(small, compiler):
-    everything = ["csrc/cpu/one.cpp", "csrc/cpu/two.cpp", "python_bindings/module.cpp"]
+    cpu = ["csrc/cpu/engine/two.cpp", "csrc/cpu/one.cpp"]
+    everything = [*cpu, "python_bindings/module.cpp"]
     steps = [
         (None, everything),
         (None, []),
-        ("csrc/cpu/two.cpp", ["csrc/cpu/two.cpp"]),
-        ("csrc/include/dmlap/small.h", ["csrc/cpu/one.cpp", "csrc/cpu/two.cpp"]),
+        ("csrc/cpu/engine/two.cpp", ["csrc/cpu/engine/two.cpp"]),
+        ("csrc/include/dmlap/small.h", cpu),
     ]
     for changed, expected in steps:
         if changed:
@@ -78,7 +80,7 @@ def ending(done):
 
 
 def test_a_failed_compile_ends_with_the_message_and_the_hint(small, compiler):
-    (small / "csrc/cpu/two.cpp").write_text("int two() { return wrong; }\n")
+    (small / "csrc/cpu/engine/two.cpp").write_text("int two() { return wrong; }\n")
     lines = ending(run(COMMAND, small, DMLAP_CUDA="0", CXXFLAGS="-O0"))
     assert any("wrong" in line and "two.cpp:1" in line for line in lines)
     assert "failed with exit status 1" in lines[-2]
@@ -271,7 +273,7 @@ def test_a_kernel_that_spills_registers_fails_where_warnings_are_errors(small, c
 
 def test_the_cuda_half_imports_without_a_driver(sources, compiler, nvcc, tmp_path):
     tree = copy_of(sources, tmp_path / "cuda")
-    for path in (tree / "csrc/cpu").glob("*.cpp"):
+    for path in (tree / "csrc/cpu").rglob("*.cpp"):
         path.unlink()
     (tree / "python_bindings/module.cpp").write_text(
         '#include "cuda_bindings.h"\nPYBIND11_MODULE(_native, m) { register_cuda(m); }\n'

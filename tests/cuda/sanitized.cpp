@@ -92,7 +92,7 @@ int run_slots(const Sides& s, const Sides& among, const Queue& queue) {
     for (const Window window : {Window{0, slots}, Window{slots, slots}}) {
       for (const Mining mining : {Mining::semihard, Mining::distance_weighted}) {
         MinedIn in{
-            mining, TripletRule(params), DistanceWeights(params, s.dim), numbers.data(), window,
+            mining, Triplet<float>(params), DistanceWeights(params, s.dim), numbers.data(), window,
             nullptr};
         const MinedOut forward{sums.data(), nullptr, nullptr, nullptr, nullptr};
         status |= launch_mined(s, among, in, forward, queue);
@@ -107,7 +107,7 @@ int run_slots(const Sides& s, const Sides& among, const Queue& queue) {
         status |= launch_mined_gradient(s, pairs, true, to, queue);
       }
       for (const SlotKind kind : {SlotKind::triplets, SlotKind::swapped, SlotKind::angular}) {
-        const SlotRule rule{kind, TripletRule(params), Angular<float>(0.7)};
+        const SlotRule rule{kind, Triplet<float>(params), Angular<float>(0.7)};
         if (rule.third() && slots > 5) continue;  // a tile for each slot: slow here
         SlotSumsIn in{rule, window, nullptr};
         status |= launch_slot_sums(s, among, in, {sums.data(), nullptr, nullptr, nullptr}, queue);

@@ -1,21 +1,40 @@
-// The losses, one line each: the name by which Python asks for it, and what runs it on the CPU.
+// The losses of the CPU, one line each: the name by which Python asks for it, and what runs it.
+// CUDA does not include this: a new loss rebuilds none of it.
 #pragma once
 
-#define DMLAP_LOSSES(X)                                                    \
-  X(triplet_hard, TripletHardKernels<T>)                                   \
-  X(triplet_semihard, TripletSemihardKernels<T>)                           \
-  X(triplet_all, WithSwapKernels<T, TripletAllKernels<T>>)                 \
-  X(triplet_distance_weighted, TripletDistanceWeightedKernels<T>)          \
-  X(contrastive, HingeKernels<T, Contrastive<T>>)                          \
-  X(margin, HingeKernels<T, Margin<T>>)                                    \
-  X(multi_similarity, SoftKernels<T, MultiSimilarity<T>>)                  \
-  X(lifted_structure, SoftKernels<T, LiftedStructure<T>>)                  \
-  X(lifted_structure_original, SoftKernels<T, LiftedStructureOriginal<T>>) \
-  X(nt_xent, SoftKernels<T, NTXent<T>>)                                    \
-  X(n_pairs, NPairsKernels<T>)                                             \
-  X(sup_con, SoftKernels<T, SupCon<T>>)                                    \
-  X(circle, SoftKernels<T, Circle<T>>)                                     \
-  X(proxy_nca, SoftKernels<T, ProxyNCA<T>>)                                \
-  X(proxy_anchor, SoftKernels<T, ProxyAnchor<T>>)                          \
-  X(angular, AngularKernels<T>)                                            \
+#include "dmlap/types.h"
+
+#define DMLAP_LOSSES(X)                                                      \
+  X(triplet_hard, TripletHardKernels<T>)                                     \
+  X(triplet_semihard, TripletSemihardKernels<T>)                             \
+  X(triplet_all, WithSwapKernels<T, TripletAllKernels<T>>)                   \
+  X(triplet_distance_weighted, TripletDistanceWeightedKernels<T>)            \
+  X(contrastive, HingeKernels<T, Contrastive<T>>)                            \
+  X(margin, HingeKernels<T, Margin<T>>)                                      \
+  X(multi_similarity, LogSumKernels<T, MultiSimilarity<T>>)                  \
+  X(lifted_structure, LogSumKernels<T, LiftedStructure<T>>)                  \
+  X(lifted_structure_original, LogSumKernels<T, LiftedStructureOriginal<T>>) \
+  X(nt_xent, LogSumKernels<T, NTXent<T>>)                                    \
+  X(n_pairs, NPairsKernels<T>)                                               \
+  X(sup_con, LogSumKernels<T, SupCon<T>>)                                    \
+  X(circle, LogSumKernels<T, Circle<T>>)                                     \
+  X(proxy_nca, LogSumKernels<T, ProxyNCA<T>>)                                \
+  X(proxy_anchor, LogSumKernels<T, ProxyAnchor<T>>)                          \
+  X(angular, AngularKernels<T>)                                              \
   X(soft_triple, SoftTripleKernels<T>)
+
+namespace dmlap {
+
+#define DMLAP_ENUMERATOR(name, ...) name,
+enum class Loss : int { DMLAP_LOSSES(DMLAP_ENUMERATOR) };
+#undef DMLAP_ENUMERATOR
+
+constexpr int kMaxParams = 8;
+
+struct LossOptions {
+  Loss loss = Loss::triplet_hard;
+  Reduction reduction = Reduction::mean;
+  double params[kMaxParams] = {};
+};
+
+}  // namespace dmlap

@@ -3,8 +3,6 @@
 
 #include <cstdint>
 
-#include "dmlap/losses.h"
-
 #ifdef __CUDACC__
 #define DMLAP_HD __host__ __device__ __forceinline__
 #else
@@ -17,11 +15,6 @@ namespace dmlap {
 // dot: minus the inner product. -2 x.y plays the part of its squared distance.
 enum class Distance : int { euclidean = 0, sqeuclidean = 1, cosine = 2, dot = 3 };
 enum class Reduction : int { mean = 0, mean_nonzero = 1, sum = 2, none = 3 };
-#define DMLAP_ENUMERATOR(name, ...) name,
-enum class Loss : int { DMLAP_LOSSES(DMLAP_ENUMERATOR) };
-#undef DMLAP_ENUMERATOR
-
-constexpr int kMaxParams = 8;
 
 // Row-major embeddings with int64 labels; rows are `stride` elements apart.
 template <class T>
@@ -45,12 +38,6 @@ struct Pairs {
   // Null, or [x.n], where there are references: the row of y that is the anchor itself, -1 for
   // none. That pair is neither positive nor negative.
   const int64_t* self_index = nullptr;
-};
-
-struct LossOptions {
-  Loss loss = Loss::triplet_hard;
-  Reduction reduction = Reduction::mean;
-  double params[kMaxParams] = {};
 };
 
 // What a forward sweep may keep for the backward sweep of the same call, which can do without. Each

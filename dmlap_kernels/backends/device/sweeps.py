@@ -19,7 +19,8 @@ from dmlap_kernels.backends.device.packing import Sides
 
 class Exponent(NamedTuple):
     """e(d) = rate (d - zero), or with a side (1 or -1): rate [side (d - pivot)]+ (d - zero), whose
-    bracket counts as a constant in the derivative; as in ``csrc/include/dmlap/policies/soft.h``."""
+    bracket counts as a constant in the derivative; as in
+    ``csrc/include/dmlap/policies/exponent.h``."""
 
     rate: float
     zero: float = 0.0
@@ -81,7 +82,7 @@ class Triplets(NamedTuple):
         mining: what negatives a positive pair meets. ``semihard``: the nearest with d_an > d_ap,
             else the farthest. ``all``: every one. ``distance_weighted``: one drawn by the inverse
             of the density of distances between unit rows, by the last three numbers, as
-            ``csrc/include/dmlap/policies/triplet_distance_weighted.h`` says.
+            ``csrc/include/dmlap/policies/triplet.h`` says.
     """
 
     mining: str

@@ -10,8 +10,6 @@
 #include "dmlap/cuda/sides.h"
 #include "dmlap/policies/angular.h"
 #include "dmlap/policies/triplet.h"
-#include "dmlap/policies/triplet_distance_weighted.h"
-#include "dmlap/policies/triplet_swap.h"
 
 namespace dmlap::cuda {
 
@@ -20,18 +18,11 @@ struct Window {
   int64_t base, slots;
 };
 
-struct TripletRule {
-  Triplet<float> term;
-  TripletSwap<float> swap;
-
-  explicit TripletRule(const double* params) : term(params), swap(params) {}
-};
-
 enum class Mining : int { semihard = 0, distance_weighted = 1 };
 
 struct MinedIn {
   Mining mining;
-  TripletRule rule;
+  Triplet<float> rule;
   DistanceWeights draw;
   const int64_t* numbers;  // [rows]; what the anchors are called in a draw
   Window window;
@@ -71,7 +62,7 @@ enum class SlotKind : int {
 };
 struct SlotRule {
   SlotKind kind;
-  TripletRule triplet;
+  Triplet<float> triplet;
   Angular<float> angular;
 
   // Whether the distance of the positive and the negative plays a part.

@@ -6,7 +6,7 @@
 #include <cstdint>
 
 #include "dmlap/cuda/sides.h"
-#include "dmlap/policies/soft.h"
+#include "dmlap/policies/exponent.h"
 
 namespace dmlap::cuda {
 

@@ -1,9 +1,7 @@
 // Angular loss (1708.01682): a positive pair against what is near both of its rows.
 #pragma once
 
-#include <cmath>
-
-#include "dmlap/types.h"
+#include "dmlap/dual.h"
 
 namespace dmlap {
 
@@ -24,16 +22,16 @@ struct Angular {
   DMLAP_HD V exponent(V cosine) const {
     return spread * cosine;
   }
-  DMLAP_HD double term(T cosine, double sum) const {
-    return std::log1p(std::exp(-double(pull) * double(cosine)) * sum);
+  // N: double or its duals
+  template <class N>
+  DMLAP_HD N term(N cosine, N sum) const {
+    using std::exp;
+    using std::log1p;
+    return log1p(exp(cosine * -double(pull)) * sum);
   }
-  // d term / d sum
-  DMLAP_HD double share(T cosine, double sum) const {
-    return 1 / (std::exp(double(pull) * double(cosine)) + sum);
-  }
-  // d term / d cosine of the pair itself
-  DMLAP_HD double slope(T cosine, double sum) const {
-    return -double(pull) * sum * share(cosine, sum);
+  // Derivatives of the term by the cosine of the pair itself and by the sum.
+  DMLAP_HD Dual<double, 2> derive(double cosine, double sum) const {
+    return term(variable<2>(cosine, 0), variable<2>(sum, 1));
   }
 };
 

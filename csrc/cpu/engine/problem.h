@@ -1,0 +1,128 @@
+// The packed problem of one call: what the forward sweep works on, and what it keeps of it for the
+// backward sweep.
+#pragma once
+
+#include "engine/forward.h"
+#include "kernels.h"
+
+namespace dmlap::cpu::DMLAP_ISA {
+
+// What the saved block of every loss begins with; arrays of the loss follow, then the bytes of the
+// active tiles.
+struct SavedHeader {
+  double denominator[2];  // of the two groups of terms, for the mean reductions
+  double nonfinite;
+  double reserved;
+
+  static const SavedHeader& of(const uint8_t* saved) {
+    return *reinterpret_cast<const SavedHeader*>(saved);
+  }
+};
+
+// With the bits of the tiles that hold an active pair, a byte for each pair of panels.
+template <class T>
+constexpr SavedSize with_active(SavedSize size, bool self) {
+  size.panel = Tile<T>::kWidth;
+  size.triangle = self;
+  return size;
+}
+
+// Owns what forward may hand over to backward, until it does.
+template <class K>
+class Keeping {
+ public:
+  explicit Keeping(K* kept) : kept_(kept) {}
+  ~Keeping() {
+    if (kept_ != nullptr) kept_->destroy(kept_);
+  }
+  Keeping(const Keeping&) = delete;
+  Keeping& operator=(const Keeping&) = delete;
+
+  K& operator*() const { return *kept_; }
+  K* operator->() const { return kept_; }
+  void hand_over(Kept** to) {
+    *to = kept_;
+    kept_ = nullptr;
+  }
+
+ private:
+  K* kept_;
+};
+
+// A small problem's packed rows, kept for the backward sweep: there packing takes a share of the
+// time, and the rows take little memory.
+template <class T>
+struct KeptRows : Kept {
+  static constexpr int64_t kBytes = 4 << 20;
+  Prepared<T> p;
+
+  KeptRows() : Kept{[](Kept* k) { delete static_cast<KeptRows*>(k); }} {}
+
+  static bool small(const Prepared<T>& p) {
+    const int64_t panels = p.x.panels + (p.self ? 0 : p.y_storage.panels);
+    return panels * Tile<T>::kWidth * p.packed_dim * int64_t{sizeof(T)} <= kBytes;
+  }
+};
+
+// The packed rows of a backward sweep: those that forward kept, or packed again.
+template <class T>
+class BackwardRows {
+ public:
+  BackwardRows(const Pairs<T>& pairs, const Kept* kept) {
+    if (kept == nullptr) prepare(own_, pairs, true);
+    p_ = kept == nullptr ? &own_ : &static_cast<const KeptRows<T>*>(kept)->p;
+  }
+  const Prepared<T>& get() const { return *p_; }
+
+ private:
+  Prepared<T> own_;
+  const Prepared<T>* p_;
+};
+
+// The problem of a forward sweep, packed, and what it gathers.
+template <class T>
+class ForwardState {
+  Keeping<KeptRows<T>> rows_{new KeptRows<T>()};
+
+ public:
+  const Prepared<T>& p = rows_->p;
+  Buffer<AnchorState<T>> anchors;     // [x.n]
+  Buffer<AnchorState<T>> references;  // [y.n], where they are anchors as well
+  Buffer<double> negative_sum;        // [blocks of x]
+
+  explicit ForwardState(const Pairs<T>& pairs) {
+    prepare(rows_->p, pairs, true);
+    anchors.reset(p.x.n);
+    anchors.fill(p.x.n, AnchorState<T>{});
+    const int64_t blocks = Blocks(p.x.panels).count;
+    negative_sum.reset(blocks);
+    negative_sum.fill(blocks, 0.0);
+  }
+
+  // Leaves the rows of a small problem to the backward sweep. Nothing may use `p` afterwards.
+  void keep_rows(const ForwardOut<T>& out) {
+    if (out.kept != nullptr && KeptRows<T>::small(p)) rows_.hand_over(out.kept);
+  }
+
+  void count_references() {
+    if (p.self) return;
+    references.reset(p.y().n);
+    references.fill(p.y().n, AnchorState<T>{});
+  }
+  // The states of the columns; null where they have none.
+  AnchorState<T>* columns() const { return p.self ? anchors.get() : references.get(); }
+
+  ForwardShared<T> shared(uint8_t* active) const {
+    return {&p,     anchors.get(),      columns(),           negative_sum.get(),
+            active, Blocks(p.x.panels), Blocks(p.y().panels)};
+  }
+
+  // Of distances. The sweep of the self case meets every pair once, the statistics count it twice.
+  double negative_total() const {
+    double s = 0;
+    for (int64_t b = 0; b < Blocks(p.x.panels).count; ++b) s += negative_sum[b];
+    return p.self ? 2 * s : s;
+  }
+};
+
+}  // namespace dmlap::cpu::DMLAP_ISA

@@ -1,0 +1,176 @@
+// Losses of log-sums: of an anchor's positives and negatives they see pos_lse = log sum_p
+// e^exponent(d_p) and neg_lse likewise, or each positive by itself. A policy has
+//
+//   Exponent<T> positive, negative     the exponents, as functions of the distance
+//   bool mined; T epsilon              whether easy pairs are left out, as in multi-similarity
+//   kGroups                            1 or 2 groups of terms; the second is of the negatives
+//   terms(AnchorSums) -> AnchorTerms   unless kPairTerms
+//   kPairTerms, pair(exponent, neg_lse)  a term for each positive pair instead
+//   kBothEnds                          the pair also sees the negatives of its positive
+//
+// Terms are values alone, of plain numbers or of duals. Anchors without positives or negatives, and
+// the -inf of their log-sums, are the policy's to mind.
+#pragma once
+
+#include "dmlap/policies/exponent.h"
+
+namespace dmlap {
+
+// An anchor as its terms see it.
+template <class N>
+struct AnchorSums {
+  N pos_lse, neg_lse;  // -inf where there is nothing to sum
+  N exponent_sum;      // of the positives
+  int64_t positives, negatives;
+};
+
+template <class N>
+struct AnchorTerms {
+  N value[2] = {};
+  bool counted[2] = {true, true};
+};
+
+template <class T>
+struct LogSumPolicy {
+  static constexpr int kGroups = 1;
+  static constexpr bool kPairTerms = false;
+  static constexpr bool kBothEnds = false;
+  Exponent<T> positive, negative;
+  bool mined = false;
+  T epsilon = 0;
+};
+
+// Multi-similarity (1904.06627), with or without its miner.
+template <class T>
+struct MultiSimilarity : LogSumPolicy<T> {
+  double alpha, beta;
+
+  DMLAP_HD explicit MultiSimilarity(const double* params) : alpha(params[0]), beta(params[1]) {
+    const T threshold = static_cast<T>(params[2]);
+    this->positive = {static_cast<T>(alpha), threshold};
+    this->negative = {static_cast<T>(-beta), threshold};
+    this->mined = params[3] != 0;
+    this->epsilon = static_cast<T>(params[4]);
+  }
+
+  template <class N>
+  DMLAP_HD AnchorTerms<N> terms(const AnchorSums<N>& a) const {
+    return {{softplus(a.pos_lse) / alpha + softplus(a.neg_lse) / beta}};
+  }
+};
+
+// Lifted structure, generalised (1703.07737, eq. 4).
+template <class T>
+struct LiftedStructure : LogSumPolicy<T> {
+  DMLAP_HD explicit LiftedStructure(const double* params) {
+    this->positive = {T(1), static_cast<T>(params[0])};
+    this->negative = {T(-1), static_cast<T>(params[1])};
+  }
+
+  template <class N>
+  DMLAP_HD AnchorTerms<N> terms(const AnchorSums<N>& a) const {
+    const N of_positives = a.positives ? a.pos_lse : N{};
+    const N of_negatives = a.negatives ? a.neg_lse : N{};
+    return {{hinge(of_positives + of_negatives)}};
+  }
+};
+
+// Lifted structure, original (1511.06452, eq. 4).
+template <class T>
+struct LiftedStructureOriginal : LiftedStructure<T> {
+  static constexpr bool kPairTerms = true;
+  static constexpr bool kBothEnds = true;
+
+  using LiftedStructure<T>::LiftedStructure;
+
+  template <class N>
+  DMLAP_HD N pair(N exponent, N neg_lse) const {
+    return lifted_term(exponent, neg_lse);
+  }
+};
+
+// NT-Xent (2002.05709).
+template <class T>
+struct NTXent : LogSumPolicy<T> {
+  static constexpr bool kPairTerms = true;
+
+  DMLAP_HD explicit NTXent(const double* params) : NTXent(T(1 / params[0])) {}
+
+  template <class N>
+  DMLAP_HD N pair(N exponent, N neg_lse) const {
+    return nt_xent_term(exponent, neg_lse);
+  }
+
+ protected:
+  DMLAP_HD explicit NTXent(T rate) { this->positive = this->negative = {-rate, T(0)}; }
+};
+
+// N-pairs (Sohn 2016): NT-Xent at temperature 1.
+template <class T>
+struct NPairs : NTXent<T> {
+  DMLAP_HD explicit NPairs(const double*) : NTXent<T>(T(1)) {}
+};
+
+// Supervised contrastive (2004.11362, eq. 2).
+template <class T>
+struct SupCon : LogSumPolicy<T> {
+  DMLAP_HD explicit SupCon(const double* params) {
+    this->positive = this->negative = {static_cast<T>(-1 / params[0]), T(0)};
+  }
+
+  template <class N>
+  DMLAP_HD AnchorTerms<N> terms(const AnchorSums<N>& a) const {
+    if (a.positives == 0) return {};
+    return {{log_add(a.pos_lse, a.neg_lse) - a.exponent_sum / double(a.positives)}};
+  }
+};
+
+// Circle (2002.10857, eq. 6) of cosine similarities s = 1 - d.
+template <class T>
+struct Circle : LogSumPolicy<T> {
+  // -gamma [1 + m - s]+ (s - (1 - m)) and gamma [s + m]+ (s - m)
+  DMLAP_HD explicit Circle(const double* params) {
+    const T m = static_cast<T>(params[0]), gamma = static_cast<T>(params[1]);
+    this->positive = {gamma, m, 1, -m};
+    this->negative = {-gamma, 1 - m, -1, 1 + m};
+  }
+
+  template <class N>
+  DMLAP_HD AnchorTerms<N> terms(const AnchorSums<N>& a) const {
+    if (a.positives == 0 || a.negatives == 0) return {};
+    return {{softplus(a.pos_lse + a.neg_lse)}};
+  }
+};
+
+// Proxy-NCA (1703.07464, eq. 4, with the positive in the denominator).
+template <class T>
+struct ProxyNCA : LogSumPolicy<T> {
+  DMLAP_HD explicit ProxyNCA(const double* params) {
+    this->positive = this->negative = {static_cast<T>(-params[0]), T(0)};
+  }
+
+  template <class N>
+  DMLAP_HD AnchorTerms<N> terms(const AnchorSums<N>& a) const {
+    if (a.positives == 0) return {{}, {false}};
+    return {{softplus(a.neg_lse - a.pos_lse)}};
+  }
+};
+
+// Proxy-anchor (2003.13911, eq. 4); anchors are the proxies.
+template <class T>
+struct ProxyAnchor : LogSumPolicy<T> {
+  static constexpr int kGroups = 2;
+
+  DMLAP_HD explicit ProxyAnchor(const double* params) {
+    const T alpha = static_cast<T>(params[0]);
+    this->positive = {alpha, static_cast<T>(params[1])};
+    this->negative = {-alpha, static_cast<T>(params[2])};
+  }
+
+  template <class N>
+  DMLAP_HD AnchorTerms<N> terms(const AnchorSums<N>& a) const {
+    return {{softplus(a.pos_lse), softplus(a.neg_lse)}, {a.positives > 0, true}};
+  }
+};
+
+}  // namespace dmlap
