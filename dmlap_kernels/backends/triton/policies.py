@@ -107,7 +107,7 @@ class PairGradient(NamedTuple):
     @staticmethod
     def of(weigher: Weigher, of_rows: Tensor | None, of_columns: Tensor | None) -> PairGradient:
         exponents = Exponents.of(weigher.positive, weigher.negative)
-        formula, term = _FORMULAS[weigher.kind], TERMS.get(weigher.kind)
+        formula, term = PAIR_GRADIENTS[weigher.kind], TERMS.get(weigher.kind)
         return PairGradient(formula, term, exponents, of_rows, of_columns)
 
 
@@ -119,21 +119,21 @@ def coefficient(end, row):
 
 
 @triton.jit
-def _hinge(gradient, d, positive, negative, own, other):
+def hinge_gradient(gradient, d, positive, negative, own, other):
     pull = tl.where(d > coefficient(own, 0), coefficient(own, 2), 0.0)
     push = tl.where(d < coefficient(own, 1), coefficient(own, 3), 0.0)
     return tl.where(positive, pull, 0.0) - tl.where(negative, push, 0.0)
 
 
 @triton.jit
-def _squared_hinge(gradient, d, positive, negative, own, other):
+def squared_hinge_gradient(gradient, d, positive, negative, own, other):
     pull = 2.0 * coefficient(own, 2) * tl.maximum(d - coefficient(own, 0), 0.0)
     push = 2.0 * coefficient(own, 3) * tl.maximum(coefficient(own, 1) - d, 0.0)
     return tl.where(positive, pull, 0.0) - tl.where(negative, push, 0.0)
 
 
 @triton.jit
-def _exponential(gradient, d, positive, negative, own, other):
+def exponential_gradient(gradient, d, positive, negative, own, other):
     pe, ne = gradient.exponents.positive, gradient.exponents.negative
     p, n = gradient.exponents.slope(pe, d), gradient.exponents.slope(ne, d)
     pull = tl.exp(p * (d - pe[1]) - coefficient(own, 0)) * coefficient(own, 2)
@@ -143,19 +143,19 @@ def _exponential(gradient, d, positive, negative, own, other):
 
 
 @triton.jit
-def _mined(gradient, d, positive, negative, own, other):
+def mined_gradient(gradient, d, positive, negative, own, other):
     kept_positive = positive & (d > coefficient(own, 5))
     kept_negative = negative & (d < coefficient(own, 6))
-    return _exponential(gradient, d, kept_positive, kept_negative, own, other)
+    return exponential_gradient(gradient, d, kept_positive, kept_negative, own, other)
 
 
 @triton.jit
-def _nt_xent(gradient, d, positive, negative, own, other):
+def nt_xent_gradient(gradient, d, positive, negative, own, other):
     return _of_term(gradient, d, positive, negative, own, 0.0)
 
 
 @triton.jit
-def _lifted(gradient, d, positive, negative, own, other):
+def lifted_gradient(gradient, d, positive, negative, own, other):
     return _of_term(gradient, d, positive, negative, own, coefficient(other, 0))
 
 
@@ -171,11 +171,11 @@ def _of_term(gradient, d, positive, negative, own, other_neg_lse):
 
 
 # By the kind of a `Weigher`.
-_FORMULAS = {
-    "hinge": _hinge,
-    "squared_hinge": _squared_hinge,
-    "exponential": _exponential,
-    "mined": _mined,
-    "nt_xent": _nt_xent,
-    "lifted": _lifted,
+PAIR_GRADIENTS = {
+    "hinge": hinge_gradient,
+    "squared_hinge": squared_hinge_gradient,
+    "exponential": exponential_gradient,
+    "mined": mined_gradient,
+    "nt_xent": nt_xent_gradient,
+    "lifted": lifted_gradient,
 }

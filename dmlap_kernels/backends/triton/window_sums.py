@@ -71,14 +71,9 @@ def window_sums(
                     excess = d_ap[:, None] - tl.minimum(d, d_pn) + window.margin
                     hinge = tl.where(live & (excess > 0), excess, 0.0)
                     if weights is not None:
-                        slope = (hinge > 0).to(tl.float32)
-                        if terms.smooth:
-                            slope = tl.where(live, sigmoid(excess), 0.0)
-                        value = tl.sum(slope, 1)
+                        value = tl.sum(_slopes(hinge, excess, live, terms), 1)
                     else:
-                        term = hinge
-                        if terms.smooth:
-                            term = tl.where(live, softplus(excess), 0.0)
+                        term = tl.where(live, softplus(excess), 0.0) if terms.smooth else hinge
                         value = tl.zeros((how.BM,), tl.float32)
                         total += tl.sum(term, 1).to(tl.float64)
                         hinges += tl.sum(hinge, 1).to(tl.float64)
@@ -90,16 +85,10 @@ def window_sums(
         if weights is not None:
             upstream = tl.load(weights + anchors, mask=anchor_in, other=0.0)[:, None]
         if terms.kind == "angular":
-            s = 1 - tl.load(window.distances + at, mask=there, other=0.0)
-            some = of_positives > 0
-            z = tl.log(tl.where(some, of_positives, 1.0)) - window.pull * s
             if weights is not None:
-                slope = upstream * tl.where(some, sigmoid(z), 0.0)
-                by_sum = slope / tl.where(some, of_positives, 1.0)
-                tl.store(slopes.by_ap + at, window.pull * slope, mask=there)
-                tl.store(slopes.by_sum + at, by_sum, mask=there)
+                _store_angular_slopes(window, slopes, at, there, upstream, of_positives)
             else:
-                term = tl.where(there & some, softplus(z), 0.0)
+                term = _angular_terms(window, at, there, of_positives)
                 total += tl.sum(term, 1).to(tl.float64)
                 nonzero += tl.sum((term > 0).to(tl.int32), 1)
                 hinges, violated = total, nonzero
@@ -108,3 +97,33 @@ def window_sums(
         if weights is None:
             to = sums + tl.program_id(1).to(tl.int64) * rows_of(pairs) * 5
             add_sums(to, anchors, anchor_in, total, nonzero, hinges, violated, 0)
+
+
+@triton.jit
+def _slopes(hinge, excess, live, terms: tl.constexpr):
+    if terms.smooth:
+        return tl.where(live, sigmoid(excess), 0.0)
+    else:
+        return (hinge > 0).to(tl.float32)
+
+
+@triton.jit
+def _angular_exponents(window, at, there, of_negatives):
+    """log of the sum ``of_negatives`` of each positive times e^(-pull s_ap)."""
+    s = 1 - tl.load(window.distances + at, mask=there, other=0.0)
+    return tl.log(tl.where(of_negatives > 0, of_negatives, 1.0)) - window.pull * s
+
+
+@triton.jit
+def _angular_terms(window, at, there, of_negatives):
+    z = _angular_exponents(window, at, there, of_negatives)
+    return tl.where(there & (of_negatives > 0), softplus(z), 0.0)
+
+
+@triton.jit
+def _store_angular_slopes(window, slopes, at, there, upstream, of_negatives):
+    some = of_negatives > 0
+    z = _angular_exponents(window, at, there, of_negatives)
+    slope = upstream * tl.where(some, sigmoid(z), 0.0)
+    tl.store(slopes.by_ap + at, window.pull * slope, mask=there)
+    tl.store(slopes.by_sum + at, slope / tl.where(some, of_negatives, 1.0), mask=there)
