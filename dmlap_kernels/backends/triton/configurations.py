@@ -38,8 +38,15 @@ class Launch(NamedTuple):
 
 # Neighbours that a program keeps on chip; beyond, blocks of distances are written, and sorted.
 NEIGHBOURS_ON_CHIP = 128
+# Of these kernels a tile has as many columns as neighbours are kept.
+_NEAREST = {
+    "nearest_16": Launch(32, 16, 32, 4, 3),
+    "nearest_32": Launch(32, 32, 32, 4, 3),
+    "nearest_64": Launch(16, 64, 32, 4, 3),
+    "nearest_128": Launch(16, 128, 32, 4, 3),
+}
 # Chosen so that no chip from sm_80 on runs out of registers or shared memory; not measured.
-LAUNCHES = {
+LAUNCHES = _NEAREST | {
     "extremes": Launch(64, 64, 16, 8, 3),
     # What tiles leave their columns, besides their rows, takes registers.
     "hinge_sums": Launch(64, 32, 32, 8, 3),
@@ -65,11 +72,6 @@ LAUNCHES = {
     "soft_triple": Launch(16, 32, 32, 4, 1, 64),
     # Rows are classes, too.
     "class_scores": Launch(16, 32, 32, 4, 2),
-    # As many columns as neighbours are kept.
-    "nearest_16": Launch(32, 16, 32, 4, 3),
-    "nearest_32": Launch(32, 32, 32, 4, 3),
-    "nearest_64": Launch(16, 64, 32, 4, 3),
-    "nearest_128": Launch(16, 128, 32, 4, 3),
     "nearest_blocks": Launch(32, 64, 32, 4, 3),
 }
 # From sm_90 on, products of 64 rows are those of warp groups, which leave more of the registers.
@@ -77,7 +79,7 @@ _FROM_90 = {"extremes": Launch(64, 64, 32, 8, 3), "gradient": Launch(64, 16, 16,
 # Small enough for the interpreter, and for several tiles in small tests; of the kernels whose tiles
 # are many, larger ones.
 _INTERPRETED = Launch(16, 16, 16, 4, 1, 32)
-_INTERPRETED_LARGER = dict.fromkeys(
+_INTERPRETED_LARGER = _NEAREST | dict.fromkeys(
     (
         "positive_distances",
         "semihard",
@@ -88,7 +90,7 @@ _INTERPRETED_LARGER = dict.fromkeys(
         "nearest_blocks",
     ),
     Launch(32, 32, 32, 4, 1, 32),
-) | {name: LAUNCHES[name] for name in LAUNCHES if name[len("nearest_") :].isdigit()}
+)
 # Programs for each multiprocessor that a launch aims at by splitting its columns.
 _WAVES = 2
 _MOST_SPLITS = 64

@@ -233,7 +233,7 @@ def soft_triple(sides: Sides, la: float, gamma: float, margin: float) -> Tensor:
     if sides.anchors and sides.columns:
         launch = launch_of("soft_triple", sides)
         soft_triple_kernel[(triton.cdiv(sides.anchors, launch.BM),)](
-            Pairs.of(sides),
+            Pairs.existing(sides),
             Classes.of(sides, la, gamma, margin),
             found,
             Tiling.of(sides, launch),
@@ -251,7 +251,7 @@ def soft_triple_gradient(
     if sides.anchors and sides.columns:
         launch, features = launch_of("soft_triple", sides), sides.x.shape[1]
         chunks = triton.cdiv(features, launch.held(features))
-        given = Pairs.of(sides), Classes.of(sides, la, gamma, margin), kept.contiguous()
+        given = Pairs.existing(sides), Classes.of(sides, la, gamma, margin), kept.contiguous()
         weights, how = weight.float().contiguous(), Tiling.of(sides, launch)
         if gx is not None:
             anchors_gradient_kernel[(triton.cdiv(sides.anchors, launch.BM), chunks)](

@@ -58,8 +58,8 @@ class Pairs(NamedTuple):
 
     x: Any  # (rows, features)
     y: Any  # (columns, features)
-    x_norms: Any  # (rows,)
-    y_norms: Any  # (columns,)
+    x_norms: Any  # (rows,), or None for products of `Pairs.existing`
+    y_norms: Any  # (columns,) likewise
     first: Any  # (rows,)
     last: Any  # (rows,)
     itself: Any  # as `itself_of` has it
@@ -72,6 +72,14 @@ class Pairs(NamedTuple):
         sizes = 16 * sides.anchors, 16 * sides.columns, sides.x.shape[1]
         tensors = sides.x, sides.y, sides.x_norms, sides.y_norms, sides.first, sides.last
         return Pairs(*tensors, itself_of(sides)[0], *sizes)
+
+    @staticmethod
+    def existing(sides: Sides) -> Pairs:
+        """Of sides whose columns all exist: norms, which say so, are not read for products."""
+        pairs = Pairs.of(sides)
+        if sides.distance in ("cosine", "dot"):
+            return pairs._replace(x_norms=None, y_norms=None)
+        return pairs
 
 
 @dataclass(frozen=True)
@@ -118,7 +126,7 @@ def columns_of(pairs):
 
 @triton.jit
 def exchanged(pairs):
-    """The columns against the rows; of the columns' runs nothing is known."""
+    """The columns against the rows; of their runs nothing is known."""
     return Pairs(
         pairs.y,
         pairs.x,
@@ -135,8 +143,7 @@ def exchanged(pairs):
 
 @triton.jit
 def among_columns(pairs):
-    """The columns against themselves, of which nothing else is known; for `tile` see
-    `tile_among_columns`."""
+    """The columns against themselves, of existing pairs; of their runs nothing is known."""
     return Pairs(
         pairs.y,
         pairs.y,
@@ -230,11 +237,13 @@ def tile(pairs, rows, row_in, columns, column_in, itself: tl.constexpr, how: tl.
         x = tl.load(at_x + feature[None, :], row_in[:, None] & inside[None, :], other=0.0)
         y = tl.load(at_y + feature[:, None], column_in[None, :] & inside[:, None], other=0.0)
         dots = product(x, y, dots, how)
-    total = _norms(pairs, rows, row_in, columns, column_in)
     recomputed = tl.zeros((how.BM, how.BN), dtype=tl.int1)
-    if how.distance == "cosine" or how.distance == "dot":
-        q = total - dots
+    if pairs.x_norms is None:
+        q = 1.0 - dots if how.distance == "cosine" else -dots
+    elif how.distance == "cosine" or how.distance == "dot":
+        q = _norms(pairs, rows, row_in, columns, column_in) - dots
     else:
+        total = _norms(pairs, rows, row_in, columns, column_in)
         q = tl.maximum(total - 2.0 * dots, 0.0, propagate_nan=tl.PropagateNan.ALL)
         recomputed = (q < how.recompute * total) & row_in[:, None] & column_in[None, :]
         if itself != APART:
@@ -280,10 +289,9 @@ def distances(pairs, rows, columns, how: tl.constexpr):
 
 @triton.jit
 def tile_among_columns(pairs, rows, row_in, columns, column_in, how: tl.constexpr):
-    """The distances of `tile`, where ``rows`` are columns too."""
+    """The distances of `tile`, where ``rows`` are columns too, of existing pairs."""
     d, _ = tile(among_columns(pairs), rows, row_in, columns, column_in, SELF, how)
-    # The rows' norms have the constant of this distance.
-    return 1.0 + d if how.distance == "cosine" else d
+    return d
 
 
 @triton.jit

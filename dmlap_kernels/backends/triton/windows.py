@@ -115,7 +115,7 @@ class _Call:
 
     def __init__(self, sides: Sides, task: _Task, backward: bool) -> None:
         self.sides, self.task = sides, task
-        self.pairs = Pairs.of(sides)
+        self.pairs = Pairs.existing(sides)
         self.terms = Terms.of(task.kind, task.third, task.triplets.smooth)
         self.largest = sides.positives.max().reshape(1)
         size, device = window_of(sides), sides.x.device
