@@ -17,14 +17,14 @@ REGISTERS = 255
 
 class Launch(NamedTuple):
     """Rows, columns and features of a tile; warps of a program and stages of its pipeline; features
-    of a gradient that a program holds, at most."""
+    of a gradient that a program holds, at most, if it does."""
 
     BM: int
     BN: int
     BK: int
     warps: int
     stages: int
-    BD: int = 128
+    BD: int = 0
 
     @property
     def options(self) -> dict[str, int]:
@@ -53,12 +53,12 @@ LAUNCHES = _NEAREST | {
     "log_sums": Launch(64, 32, 32, 8, 3),
     "pair_terms": Launch(64, 32, 32, 8, 3),
     # Recomputed pairs, which products do not have, take registers.
-    "gradient": Launch(32, 16, 32, 8, 2),
-    "gradient_of_products": Launch(64, 32, 32, 8, 2),
+    "gradient": Launch(32, 16, 32, 8, 2, 128),
+    "gradient_of_products": Launch(64, 32, 32, 8, 2, 128),
     # For rows of more features than a program of the above holds. A tile of weights is one of a
     # product, of BM rows and BK columns, and holds whole ones of recomputed pairs.
     "weights": Launch(64, 32, 32, 8, 3),
-    "recomputed": Launch(32, 16, 32, 8, 2),
+    "recomputed": Launch(32, 16, 32, 8, 2, 128),
     "product": Launch(64, 128, 32, 8, 3),
     # Windows of positives. What has no columns goes pair by pair.
     "positive_distances": Launch(64, 0, 64, 4, 2),
@@ -75,7 +75,7 @@ LAUNCHES = _NEAREST | {
     "nearest_blocks": Launch(32, 64, 32, 4, 3),
 }
 # From sm_90 on, products of 64 rows are those of warp groups, which leave more of the registers.
-_FROM_90 = {"extremes": Launch(64, 64, 32, 8, 3), "gradient": Launch(64, 16, 16, 8, 2)}
+_FROM_90 = {"extremes": Launch(64, 64, 32, 8, 3), "gradient": Launch(64, 16, 16, 8, 2, 128)}
 # Small enough for the interpreter, and for several tiles in small tests; of the kernels whose tiles
 # are many, larger ones.
 _INTERPRETED = Launch(16, 16, 16, 4, 1, 32)
