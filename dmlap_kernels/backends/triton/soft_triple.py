@@ -233,10 +233,10 @@ def soft_triple(sides: Sides, la: float, gamma: float, margin: float) -> Tensor:
     if sides.anchors and sides.columns:
         launch = launch_of("soft_triple", sides)
         soft_triple_kernel[(triton.cdiv(sides.anchors, launch.BM),)](
-            Pairs.existing(sides),
+            Pairs.of(sides),
             Classes.of(sides, la, gamma, margin),
             found,
-            Tiling.of(sides, launch),
+            Tiling.of(sides, launch, all_exist=True),
             **launch.options,
         )
     return found
@@ -251,8 +251,8 @@ def soft_triple_gradient(
     if sides.anchors and sides.columns:
         launch, features = launch_of("soft_triple", sides), sides.x.shape[1]
         chunks = triton.cdiv(features, launch.held(features))
-        given = Pairs.existing(sides), Classes.of(sides, la, gamma, margin), kept.contiguous()
-        weights, how = weight.float().contiguous(), Tiling.of(sides, launch)
+        given = Pairs.of(sides), Classes.of(sides, la, gamma, margin), kept.contiguous()
+        weights, how = weight.float().contiguous(), Tiling.of(sides, launch, all_exist=True)
         if gx is not None:
             anchors_gradient_kernel[(triton.cdiv(sides.anchors, launch.BM), chunks)](
                 *given, weights, gx, how, **launch.options

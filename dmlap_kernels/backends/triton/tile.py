@@ -58,8 +58,8 @@ class Pairs(NamedTuple):
 
     x: Any  # (rows, features)
     y: Any  # (columns, features)
-    x_norms: Any  # (rows,), or None for products of `Pairs.existing`
-    y_norms: Any  # (columns,) likewise
+    x_norms: Any  # (rows,)
+    y_norms: Any  # (columns,)
     first: Any  # (rows,)
     last: Any  # (rows,)
     itself: Any  # as `itself_of` has it
@@ -73,35 +73,32 @@ class Pairs(NamedTuple):
         tensors = sides.x, sides.y, sides.x_norms, sides.y_norms, sides.first, sides.last
         return Pairs(*tensors, itself_of(sides)[0], *sizes)
 
-    @staticmethod
-    def existing(sides: Sides) -> Pairs:
-        """Of sides whose columns all exist: norms, which say so, are not read for products."""
-        pairs = Pairs.of(sides)
-        if sides.distance in ("cosine", "dot"):
-            return pairs._replace(x_norms=None, y_norms=None)
-        return pairs
-
 
 @dataclass(frozen=True)
 class Tiling:
     """What a kernel is compiled for: distance, precision, and the tile's rows, columns, features;
-    features of a gradient that a program holds."""
+    features of a gradient that a program holds.
+
+    ``norms`` says whether norms are read: for products they only tell which columns exist.
+    """
 
     distance: tl.constexpr
     precision: tl.constexpr
     recompute: tl.constexpr
     self_case: tl.constexpr
     itself: tl.constexpr
+    norms: tl.constexpr
     BM: tl.constexpr
     BN: tl.constexpr
     BK: tl.constexpr
     BD: tl.constexpr
 
     @staticmethod
-    def of(sides: Sides, launch: Launch) -> Tiling:
+    def of(sides: Sides, launch: Launch, all_exist: bool = False) -> Tiling:
         kind = sides.distance, sides.precision, RECOMPUTE[sides.precision]
+        norms = not all_exist or sides.distance not in ("cosine", "dot")
         blocks = launch.BM, launch.BN, launch.BK, launch.held(sides.x.shape[1])
-        return Tiling(*constants(*kind, sides.self_case, itself_of(sides)[1], *blocks))
+        return Tiling(*constants(*kind, sides.self_case, itself_of(sides)[1], norms, *blocks))
 
 
 class Block(NamedTuple):
@@ -126,14 +123,14 @@ def columns_of(pairs):
 
 @triton.jit
 def exchanged(pairs):
-    """The columns against the rows; of their runs nothing is known."""
+    """The columns against the rows, for `tile`; the runs are not theirs."""
     return Pairs(
         pairs.y,
         pairs.x,
         pairs.y_norms,
         pairs.x_norms,
-        None,
-        None,
+        pairs.first,
+        pairs.last,
         pairs.itself,
         pairs.columns_16,
         pairs.rows_16,
@@ -143,14 +140,14 @@ def exchanged(pairs):
 
 @triton.jit
 def among_columns(pairs):
-    """The columns against themselves, of existing pairs; of their runs nothing is known."""
+    """The columns against themselves, for `tile`; the runs are not theirs."""
     return Pairs(
         pairs.y,
         pairs.y,
         pairs.y_norms,
         pairs.y_norms,
-        None,
-        None,
+        pairs.first,
+        pairs.last,
         pairs.itself,
         pairs.columns_16,
         pairs.columns_16,
@@ -238,7 +235,7 @@ def tile(pairs, rows, row_in, columns, column_in, itself: tl.constexpr, how: tl.
         y = tl.load(at_y + feature[:, None], column_in[None, :] & inside[:, None], other=0.0)
         dots = product(x, y, dots, how)
     recomputed = tl.zeros((how.BM, how.BN), dtype=tl.int1)
-    if pairs.x_norms is None:
+    if not how.norms:
         q = 1.0 - dots if how.distance == "cosine" else -dots
     elif how.distance == "cosine" or how.distance == "dot":
         q = _norms(pairs, rows, row_in, columns, column_in) - dots
@@ -289,7 +286,7 @@ def distances(pairs, rows, columns, how: tl.constexpr):
 
 @triton.jit
 def tile_among_columns(pairs, rows, row_in, columns, column_in, how: tl.constexpr):
-    """The distances of `tile`, where ``rows`` are columns too, of existing pairs."""
+    """The distances of `tile`, where ``rows`` are columns too, which all exist."""
     d, _ = tile(among_columns(pairs), rows, row_in, columns, column_in, SELF, how)
     return d
 

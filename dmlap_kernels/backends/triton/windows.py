@@ -115,7 +115,7 @@ class _Call:
 
     def __init__(self, sides: Sides, task: _Task, backward: bool) -> None:
         self.sides, self.task = sides, task
-        self.pairs = Pairs.existing(sides)
+        self.pairs = Pairs.of(sides)
         self.terms = Terms.of(task.kind, task.third, task.triplets.smooth)
         self.largest = sides.positives.max().reshape(1)
         size, device = window_of(sides), sides.x.device
@@ -211,7 +211,11 @@ class _Call:
     def _launch(self, kernel: str) -> tuple[Launch, Tiling, int]:
         """How a kernel is launched, and blocks of anchors."""
         launch = launch_of(kernel, self.sides)
-        return launch, Tiling.of(self.sides, launch), triton.cdiv(self.sides.anchors, launch.BM)
+        return (
+            launch,
+            Tiling.of(self.sides, launch, all_exist=True),
+            triton.cdiv(self.sides.anchors, launch.BM),
+        )
 
 
 def classes_of(sides: Sides) -> tuple[Tensor, Tensor]:
