@@ -105,15 +105,15 @@ def test_gradients_of_products_fit(capability: int, monkeypatch: Any, tmp_path: 
 def test_gradients_of_many_features_fit(
     distance: str, capability: int, monkeypatch: Any, tmp_path: Path
 ) -> None:
-    """Weights, near pairs, and a product."""
+    """Coefficients, recomputed pairs, and a product."""
     sides = packed(distance, features=512)
     found = launches(monkeypatch, lambda: TritonSweeps().gradient(sides, mined(sides)), capability)
     names = [launch.kernel.__name__ for launch in found]
-    near = ["near_kernel"] if distance == "euclidean" else []
-    assert names == ["weights_kernel", *near, "product_kernel"]
+    recomputed = ["recomputed_kernel"] if distance == "euclidean" else []
+    assert names == ["weights_kernel", *recomputed, "product_kernel"]
     newest = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}[capability]
     for launch in found:
-        instruction = "" if launch.kernel.__name__ == "near_kernel" else newest
+        instruction = "" if launch.kernel.__name__ == "recomputed_kernel" else newest
         assert_fits(launch, tmp_path, instruction)
 
 
@@ -124,7 +124,8 @@ def test_references_fit(name: str, named: bool, monkeypatch: Any, tmp_path: Path
     sides = packed(refs=True, named=named)
     found = launches(monkeypatch, lambda: CALLS[name](TritonSweeps(), sides), 90)
     if name == "gradient-mined":
-        assert [launch.arguments["rows_weigh"] for launch in found] == [True, False]
+        ends = [launch.arguments["gradient"] for launch in found]
+        assert [end.of_rows is not None for end in ends] == [True, False]
     for launch in found:
         assert_fits(launch, tmp_path)
 

@@ -12,13 +12,8 @@ import triton.language as tl
 from torch import Tensor
 
 from dmlap_kernels.backends.device.packing import Sides
-from dmlap_kernels.backends.triton.configurations import Launch
-from dmlap_kernels.backends.triton.gathered import tile
-from dmlap_kernels.backends.triton.slot_mining import own_column
-from dmlap_kernels.backends.triton.tile import INTERPRETED, NEAR, ROWS_NAMED, SELF, itself_of
-
-# Not measured.
-LAUNCH = Launch(16, 16, 16, 4, 1) if INTERPRETED else Launch(16, 32, 32, 4, 2)
+from dmlap_kernels.backends.triton.configurations import launch_of
+from dmlap_kernels.backends.triton.tile import ROWS_NAMED, Pairs, Tiling, own_column, tile
 
 
 @triton.jit
@@ -31,36 +26,39 @@ def _runs(ends, group, groups):
 
 @triton.jit(do_not_specialize=["x_classes", "y_classes"])
 def class_scores_kernel(
-    X, Y, x_norms, y_norms, first, last, itself, thresholds, ends_x, ends_y, sums, smallest,
-    x_classes, y_classes, width,
-    DISTANCE: tl.constexpr, PRECISION: tl.constexpr, NEAR: tl.constexpr, ITSELF: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHUNK: tl.constexpr,
-):  # fmt: skip
-    """sums and smallest (x_classes, y_classes). Grid: tiles of classes."""
-    row_class = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    column_class = tl.program_id(1).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
+    pairs,
+    thresholds,  # (rows,)
+    ends_x,  # (x_classes,)
+    ends_y,  # (y_classes,)
+    sums,  # (x_classes, y_classes)
+    smallest,  # (x_classes, y_classes)
+    x_classes,
+    y_classes,
+    how: tl.constexpr,
+):
+    """Grid: tiles of classes."""
+    row_class = tl.program_id(0).to(tl.int64) * how.BM + tl.arange(0, how.BM)
+    column_class = tl.program_id(1).to(tl.int64) * how.BN + tl.arange(0, how.BN)
     row_begin, row_count = _runs(ends_x, row_class, x_classes)
     column_begin, column_count = _runs(ends_y, column_class, y_classes)
     # The class is the same where its rows' run of columns starts where the columns' class does.
-    start = tl.load(first + row_begin, mask=row_count > 0, other=0)
-    stop = tl.load(last + row_begin, mask=row_count > 0, other=0)
-    total = tl.zeros((ROWS, COLUMNS), tl.float32)
-    least = tl.full((ROWS, COLUMNS), float("inf"), tl.float32)
+    start = tl.load(pairs.first + row_begin, mask=row_count > 0, other=0)
+    stop = tl.load(pairs.last + row_begin, mask=row_count > 0, other=0)
+    total = tl.zeros((how.BM, how.BN), tl.float32)
+    least = tl.full((how.BM, how.BN), float("inf"), tl.float32)
     for a in range(0, tl.max(row_count, 0)):
         row_in = a < row_count
         row = row_begin + a
         bound = tl.load(thresholds + row, mask=row_in, other=0.0)
-        if ITSELF == ROWS_NAMED:
-            own = own_column(itself, row, row_in, ITSELF)
+        if how.itself == ROWS_NAMED:
+            own = own_column(pairs, row, row_in, how)
         for b in range(0, tl.max(column_count, 0)):
             column_in = b < column_count
-            d = tile(
-                X, x_norms, row, row_in, Y, y_norms, column_begin + b, column_in, width,
-                ITSELF == SELF, DISTANCE, PRECISION, NEAR, CHUNK,
-            )  # fmt: skip
+            column = column_begin + b
+            d, _ = tile(pairs, row, row_in, column, column_in, how.itself, how)
             there = row_in[:, None] & column_in[None, :]
-            if ITSELF == ROWS_NAMED:
-                there &= own[:, None] != (column_begin + b)[None, :]
+            if how.itself == ROWS_NAMED:
+                there &= own[:, None] != column[None, :]
             violation = bound[:, None] - d
             total += tl.where(there & (violation > 0), violation, 0.0)
             least = tl.where(there & (d < least), d, least)
@@ -77,14 +75,17 @@ def class_scores(
     """`Sweeps.class_scores`."""
     shape = len(ends_x), len(ends_y)
     sums, smallest = torch.empty(2, *shape, dtype=torch.float32, device=sides.x.device)
-    itself, named = itself_of(sides)
     if 0 not in shape:
-        grid = triton.cdiv(shape[0], LAUNCH.BM), triton.cdiv(shape[1], LAUNCH.BN)
-        class_scores_kernel[grid](
-            sides.x, sides.y, sides.x_norms, sides.y_norms, sides.first, sides.last, itself,
-            thresholds.contiguous(), ends_x, ends_y, sums, smallest, *shape, sides.x.shape[1],
-            DISTANCE=sides.distance, PRECISION=sides.precision, NEAR=NEAR[sides.precision],
-            ITSELF=named, ROWS=LAUNCH.BM, COLUMNS=LAUNCH.BN, CHUNK=LAUNCH.BK,
-            **LAUNCH.options,
-        )  # fmt: skip
+        launch = launch_of("class_scores", sides)
+        class_scores_kernel[(triton.cdiv(shape[0], launch.BM), triton.cdiv(shape[1], launch.BN))](
+            Pairs.of(sides),
+            thresholds.contiguous(),
+            ends_x,
+            ends_y,
+            sums,
+            smallest,
+            *shape,
+            Tiling.of(sides, launch),
+            **launch.options,
+        )
     return sums, smallest

@@ -3,63 +3,114 @@
 from __future__ import annotations
 
 import functools
+import os
 from typing import NamedTuple
 
 import torch
 
 from dmlap_kernels.backends.device.packing import Sides
-from dmlap_kernels.backends.triton.tile import INTERPRETED
 
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # Of a thread, at most: unless told, ptxas spills a few to fit more programs on a multiprocessor.
 REGISTERS = 255
 
 
 class Launch(NamedTuple):
-    """Rows, columns and features of a tile; warps of a program and stages of its pipeline."""
+    """Rows, columns and features of a tile; warps of a program and stages of its pipeline; features
+    of a gradient that a program holds, at most, if it does."""
 
     BM: int
     BN: int
     BK: int
     warps: int
     stages: int
+    BD: int = 0
 
     @property
     def options(self) -> dict[str, int]:
         """As Triton takes them."""
         return {"num_warps": self.warps, "num_stages": self.stages, "maxnreg": REGISTERS}
 
+    def held(self, features: int) -> int:
+        """Features (a power of two, at least 16) of a gradient that one program holds, or some."""
+        return min(self.BD, max(16, 1 << (features - 1).bit_length()))
 
+
+# Neighbours that a program keeps on chip; beyond, blocks of distances are written, and sorted.
+NEIGHBOURS_ON_CHIP = 128
+# Of these kernels a tile has as many columns as neighbours are kept.
+_NEAREST = {
+    "nearest_16": Launch(32, 16, 32, 4, 3),
+    "nearest_32": Launch(32, 32, 32, 4, 3),
+    "nearest_64": Launch(16, 64, 32, 4, 3),
+    "nearest_128": Launch(16, 128, 32, 4, 3),
+}
 # Chosen so that no chip from sm_80 on runs out of registers or shared memory; not measured.
-LAUNCHES = {
+LAUNCHES = _NEAREST | {
     "extremes": Launch(64, 64, 16, 8, 3),
     # What tiles leave their columns, besides their rows, takes registers.
     "hinge_sums": Launch(64, 32, 32, 8, 3),
     "log_sums": Launch(64, 32, 32, 8, 3),
     "pair_terms": Launch(64, 32, 32, 8, 3),
-    # Near pairs, which products do not have, take registers.
-    "gradient": Launch(32, 16, 32, 8, 2),
-    "gradient_of_products": Launch(64, 32, 32, 8, 2),
+    # Recomputed pairs, which products do not have, take registers.
+    "gradient": Launch(32, 16, 32, 8, 2, 128),
+    "gradient_of_products": Launch(64, 32, 32, 8, 2, 128),
     # For rows of more features than a program of the above holds. A tile of weights is one of a
-    # product, of BM rows and BK columns, and holds whole ones of near pairs.
+    # product, of BM rows and BK columns, and holds whole ones of recomputed pairs.
     "weights": Launch(64, 32, 32, 8, 3),
-    "near": Launch(32, 16, 32, 8, 2),
+    "recomputed": Launch(32, 16, 32, 8, 2, 128),
     "product": Launch(64, 128, 32, 8, 3),
+    # Windows of positives. What has no columns goes pair by pair.
+    "positive_distances": Launch(64, 0, 64, 4, 2),
+    "semihard": Launch(32, 64, 32, 4, 2),
+    "draw": Launch(16, 32, 32, 4, 2),
+    "mined_terms": Launch(32, 0, 32, 4, 2),
+    # Larger tiles of these two would spill.
+    "window_sums": Launch(16, 32, 32, 4, 2),
+    "window_gradient": Launch(16, 32, 32, 4, 1, 64),
+    # Columns are classes.
+    "soft_triple": Launch(16, 32, 32, 4, 1, 64),
+    # Rows are classes, too.
+    "class_scores": Launch(16, 32, 32, 4, 2),
+    "nearest_blocks": Launch(32, 64, 32, 4, 3),
 }
 # From sm_90 on, products of 64 rows are those of warp groups, which leave more of the registers.
-_FROM_90 = {"extremes": Launch(64, 64, 32, 8, 3), "gradient": Launch(64, 16, 16, 8, 2)}
-# Small enough for the interpreter, and for several tiles in small tests.
-_INTERPRETED = Launch(16, 16, 16, 4, 1)
+_FROM_90 = {"extremes": Launch(64, 64, 32, 8, 3), "gradient": Launch(64, 16, 16, 8, 2, 128)}
+# Small enough for the interpreter, and for several tiles in small tests; of the kernels whose tiles
+# are many, larger ones.
+_INTERPRETED = Launch(16, 16, 16, 4, 1, 32)
+_INTERPRETED_LARGER = _NEAREST | dict.fromkeys(
+    (
+        "positive_distances",
+        "semihard",
+        "draw",
+        "mined_terms",
+        "window_sums",
+        "window_gradient",
+        "nearest_blocks",
+    ),
+    Launch(32, 32, 32, 4, 1, 32),
+)
 # Programs for each multiprocessor that a launch aims at by splitting its columns.
 _WAVES = 2
 _MOST_SPLITS = 64
+# The same of `semihard`, whose parts meet in atomic operations.
+_MOST_SEMIHARD_SPLITS = 16
 # Parts of the rows in the self case, of which pairs make programs: they fill a GPU, and what is
 # kept of a row and all parts stays below twice what a row of 128 features takes.
 _MOST_GROUPS = 3 if INTERPRETED else 32
+# Positives of an anchor that a program takes; those that a window has at least; positive pairs that
+# the buffers of a window hold, about.
+POSITIVES = 4 if INTERPRETED else 16
+LEAST_WINDOW = 8 if INTERPRETED else 64
+_WINDOW_PAIRS = 1 if INTERPRETED else 2**22
+# Numbers of a block of the search for more neighbours than are kept on chip.
+_BLOCK = 1 << 12 if INTERPRETED else 1 << 23
 
 
 def launch_of(kernel: str, sides: Sides) -> Launch:
     if INTERPRETED:
-        return _INTERPRETED
+        return _INTERPRETED_LARGER.get(kernel, _INTERPRETED)
     if capability_of(sides.x.device) >= (9, 0):
         return _FROM_90.get(kernel, LAUNCHES[kernel])
     return LAUNCHES[kernel]
@@ -93,6 +144,13 @@ def split(tiles: int, programs: int, device: torch.device) -> tuple[int, int]:
     return -(-max(1, tiles) // span), span
 
 
+def semihard_splits(sides: Sides, launch: Launch) -> tuple[int, int]:
+    """As `splits_of`."""
+    tiles = -(-sides.columns // launch.BN)
+    span = -(-tiles // _MOST_SEMIHARD_SPLITS)
+    return -(-tiles // span), span * launch.BN
+
+
 def groups_of(sides: Sides, launch: Launch) -> tuple[int, int]:
     """Groups into which the rows of the self case are cut, and the rows of one, whole tiles."""
     tile = max(launch.BM, launch.BN)  # one is a multiple of the other
@@ -108,7 +166,13 @@ def panel_of(sides: Sides) -> int:
     return 2 * tile if INTERPRETED else -(-rows // tile) * tile
 
 
-def width_of(features: int) -> int:
-    """Features (a power of two, at least 16) of a gradient that one program holds, or some."""
-    most = 32 if INTERPRETED else 128
-    return min(most, max(16, 1 << (features - 1).bit_length()))
+def window_of(sides: Sides) -> int:
+    """Positives of each anchor in a window, a multiple of those that a program takes."""
+    wanted = min(sides.columns, _WINDOW_PAIRS // max(1, sides.anchors))
+    return -(-max(LEAST_WINDOW, wanted) // POSITIVES) * POSITIVES
+
+
+def block_of(sides: Sides, k: int, launch: Launch) -> tuple[int, int]:
+    """Rows and columns of a block of the search for k neighbours."""
+    columns = min(sides.columns, max(2 * k, 4 * launch.BN))
+    return max(launch.BM, _BLOCK // (k + columns)), columns

@@ -16,6 +16,7 @@ from torch import Tensor
 from dmlap_kernels.backends.device.packing import Sides
 from dmlap_kernels.backends.device.sweeps import Extremes
 from dmlap_kernels.backends.triton.configurations import launch_of, splits_of
+from dmlap_kernels.backends.triton.keys import distances_of, ordered
 from dmlap_kernels.backends.triton.tile import (
     Pairs,
     Tiling,
@@ -35,13 +36,11 @@ def _keep_least(keys, index, count, d, other, pairs_of, axis: tl.constexpr):
 
     ``other`` is the index, as (1, BN) or (BM, 1), of what lies along the axis.
     """
-    d = tl.where(pairs_of, d + 0.0, float("inf"))  # -0.0 + 0.0 is 0.0
+    d = tl.where(pairs_of, d, float("inf"))
     least = tl.min(d, axis=axis)
     at_least = pairs_of & (d == tl.expand_dims(least, axis))
     column = tl.min(tl.where(at_least, other, 2147483647), axis=axis)
-    bits = least.to(tl.int32, bitcast=True)
-    ordered = bits ^ ((bits >> 31) & 2147483647)
-    key = (ordered.to(tl.int64) << 32) | column.to(tl.int64)
+    key = (ordered(least) << 32) | column.to(tl.int64)
     tl.atomic_min(keys + index, key, mask=(index < count) & (column < 2147483647), sem="relaxed")
 
 
@@ -56,7 +55,8 @@ def extremes_kernel(
     sums: tl.constexpr,
     how: tl.constexpr,
 ):
-    rows, first, last, low, high = row_block(pairs, tl.program_id(0), how)
+    block = row_block(pairs, tl.program_id(0), how)
+    rows = block.rows
     start = tl.program_id(1) * span
     end = tl.minimum(start + span, columns_of(pairs))
     if how.self_case:
@@ -66,11 +66,11 @@ def extremes_kernel(
     for c in range(start, end, how.BN):
         columns = c + tl.arange(0, how.BN)
         d = distances(pairs, rows, columns, how)
-        positive, negative = sides_of(pairs, rows, columns, first, last, how)
+        positive, negative = sides_of(pairs, block, columns, how)
         _keep_least(negative_keys, rows, rows_of(pairs), d, columns[None, :], negative, 1)
         if how.self_case:
             _keep_least(negative_keys, columns, columns_of(pairs), d, rows[:, None], negative, 0)
-        runs = (c < high) & (c + how.BN > low)
+        runs = (c < block.high) & (c + how.BN > block.low)
         if runs:
             _keep_least(positive_keys, rows, rows_of(pairs), -d, columns[None, :], positive, 1)
             if how.self_case:
@@ -103,7 +103,7 @@ def extremes(sides: Sides, sums: bool) -> Extremes:
             *parts,
             span,
             sums,
-            Tiling.of(sides, launch.BM, launch.BN, launch.BK),
+            Tiling.of(sides, launch),
             **launch.options,
         )
     (positive, negative), (p, n) = _decoded(keys)
@@ -113,8 +113,6 @@ def extremes(sides: Sides, sums: bool) -> Extremes:
 
 def _decoded(keys: Tensor) -> tuple[Tensor, Tensor]:
     """Distances and columns; inf and -1 for empty keys."""
-    ordered = (keys >> 32).int()
-    d = (ordered ^ ((ordered >> 31) & 0x7FFFFFFF)).view(torch.float32)
     none = keys == _EMPTY
-    column = (keys & 0x7FFFFFFF).int()
-    return torch.where(none, torch.inf, d), torch.where(none, -1, column)
+    d = torch.where(none, torch.inf, distances_of(keys >> 32))
+    return d, torch.where(none, -1, (keys & 0x7FFFFFFF).int())

@@ -4,7 +4,7 @@ A policy is three functions, handed to the kernel as compile-time arguments. A s
 anchor keeps, as a tuple of vectors of 32 bits, of a number for each anchor:
 
     empty(count)            the state of ``count`` anchors before their first pair
-    visit(slope, own, d, positive, negative, runs, pe, ne, axis)
+    visit(exponents, own, d, positive, negative, runs, axis)
                             the state of a tile's rows (axis 1) or columns (axis 0), whose numbers
                             are the end ``own`` (see `coefficient`); without ``runs`` no pair of the
                             tile is positive
@@ -24,9 +24,8 @@ import triton.language as tl
 from torch import Tensor
 
 from dmlap_kernels.backends.device.packing import Sides
-from dmlap_kernels.backends.device.sweeps import Exponent
 from dmlap_kernels.backends.triton.configurations import groups_of, launch_of, splits_of
-from dmlap_kernels.backends.triton.policies import numbers_of, slope_of
+from dmlap_kernels.backends.triton.policies import Exponents
 from dmlap_kernels.backends.triton.tile import (
     Pairs,
     Tiling,
@@ -39,12 +38,11 @@ from dmlap_kernels.backends.triton.tile import (
 
 
 class Policy(NamedTuple):
-    """Functions as above, and of how many vectors a state is."""
+    """Functions as above."""
 
     empty: Any
     visit: Any
     merge: Any
-    size: int
 
 
 @triton.jit
@@ -70,69 +68,61 @@ def forward_kernel(
     numbers,  # (k, rows), those that the policy reads; in the self case of the columns, too
     partials,  # (size, slots, rows)
     length,  # columns of a slot, in the self case rows of a group
-    pe,
-    ne,
-    empty: tl.constexpr,
-    visit: tl.constexpr,
-    merge: tl.constexpr,
-    size: tl.constexpr,
-    slope: tl.constexpr,
+    exponents,
+    policy,
+    size: tl.constexpr,  # vectors of a state
     how: tl.constexpr,
 ):
     group, slot = tl.program_id(0), tl.program_id(1)
-    block = how.BM
+    height = how.BM
     if how.self_case:
         if group > slot:
             return
-        block = length
+        height = length
     part = tl.num_programs(1).to(tl.int64) * rows_of(pairs)
     of_rows = slot.to(tl.int64) * rows_of(pairs)
     of_columns = group.to(tl.int64) * rows_of(pairs)
-    begin, start = group * block, slot * length
-    end = tl.minimum(begin + block, rows_of(pairs))
+    begin, start = group * height, slot * length
+    end = tl.minimum(begin + height, rows_of(pairs))
     stop = tl.minimum(start + length, columns_of(pairs))
     for r in range(begin, end, how.BM):
-        rows, first, last, low, high = row_block(pairs, r // how.BM, how)
-        row = (numbers, rows_of(pairs), rows[:, None])
-        own = empty(how.BM)
+        block = row_block(pairs, r // how.BM, how)
+        row = (numbers, rows_of(pairs), block.rows[:, None])
+        own = policy.empty(how.BM)
         for c in range(start, stop, how.BN):
             columns = c + tl.arange(0, how.BN)
-            d = distances(pairs, rows, columns, how)
-            positive, negative = sides_of(pairs, rows, columns, first, last, how)
-            runs = (c < high) & (c + how.BN > low)
-            own = merge(own, visit(slope, row, d, positive, negative, runs, pe, ne, 1))
+            d = distances(pairs, block.rows, columns, how)
+            positive, negative = sides_of(pairs, block, columns, how)
+            runs = (c < block.high) & (c + how.BN > block.low)
+            own = policy.merge(own, policy.visit(exponents, row, d, positive, negative, runs, 1))
             if how.self_case:
                 if group < slot:
                     column = (numbers, rows_of(pairs), columns[None, :])
-                    found = visit(slope, column, d, positive, negative, runs, pe, ne, 0)
+                    found = policy.visit(exponents, column, d, positive, negative, runs, 0)
                     at, there = of_columns + columns, columns < columns_of(pairs)
                     if r > begin:
-                        found = _merged(partials, part, at, there, found, size, merge)
+                        found = _merged(partials, part, at, there, found, size, policy.merge)
                     _store(partials, part, at, there, found, size)
-        _store(partials, part, of_rows + rows, rows < rows_of(pairs), own, size)
+        _store(partials, part, of_rows + block.rows, block.rows < rows_of(pairs), own, size)
         if how.self_case:
             tl.debug_barrier()  # the next rows read what these left of the columns
 
 
 def forward(
-    kernel: str,
-    sides: Sides,
-    policy: Policy,
-    numbers: Tensor | None,
-    positive: Exponent,
-    negative: Exponent,
+    kernel: str, sides: Sides, policy: Policy, size: int, numbers: Tensor | None, e: Exponents
 ) -> Tensor:
     """The states of all anchors (size, slots, B), to be merged over the slots; what is not float32
     as the bits of such a number.
 
     Args:
         kernel: the name of its configuration.
+        size: of how many vectors a state is.
         numbers: (k, B) float32, what the policy reads of an anchor.
-        positive, negative: exponents that the policy reads.
+        e: exponents that the policy reads.
     """
     launch = launch_of(kernel, sides)
     slots, length = (groups_of if sides.self_case else splits_of)(sides, launch)
-    partials = sides.x.new_empty((policy.size, slots, sides.anchors))
+    partials = sides.x.new_empty((size, slots, sides.anchors))
     if sides.anchors:
         blocks = slots if sides.self_case else triton.cdiv(sides.anchors, launch.BM)
         forward_kernel[(blocks, slots)](
@@ -140,11 +130,10 @@ def forward(
             numbers,
             partials,
             length,
-            numbers_of(positive),
-            numbers_of(negative),
-            *policy,
-            slope_of(positive, negative),
-            Tiling.of(sides, launch.BM, launch.BN, launch.BK),
+            e,
+            policy,
+            size,
+            Tiling.of(sides, launch),
             **launch.options,
         )
     return partials

@@ -10,7 +10,7 @@ from torch import Tensor
 from dmlap_kernels.backends.device.packing import Sides
 from dmlap_kernels.backends.device.sweeps import Exponent, HingeSums
 from dmlap_kernels.backends.triton.forward import Policy, counts, forward
-from dmlap_kernels.backends.triton.policies import coefficient
+from dmlap_kernels.backends.triton.policies import Exponents, coefficient
 
 
 @triton.jit
@@ -51,25 +51,23 @@ def _visit(own, d, positive, negative, runs, squared: tl.constexpr, axis: tl.con
 
 
 @triton.jit
-def _visit_plain(slope, own, d, positive, negative, runs, pe, ne, axis: tl.constexpr):
+def _visit_plain(exponents, own, d, positive, negative, runs, axis: tl.constexpr):
     return _visit(own, d, positive, negative, runs, False, axis)
 
 
 @triton.jit
-def _visit_squared(slope, own, d, positive, negative, runs, pe, ne, axis: tl.constexpr):
+def _visit_squared(exponents, own, d, positive, negative, runs, axis: tl.constexpr):
     return _visit(own, d, positive, negative, runs, True, axis)
 
 
-_NONE = Exponent(0.0)
-_POLICIES = {
-    False: Policy(_empty, _visit_plain, _merge, 6),
-    True: Policy(_empty, _visit_squared, _merge, 6),
-}
+# Plain and squared.
+_POLICIES = Policy(_empty, _visit_plain, _merge), Policy(_empty, _visit_squared, _merge)
+_NO_EXPONENTS = Exponents.of(Exponent(0.0), Exponent(0.0))
 
 
 def hinge_sums(
     sides: Sides, positive_bound: Tensor, negative_bound: Tensor, squared: bool
 ) -> HingeSums:
     bounds = torch.stack((positive_bound, negative_bound))
-    partials = forward("hinge_sums", sides, _POLICIES[squared], bounds, _NONE, _NONE)
+    partials = forward("hinge_sums", sides, _POLICIES[squared], 6, bounds, _NO_EXPONENTS)
     return HingeSums(*partials[:4].sum(1), *counts(partials[4:]))

@@ -1,11 +1,17 @@
 """What sweeps are parameterised with: functions handed to the kernels as compile-time arguments.
 
 A slope is the derivative of an exponent, whose value is slope(d) (d - zero); a term is that of one
-positive pair; a weigher gives d loss / d d of a pair, as written at
-`dmlap_kernels.backends.device.sweeps.Weigher`.
+positive pair; a pair gradient gives d loss / d d of a pair, as written at
+`dmlap_kernels.backends.device.sweeps.Weigher`. pos_lse and neg_lse are the logarithms of an
+anchor's sums over its positives and negatives, there zp and zn.
+
+Functions are fields of tuples, which are ordinary arguments: Triton's cache knows of a change in
+the body of such a function, but not of one in a dataclass.
 """
 
 from __future__ import annotations
+
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
@@ -17,15 +23,23 @@ from dmlap_kernels.backends.device.sweeps import Exponent, Weigher
 Numbers = tuple[float, float, float, float]
 
 
-def numbers_of(exponent: Exponent) -> Numbers:
-    """As kernels take them: floats, so that no value is compiled in."""
+class Exponents(NamedTuple):
+    """The exponents of positives and negatives as kernels read them, and the slope of both."""
+
+    slope: Any
+    positive: Numbers
+    negative: Numbers
+
+    @staticmethod
+    def of(positive: Exponent, negative: Exponent) -> Exponents:
+        slope = clipped if positive.side or negative.side else linear
+        return Exponents(slope, _numbers(positive), _numbers(negative))
+
+
+def _numbers(exponent: Exponent) -> Numbers:
+    """Floats, so that no value is compiled in."""
     rate, zero, side, pivot = map(float, exponent)
     return rate, zero, side, pivot
-
-
-def slope_of(*exponents: Exponent):
-    """The policy that serves all of the exponents."""
-    return clipped if any(exponent.side for exponent in exponents) else linear
 
 
 @triton.jit
@@ -39,7 +53,7 @@ def clipped(exponent, d):
 
 
 @triton.jit
-def log1p_exp(t):
+def softplus(t):
     """log(1 + e^t), keeping the digits of small results."""
     x = tl.exp(-tl.abs(t))
     u = 1.0 + x
@@ -55,23 +69,46 @@ def sigmoid(t):
 
 
 @triton.jit
-def nt_xent(e, zn, zn_other):
-    """log(1 + e^(e + zn)): value, and derivatives by e and by zn."""
-    t = e + zn
+def nt_xent(e, neg_lse, other_neg_lse):
+    """log(1 + e^(e + neg_lse)): value, and derivatives by e and by neg_lse."""
+    t = e + neg_lse
     share = sigmoid(t)
-    return log1p_exp(t), share, share
+    return softplus(t), share, share
 
 
 @triton.jit
-def lifted(e, zn, zn_other):
-    """[e + log(e^zn + e^zn')]+^2 / 2: value, and derivatives by e and by zn."""
-    top = tl.maximum(zn, zn_other)
+def lifted(e, neg_lse, other_neg_lse):
+    """[e + log(e^neg_lse + e^other_neg_lse)]+^2 / 2: value, and derivatives by e and by neg_lse."""
+    top = tl.maximum(neg_lse, other_neg_lse)
     some = top > float("-inf")
     top = tl.where(some, top, 0.0)
-    own, other = tl.exp(zn - top), tl.exp(zn_other - top)
+    own, other = tl.exp(neg_lse - top), tl.exp(other_neg_lse - top)
     both = tl.where(some, own + other, 1.0)
     hinge = tl.where(some, tl.maximum(e + top + tl.log(both), 0.0), 0.0)
     return 0.5 * hinge * hinge, hinge, hinge * own / both
+
+
+TERMS = {"nt_xent": nt_xent, "lifted": lifted}
+
+
+class PairGradient(NamedTuple):
+    """A `Weigher` as kernels read it.
+
+    ``formula`` gives the part of one end of a pair, d loss / d d of the positive and the negative
+    pairs of a tile; ends ``own`` and ``other`` are as `coefficient` takes them.
+    """
+
+    formula: Any
+    term: Any  # of the formulas that have one
+    exponents: Exponents
+    of_rows: Any  # (k, rows), coefficients; None where the rows' ends have no part
+    of_columns: Any  # (k, columns) likewise
+
+    @staticmethod
+    def of(weigher: Weigher, of_rows: Tensor | None, of_columns: Tensor | None) -> PairGradient:
+        exponents = Exponents.of(weigher.positive, weigher.negative)
+        formula, term = PAIR_GRADIENTS[weigher.kind], TERMS.get(weigher.kind)
+        return PairGradient(formula, term, exponents, of_rows, of_columns)
 
 
 @triton.jit
@@ -82,22 +119,23 @@ def coefficient(end, row):
 
 
 @triton.jit
-def weigh_hinge(slope, term, d, positive, negative, own, other, pe, ne):
+def hinge_gradient(gradient, d, positive, negative, own, other):
     pull = tl.where(d > coefficient(own, 0), coefficient(own, 2), 0.0)
     push = tl.where(d < coefficient(own, 1), coefficient(own, 3), 0.0)
     return tl.where(positive, pull, 0.0) - tl.where(negative, push, 0.0)
 
 
 @triton.jit
-def weigh_squared_hinge(slope, term, d, positive, negative, own, other, pe, ne):
+def squared_hinge_gradient(gradient, d, positive, negative, own, other):
     pull = 2.0 * coefficient(own, 2) * tl.maximum(d - coefficient(own, 0), 0.0)
     push = 2.0 * coefficient(own, 3) * tl.maximum(coefficient(own, 1) - d, 0.0)
     return tl.where(positive, pull, 0.0) - tl.where(negative, push, 0.0)
 
 
 @triton.jit
-def weigh_exponential(slope, term, d, positive, negative, own, other, pe, ne):
-    p, n = slope(pe, d), slope(ne, d)
+def exponential_gradient(gradient, d, positive, negative, own, other):
+    pe, ne = gradient.exponents.positive, gradient.exponents.negative
+    p, n = gradient.exponents.slope(pe, d), gradient.exponents.slope(ne, d)
     pull = tl.exp(p * (d - pe[1]) - coefficient(own, 0)) * coefficient(own, 2)
     push = tl.exp(n * (d - ne[1]) - coefficient(own, 1)) * coefficient(own, 3)
     pull = (pull + coefficient(own, 4)) * p
@@ -105,47 +143,39 @@ def weigh_exponential(slope, term, d, positive, negative, own, other, pe, ne):
 
 
 @triton.jit
-def weigh_mined(slope, term, d, positive, negative, own, other, pe, ne):
+def mined_gradient(gradient, d, positive, negative, own, other):
     kept_positive = positive & (d > coefficient(own, 5))
     kept_negative = negative & (d < coefficient(own, 6))
-    return weigh_exponential(slope, term, d, kept_positive, kept_negative, own, other, pe, ne)
+    return exponential_gradient(gradient, d, kept_positive, kept_negative, own, other)
 
 
 @triton.jit
-def weigh_nt_xent(slope, term, d, positive, negative, own, other, pe, ne):
-    return _weigh_pair_term(slope, term, d, positive, negative, own, 0.0, pe, ne)
+def nt_xent_gradient(gradient, d, positive, negative, own, other):
+    return _of_term(gradient, d, positive, negative, own, 0.0)
 
 
 @triton.jit
-def weigh_lifted(slope, term, d, positive, negative, own, other, pe, ne):
-    zn_other = coefficient(other, 0)
-    return _weigh_pair_term(slope, term, d, positive, negative, own, zn_other, pe, ne)
+def lifted_gradient(gradient, d, positive, negative, own, other):
+    return _of_term(gradient, d, positive, negative, own, coefficient(other, 0))
 
 
 @triton.jit
-def _weigh_pair_term(slope, term, d, positive, negative, own, zn_other, pe, ne):
-    p, n = slope(pe, d), slope(ne, d)
-    zn = coefficient(own, 0)
-    _, by_exponent, _ = term(p * (d - pe[1]), zn, zn_other)
+def _of_term(gradient, d, positive, negative, own, other_neg_lse):
+    pe, ne = gradient.exponents.positive, gradient.exponents.negative
+    p, n = gradient.exponents.slope(pe, d), gradient.exponents.slope(ne, d)
+    neg_lse = coefficient(own, 0)
+    _, by_exponent, _ = gradient.term(p * (d - pe[1]), neg_lse, other_neg_lse)
     pull = coefficient(own, 1) * by_exponent * p
-    push = tl.exp(n * (d - ne[1]) - zn) * coefficient(own, 2) * n
+    push = tl.exp(n * (d - ne[1]) - neg_lse) * coefficient(own, 2) * n
     return tl.where(positive, pull, 0.0) + tl.where(negative, push, 0.0)
 
 
-TERMS = {"nt_xent": nt_xent, "lifted": lifted}
-# By the kind of a `Weigher`; those of pair terms read the term.
-WEIGHERS = {
-    "hinge": weigh_hinge,
-    "squared_hinge": weigh_squared_hinge,
-    "exponential": weigh_exponential,
-    "mined": weigh_mined,
-    "nt_xent": weigh_nt_xent,
-    "lifted": weigh_lifted,
+# By the kind of a `Weigher`.
+PAIR_GRADIENTS = {
+    "hinge": hinge_gradient,
+    "squared_hinge": squared_hinge_gradient,
+    "exponential": exponential_gradient,
+    "mined": mined_gradient,
+    "nt_xent": nt_xent_gradient,
+    "lifted": lifted_gradient,
 }
-
-
-def weighing(weigher: Weigher, of_rows: Tensor | None, of_columns: Tensor | None) -> tuple:
-    """What `factors` is compiled with: weigh, slope, term, and which ends weigh."""
-    slope = slope_of(weigher.positive, weigher.negative)
-    ends = of_rows is not None, of_columns is not None
-    return WEIGHERS[weigher.kind], slope, TERMS.get(weigher.kind), *ends

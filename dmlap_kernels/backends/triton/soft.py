@@ -11,7 +11,7 @@ from dmlap_kernels.backends.device.packing import Sides
 from dmlap_kernels.backends.device.sweeps import Exponent, LogSums, PairTerms
 from dmlap_kernels.backends.triton.configurations import launch_of, splits_of
 from dmlap_kernels.backends.triton.forward import Policy, forward
-from dmlap_kernels.backends.triton.policies import TERMS, coefficient, numbers_of, slope_of
+from dmlap_kernels.backends.triton.policies import TERMS, Exponents, coefficient
 from dmlap_kernels.backends.triton.tile import (
     Pairs,
     Tiling,
@@ -54,23 +54,24 @@ def _exponentials(exponents, axis: tl.constexpr):
 
 
 @triton.jit
-def _visit(slope, own, d, positive, negative, runs, pe, ne, axis: tl.constexpr):
-    e = tl.where(negative, slope(ne, d) * (d - ne[1]), float("-inf"))
+def _visit(exponents, own, d, positive, negative, runs, axis: tl.constexpr):
+    pe, ne = exponents.positive, exponents.negative
+    e = tl.where(negative, exponents.slope(ne, d) * (d - ne[1]), float("-inf"))
     top_n, total_n = _exponentials(e, axis)
     top_p, total_p = tl.zeros_like(top_n) + float("-inf"), tl.zeros_like(top_n)
     exponent_sum = tl.zeros_like(top_n)
     if runs:
-        e = slope(pe, d) * (d - pe[1])
+        e = exponents.slope(pe, d) * (d - pe[1])
         exponent_sum = tl.sum(tl.where(positive, e, 0.0), axis)
         top_p, total_p = _exponentials(tl.where(positive, e, float("-inf")), axis)
     return top_p, total_p, top_n, total_n, exponent_sum
 
 
 @triton.jit
-def _visit_mined(slope, own, d, positive, negative, runs, pe, ne, axis: tl.constexpr):
+def _visit_mined(exponents, own, d, positive, negative, runs, axis: tl.constexpr):
     kept_positive = positive & (d > coefficient(own, 0))
     kept_negative = negative & (d < coefficient(own, 1))
-    return _visit(slope, own, d, kept_positive, kept_negative, runs, pe, ne, axis)
+    return _visit(exponents, own, d, kept_positive, kept_negative, runs, axis)
 
 
 def log_sums(
@@ -84,51 +85,50 @@ def log_sums(
     visit, bounds = _visit, None
     if positive_above is not None and negative_below is not None:
         visit, bounds = _visit_mined, torch.stack((positive_above, negative_below))
-    policy = Policy(_empty, visit, _merge, 5)
-    partials = forward("log_sums", sides, policy, bounds, positive, negative)
-    zp, zn = (partials[:4:2] + partials[1:4:2].log()).logsumexp(1)
-    return LogSums(zp, zn, partials[4].sum(0))
+    policy, exponents = Policy(_empty, visit, _merge), Exponents.of(positive, negative)
+    partials = forward("log_sums", sides, policy, 5, bounds, exponents)
+    pos_lse, neg_lse = (partials[:4:2] + partials[1:4:2].log()).logsumexp(1)
+    return LogSums(pos_lse, neg_lse, partials[4].sum(0))
 
 
-@triton.jit(do_not_specialize_on_alignment=["zn_of_rows", "zn_of_columns", "weight_of_columns"])
+@triton.jit(do_not_specialize_on_alignment=["of_rows", "of_columns", "weight_of_columns"])
 def pair_terms_kernel(
     pairs,
-    zn_of_rows,  # (rows,)
-    zn_of_columns,  # (columns,), read for terms of both ends
-    weight_of_columns,  # (columns,), read if weighted
-    sums,  # (2, splits, rows): of terms, of their derivatives by zn
+    of_rows,  # (rows,), neg_lse
+    of_columns,  # (columns,) likewise; None for terms of one end
+    weight_of_columns,  # (columns,), or None
+    sums,  # (2, splits, rows): of terms, of their derivatives by neg_lse
     counts,  # (splits, rows)
-    exponent,
-    slope: tl.constexpr,
+    exponents,
     term: tl.constexpr,
-    both_ends: tl.constexpr,
-    weighted: tl.constexpr,
     how: tl.constexpr,
 ):
-    rows, first, last, low, high = row_block(pairs, tl.program_id(0), how)
+    block = row_block(pairs, tl.program_id(0), how)
+    rows, exponent = block.rows, exponents.positive
     exists = rows < rows_of(pairs)
-    zn = tl.load(zn_of_rows + rows, mask=exists, other=0.0)[:, None]
+    neg_lse = tl.load(of_rows + rows, mask=exists, other=0.0)[:, None]
     total = tl.zeros((how.BM,), dtype=tl.float32)
     slopes = tl.zeros((how.BM,), dtype=tl.float32)
     nonzero = tl.zeros((how.BM,), dtype=tl.int32)
     # The run is dealt out tile by tile: only positive pairs are visited.
-    start = low + tl.program_id(1) * how.BN
-    for c in range(start, high, tl.num_programs(1) * how.BN):
+    start = block.low + tl.program_id(1) * how.BN
+    for c in range(start, block.high, tl.num_programs(1) * how.BN):
         columns = c + tl.arange(0, how.BN)
         d = distances(pairs, rows, columns, how)
-        positive, _ = sides_of(pairs, rows, columns, first, last, how)
-        other = zn
-        if both_ends:
+        positive, _ = sides_of(pairs, block, columns, how)
+        other = neg_lse
+        if of_columns is not None:
             there = columns < columns_of(pairs)
-            other = tl.load(zn_of_columns + columns, mask=there, other=0.0)[None, :]
-        value, _, by_zn = term(slope(exponent, d) * (d - exponent[1]), zn, other)
+            other = tl.load(of_columns + columns, mask=there, other=0.0)[None, :]
+        e = exponents.slope(exponent, d) * (d - exponent[1])
+        value, _, by_neg_lse = term(e, neg_lse, other)
         value = tl.where(positive, value, 0.0)
-        by_zn = tl.where(positive, by_zn, 0.0)
-        if weighted:
+        by_neg_lse = tl.where(positive, by_neg_lse, 0.0)
+        if weight_of_columns is not None:
             there = columns < columns_of(pairs)
-            by_zn *= tl.load(weight_of_columns + columns, mask=there, other=0.0)[None, :]
+            by_neg_lse *= tl.load(weight_of_columns + columns, mask=there, other=0.0)[None, :]
         total += tl.sum(value, axis=1)
-        slopes += tl.sum(by_zn, axis=1)
+        slopes += tl.sum(by_neg_lse, axis=1)
         nonzero += tl.sum((value > 0).to(tl.int32), axis=1)
     part = tl.num_programs(1).to(tl.int64) * rows_of(pairs)
     at = tl.program_id(1).to(tl.int64) * rows_of(pairs) + rows
@@ -157,13 +157,10 @@ def pair_terms(
             weight_of_columns,
             sums,
             counts,
-            numbers_of(exponent),
-            slope_of(exponent),
+            Exponents.of(exponent, exponent),
             TERMS[kind],
-            zn_of_columns is not None,
-            weight_of_columns is not None,
-            Tiling.of(sides, launch.BM, launch.BN, launch.BK),
+            Tiling.of(sides, launch),
             **launch.options,
         )
-    total, by_zn = sums.sum(1)
-    return PairTerms(total, counts.sum(0, dtype=torch.int32), by_zn)
+    total, by_neg_lse = sums.sum(1)
+    return PairTerms(total, counts.sum(0, dtype=torch.int32), by_neg_lse)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dmlap_kernels.backends.triton import extremes as mining
 from dmlap_kernels.backends.triton import gradient as backward
-from dmlap_kernels.backends.triton import hinge, slots, soft
+from dmlap_kernels.backends.triton import hinge, soft, windows
 from dmlap_kernels.backends.triton import nearest as search
 from dmlap_kernels.backends.triton import soft_triple as centres
 from dmlap_kernels.backends.triton.class_scores import class_scores
@@ -18,10 +18,10 @@ class TritonSweeps:
     log_sums = staticmethod(soft.log_sums)
     pair_terms = staticmethod(soft.pair_terms)
     gradient = staticmethod(backward.gradient)
-    triplet_sums = staticmethod(slots.triplet_sums)
-    triplet_gradient = staticmethod(slots.triplet_gradient)
-    angular_terms = staticmethod(slots.angular_terms)
-    angular_gradient = staticmethod(slots.angular_gradient)
+    triplet_sums = staticmethod(windows.triplet_sums)
+    triplet_gradient = staticmethod(windows.triplet_gradient)
+    angular_terms = staticmethod(windows.angular_terms)
+    angular_gradient = staticmethod(windows.angular_gradient)
     soft_triple = staticmethod(centres.soft_triple)
     soft_triple_gradient = staticmethod(centres.soft_triple_gradient)
     nearest = staticmethod(search.nearest)

@@ -1,12 +1,12 @@
 """A tile of distances: what every sweep is made of.
 
-A kernel owns a block of anchors and goes through tiles of columns. Tensors that all kernels read
-come as one `Pairs`, compile-time choices as one `Tiling`.
+A kernel owns a block of rows and goes through tiles of columns. Tensors that all kernels read come
+as one `Pairs`, compile-time choices as one `Tiling`.
 """
 
 from __future__ import annotations
 
-import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,12 +15,11 @@ import triton.language as tl
 from torch import Tensor
 
 from dmlap_kernels.backends.device.packing import Sides
+from dmlap_kernels.backends.triton.configurations import INTERPRETED, Launch
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-
-# Squared distances below this share of |x|^2 + |y|^2 are taken again from differences: what the
+# Squared distances below this share of |x|^2 + |y|^2 are recomputed from differences: what the
 # rounding of products leaves of them is then less than a few parts in ten thousand ("highest").
-NEAR = {"highest": 2e-2, "high": 5e-2, "medium": 1e-1}
+RECOMPUTE = {"highest": 2e-2, "high": 5e-2, "medium": 1e-1}
 
 # Which pairs of an anchor and itself there are among rows and columns, and so left out: none;
 # those of equal numbers; those of which a list has the column of each row, or the row of each
@@ -38,6 +37,16 @@ def itself_of(sides: Sides) -> tuple[Tensor, int]:
     if sides.col_itself is not None:
         return sides.col_itself, COLUMNS_NAMED.value
     return sides.first, (SELF if sides.self_case else APART).value
+
+
+def constants(*values: Any) -> Iterable[Any]:
+    """Values as fields of what a kernel is compiled for.
+
+    Triton's compiler before 3.9 wants each of them to be a constexpr of its own. Its interpreter
+    takes plain values, as it does for parameters: that of 3.8 cannot compare with the product of a
+    constexpr and a tensor.
+    """
+    return values if INTERPRETED else map(tl.constexpr, values)
 
 
 class Pairs(NamedTuple):
@@ -67,35 +76,39 @@ class Pairs(NamedTuple):
 
 @dataclass(frozen=True)
 class Tiling:
-    """What a kernel is compiled for: distance, precision, and the tile's rows, columns, features.
+    """What a kernel is compiled for: distance, precision, and the tile's rows, columns, features;
+    features of a gradient that a program holds.
 
-    Triton's compiler before 3.9 wants each of them to be a constexpr of its own. Its interpreter
-    takes plain values, as it does for parameters: that of 3.8 cannot compare with the product of a
-    constexpr and a tensor.
+    ``norms`` says whether norms are read: for products they only tell which columns exist.
     """
 
     distance: tl.constexpr
     precision: tl.constexpr
-    near: tl.constexpr
+    recompute: tl.constexpr
     self_case: tl.constexpr
     itself: tl.constexpr
+    norms: tl.constexpr
     BM: tl.constexpr
     BN: tl.constexpr
     BK: tl.constexpr
+    BD: tl.constexpr
 
     @staticmethod
-    def of(sides: Sides, BM: int, BN: int, BK: int) -> Tiling:
-        constants = (
-            sides.distance,
-            sides.precision,
-            NEAR[sides.precision],
-            sides.self_case,
-            itself_of(sides)[1],
-            BM,
-            BN,
-            BK,
-        )
-        return Tiling(*(constants if INTERPRETED else map(tl.constexpr, constants)))
+    def of(sides: Sides, launch: Launch, all_exist: bool = False) -> Tiling:
+        kind = sides.distance, sides.precision, RECOMPUTE[sides.precision]
+        norms = not all_exist or sides.distance not in ("cosine", "dot")
+        blocks = launch.BM, launch.BN, launch.BK, launch.held(sides.x.shape[1])
+        return Tiling(*constants(*kind, sides.self_case, itself_of(sides)[1], norms, *blocks))
+
+
+class Block(NamedTuple):
+    """A block's anchors (BM,), their runs, and the least run of columns that holds all of these."""
+
+    rows: Any
+    first: Any
+    last: Any
+    low: Any
+    high: Any
 
 
 @triton.jit
@@ -106,6 +119,40 @@ def rows_of(pairs):
 @triton.jit
 def columns_of(pairs):
     return pairs.columns_16 // 16
+
+
+@triton.jit
+def exchanged(pairs):
+    """The columns against the rows, for `tile`; the runs are not theirs."""
+    return Pairs(
+        pairs.y,
+        pairs.x,
+        pairs.y_norms,
+        pairs.x_norms,
+        pairs.first,
+        pairs.last,
+        pairs.itself,
+        pairs.columns_16,
+        pairs.rows_16,
+        pairs.features,
+    )
+
+
+@triton.jit
+def among_columns(pairs):
+    """The columns against themselves, for `tile`; the runs are not theirs."""
+    return Pairs(
+        pairs.y,
+        pairs.y,
+        pairs.y_norms,
+        pairs.y_norms,
+        pairs.first,
+        pairs.last,
+        pairs.itself,
+        pairs.columns_16,
+        pairs.columns_16,
+        pairs.features,
+    )
 
 
 @triton.jit
@@ -120,88 +167,110 @@ def product(a, b, total, how: tl.constexpr):
 
 
 @triton.jit
-def row_block(pairs, block, how: tl.constexpr):
-    """A block's anchors (BM,), their runs, and the least run of columns that holds all of these."""
-    rows = block * how.BM + tl.arange(0, how.BM)
+def row_block(pairs, number, how: tl.constexpr):
+    rows = number * how.BM + tl.arange(0, how.BM)
     exists = rows < rows_of(pairs)
     first = tl.load(pairs.first + rows, mask=exists, other=0)
     last = tl.load(pairs.last + rows, mask=exists, other=0)
     low = tl.min(tl.where(exists, first, columns_of(pairs)))
     high = tl.max(last)
-    return rows, first, last, low, high
+    return Block(rows, first, last, low, high)
 
 
 @triton.jit
-def apart(pairs, rows, columns, how: tl.constexpr):
+def apart(pairs, rows, row_in, columns, column_in, itself: tl.constexpr):
     """Mask (BM, BN) of the pairs that are not those of an anchor and itself."""
-    if how.itself == ROWS_NAMED:
-        own = tl.load(pairs.itself + rows, mask=rows < rows_of(pairs), other=-1)
+    if itself == ROWS_NAMED:
+        own = tl.load(pairs.itself + rows, mask=row_in, other=-1)
         return own[:, None] != columns[None, :]
-    elif how.itself == COLUMNS_NAMED:
-        own = tl.load(pairs.itself + columns, mask=columns < columns_of(pairs), other=-1)
+    elif itself == COLUMNS_NAMED:
+        own = tl.load(pairs.itself + columns, mask=column_in, other=-1)
         return rows[:, None] != own[None, :]
     else:
         return rows[:, None] != columns[None, :]
 
 
 @triton.jit
-def sides_of(pairs, rows, columns, first, last, how: tl.constexpr):
+def own_column(pairs, rows, row_in, how: tl.constexpr):
+    """The column (BM,) int64 that is the row itself, -1 for none; meaningless where all are
+    APART."""
+    if how.itself == ROWS_NAMED:
+        return tl.load(pairs.itself + rows, mask=row_in, other=-1).to(tl.int64)
+    else:
+        return rows
+
+
+@triton.jit
+def sides_of(pairs, block, columns, how: tl.constexpr):
     """Masks (BM, BN) of the positive and the negative pairs of a tile."""
-    same = (columns[None, :] >= first[:, None]) & (columns[None, :] < last[:, None])
-    exists = (rows < rows_of(pairs))[:, None] & (columns < columns_of(pairs))[None, :]
+    rows = block.rows
+    same = (columns[None, :] >= block.first[:, None]) & (columns[None, :] < block.last[:, None])
+    row_in, column_in = rows < rows_of(pairs), columns < columns_of(pairs)
+    exists = row_in[:, None] & column_in[None, :]
     positive = same & exists
     if how.itself == SELF:
-        positive &= apart(pairs, rows, columns, how)
+        positive &= apart(pairs, rows, row_in, columns, column_in, how.itself)
     elif how.itself != APART:
-        exists &= apart(pairs, rows, columns, how)
+        exists &= apart(pairs, rows, row_in, columns, column_in, how.itself)
         positive &= exists
     return positive, exists & ~same
 
 
 @triton.jit
-def distances_and_near(pairs, rows, columns, how: tl.constexpr):
-    """`distances`, and 1.0 for the pairs (BM, BN) that were taken from differences, near as they
-    are, else 0.0 (a mask would have to pass through shared memory, which holds no single bits)."""
+def tile(pairs, rows, row_in, columns, column_in, itself: tl.constexpr, how: tl.constexpr):
+    """(BM, BN) distances of ``rows`` (BM,) to ``columns`` (BN,), and 1.0 for the pairs that were
+    recomputed from differences, else 0.0 (a mask would have to pass through shared memory, which
+    holds no single bits).
+
+    Of what the masks leave out nothing is read, and the distance is some finite number. Indices are
+    int32 where they are as near as in a block, else int64. ``itself`` is that of the two sides.
+    """
     at_x = pairs.x + rows.to(tl.int64)[:, None] * pairs.features
     at_y = pairs.y + columns.to(tl.int64)[None, :] * pairs.features
-    row_exists, column_exists = rows < rows_of(pairs), columns < columns_of(pairs)
     dots = tl.zeros((how.BM, how.BN), dtype=tl.float32)
     for k in range(0, pairs.features, how.BK):
         feature = k + tl.arange(0, how.BK)
         inside = feature < pairs.features
-        x = tl.load(at_x + feature[None, :], row_exists[:, None] & inside[None, :], other=0.0)
-        y = tl.load(at_y + feature[:, None], column_exists[None, :] & inside[:, None], other=0.0)
+        x = tl.load(at_x + feature[None, :], row_in[:, None] & inside[None, :], other=0.0)
+        y = tl.load(at_y + feature[:, None], column_in[None, :] & inside[:, None], other=0.0)
         dots = product(x, y, dots, how)
-    a = tl.load(pairs.x_norms + rows, mask=row_exists, other=0.0)
-    b = tl.load(pairs.y_norms + columns, mask=column_exists, other=0.0)
-    total = a[:, None] + b[None, :]
-    near = tl.zeros((how.BM, how.BN), dtype=tl.int1)
-    if how.distance == "cosine" or how.distance == "dot":
-        q = total - dots
+    recomputed = tl.zeros((how.BM, how.BN), dtype=tl.int1)
+    if not how.norms:
+        q = 1.0 - dots if how.distance == "cosine" else -dots
+    elif how.distance == "cosine" or how.distance == "dot":
+        q = _norms(pairs, rows, row_in, columns, column_in) - dots
     else:
-        q = tl.maximum(total - 2.0 * dots, 0.0)
-        near = (q < how.near * total) & row_exists[:, None] & column_exists[None, :]
-        if how.itself != APART:
-            near &= apart(pairs, rows, columns, how)
-        if tl.max(near.to(tl.int32)) > 0:
-            q = tl.where(near, _from_differences(pairs, rows, columns, how), q)
+        total = _norms(pairs, rows, row_in, columns, column_in)
+        q = tl.maximum(total - 2.0 * dots, 0.0, propagate_nan=tl.PropagateNan.ALL)
+        recomputed = (q < how.recompute * total) & row_in[:, None] & column_in[None, :]
+        if itself != APART:
+            recomputed &= apart(pairs, rows, row_in, columns, column_in, itself)
+        if tl.max(recomputed.to(tl.int32)) > 0:
+            exact = _from_differences(pairs, rows, row_in, columns, column_in, how)
+            q = tl.where(recomputed, exact, q)
     if how.distance == "euclidean":
         q = tl.sqrt(q)
-    return q, tl.where(near, 1.0, 0.0)
+    return q, tl.where(recomputed, 1.0, 0.0)
 
 
 @triton.jit
-def _from_differences(pairs, rows, columns, how: tl.constexpr):
+def _norms(pairs, rows, row_in, columns, column_in):
+    a = tl.load(pairs.x_norms + rows, mask=row_in, other=0.0)
+    b = tl.load(pairs.y_norms + columns, mask=column_in, other=0.0)
+    return a[:, None] + b[None, :]
+
+
+@triton.jit
+def _from_differences(pairs, rows, row_in, columns, column_in, how: tl.constexpr):
     # Addresses of 32 bits beside one of 64, because registers are few here.
     row, column = tl.min(rows), tl.min(columns)
     of_rows, of_columns = (rows - row) * pairs.features, (columns - column) * pairs.features
     at_x = pairs.x + row.to(tl.int64) * pairs.features
     at_y = pairs.y + column.to(tl.int64) * pairs.features
-    row_exists, column_exists = rows < rows_of(pairs), columns < columns_of(pairs)
     total = tl.zeros((how.BM, how.BN), dtype=tl.float32)
     for feature in range(0, pairs.features):
-        x = tl.load(at_x + feature + of_rows, mask=row_exists, other=0.0)
-        y = tl.load(at_y + feature + of_columns, mask=column_exists, other=0.0)
+        x = tl.load(at_x + feature + of_rows, mask=row_in, other=0.0)
+        y = tl.load(at_y + feature + of_columns, mask=column_in, other=0.0)
         difference = x[:, None] - y[None, :]
         total += difference * difference
     return total
@@ -209,9 +278,59 @@ def _from_differences(pairs, rows, columns, how: tl.constexpr):
 
 @triton.jit
 def distances(pairs, rows, columns, how: tl.constexpr):
-    """(BM, BN) distances of a block's anchors ``rows`` (BM,) to ``columns`` (BN,).
-
-    What lies outside of the sides is some finite number.
-    """
-    d, _ = distances_and_near(pairs, rows, columns, how)
+    """`tile` of rows (BM,) and columns (BN,) that may lie beyond the last ones."""
+    row_in, column_in = rows < rows_of(pairs), columns < columns_of(pairs)
+    d, _ = tile(pairs, rows, row_in, columns, column_in, how.itself, how)
     return d
+
+
+@triton.jit
+def tile_among_columns(pairs, rows, row_in, columns, column_in, how: tl.constexpr):
+    """The distances of `tile`, where ``rows`` are columns too, which all exist."""
+    d, _ = tile(among_columns(pairs), rows, row_in, columns, column_in, SELF, how)
+    return d
+
+
+@triton.jit
+def tile_exchanged(pairs, rows, row_in, columns, column_in, how: tl.constexpr):
+    """The distances of `tile`, where ``rows`` are columns and ``columns`` rows."""
+    if how.itself == ROWS_NAMED:
+        d, _ = tile(exchanged(pairs), rows, row_in, columns, column_in, COLUMNS_NAMED, how)
+    else:
+        d, _ = tile(exchanged(pairs), rows, row_in, columns, column_in, how.itself, how)
+    return d
+
+
+@triton.jit
+def was_recomputed(pairs, rows, row_in, columns, column_in, d, how: tl.constexpr):
+    """What `tile` said of these distances, but for rounding and as a mask; of (sq)euclidean ones.
+
+    For kernels that have no registers to keep it.
+    """
+    squared = d * d if how.distance == "euclidean" else d
+    return squared < how.recompute * _norms(pairs, rows, row_in, columns, column_in)
+
+
+@triton.jit
+def listed(pairs, rows, columns, exists, how: tl.constexpr):
+    """Distances (BM,) of rows (BM,) to columns (BM,), pair by pair; indices are int64."""
+    total = tl.zeros((how.BM,), tl.float32)
+    for k in range(0, pairs.features, how.BK):
+        feature = k + tl.arange(0, how.BK)
+        mask = exists[:, None] & (feature < pairs.features)[None, :]
+        x_at = rows[:, None] * pairs.features + feature[None, :]
+        y_at = columns[:, None] * pairs.features + feature[None, :]
+        x = tl.load(pairs.x + x_at, mask=mask, other=0.0)
+        y = tl.load(pairs.y + y_at, mask=mask, other=0.0)
+        if how.distance == "cosine" or how.distance == "dot":
+            total += tl.sum(x * y, 1)
+        else:
+            total += tl.sum((x - y) * (x - y), 1)
+    if how.distance == "cosine":
+        return 1 - total
+    elif how.distance == "dot":
+        return -total
+    elif how.distance == "euclidean":
+        return tl.sqrt(total)
+    else:
+        return total

@@ -34,7 +34,7 @@ def test_pairs_a_ten_thousandth_apart(loss: str, refs: bool, backend: str) -> No
 
 @pytest.mark.parametrize("loss", ["contrastive", "margin", "lifted_structure"])
 @pytest.mark.parametrize("refs", [False, True], ids=["self", "refs"])
-def test_near_pairs_of_many_features(loss: str, refs: bool, backend: str) -> None:
+def test_recomputed_pairs_of_many_features(loss: str, refs: bool, backend: str) -> None:
     """More features than a program holds, whose gradients are made panel by panel."""
     options = variants(loss)[0]
     for scale in (1.0, 30.0):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dmlap_kernels import fused_angular_loss, fused_triplet_loss
-from dmlap_kernels.backends.triton.slots import LEAST_SLOTS
+from dmlap_kernels.backends.triton.configurations import LEAST_WINDOW
 from tests.losses.cases import make_problem, usual
 from tests.losses.compare import compare, compare_stats
 
@@ -47,9 +47,9 @@ def assert_agree(results: list[list[Tensor]]) -> None:
     [*itertools.product(MININGS[:3], (False, True)), ("angular", False)],
 )
 def test_a_class_of_several_windows(mining: str, swap: bool, refs: bool) -> None:
-    """With references there is one slot in the third. Other anchors have few positives, or none."""
+    """With references the third has one positive. Other anchors have few positives, or none."""
     g = torch.Generator().manual_seed(3)
-    large = 2 * LEAST_SLOTS + 1 if refs else LEAST_SLOTS + 3
+    large = 2 * LEAST_WINDOW + 1 if refs else LEAST_WINDOW + 3
     labels = torch.tensor([4] * large + [1, 1, 9, 0, 0, 0])
     x = torch.randn(len(labels), 5, generator=g)
     order = torch.randperm(len(labels), generator=g)
@@ -87,7 +87,7 @@ def test_the_same_bits_again(mining: str) -> None:
         assert torch.equal(a, b)
 
 
-def test_near_pairs_far_from_the_origin() -> None:
+def test_recomputed_pairs_far_from_the_origin() -> None:
     """Norms alone would not see distances of 2^-8 at 300."""
     case = usual("triplet_semihard", rows=18, features=6)
     problem = make_problem(case)
