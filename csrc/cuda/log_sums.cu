@@ -53,8 +53,8 @@ struct LogSums {
   }
 
   __device__ void write(int64_t i, const State& s) const {
-    out.zp[i] = s.positive.value();
-    out.zn[i] = s.negative.value();
+    out.pos_lse[i] = s.positive.value();
+    out.neg_lse[i] = s.negative.value();
     out.exponent_sum[i] = s.exponent_sum;
   }
 };

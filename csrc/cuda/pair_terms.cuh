@@ -7,14 +7,14 @@
 namespace dmlap::cuda {
 
 struct PairTerm {
-  float value, by_exponent, by_zn;
+  float value, by_exponent, by_neg_lse;
 };
 
-// At e, the log-sum zn of this end and, for lifted, that of the other; -inf for none. For lifted e
-// is the positive's exponent, for nt_xent it is that with the sign turned. `by_exponent` counts
-// this end's half: the other end has its own.
-__device__ inline PairTerm pair_term(PairKind kind, float e, float zn, float other) {
-  const Dual<float, 2> at = variable<2>(e, 0), own = variable<2>(zn, 1);
+// At e, the log-sum neg_lse of this end and, for lifted, that of the other; -inf for none. For
+// lifted e is the positive's exponent, for nt_xent it is that with the sign turned. `by_exponent`
+// counts this end's half: the other end has its own.
+__device__ inline PairTerm pair_term(PairKind kind, float e, float neg_lse, float other) {
+  const Dual<float, 2> at = variable<2>(e, 0), own = variable<2>(neg_lse, 1);
   const Dual<float, 2> term = kind == PairKind::nt_xent
                                   ? nt_xent_term(-at, own)
                                   : lifted_term(at, log_add(own, Dual<float, 2>{other, {}}));

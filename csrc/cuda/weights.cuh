@@ -41,7 +41,7 @@ struct HingeWeights : EachEnd<HingeWeights<kSquared>> {
 template <bool kMined>
 struct ExponentialWeights : EachEnd<ExponentialWeights<kMined>> {
   struct Numbers {
-    float zp, zn, by_zp, by_zn, by_exponent, above, below;
+    float pos_lse, neg_lse, by_pos_lse, by_neg_lse, by_exponent, above, below;
   };
   __device__ static Numbers load(const float* table, int64_t n, int64_t i) {
     return {table[i],
@@ -56,16 +56,16 @@ struct ExponentialWeights : EachEnd<ExponentialWeights<kMined>> {
     // Where a factor is 0 the exponential may be that of nothing: infinite.
     if (positive) {
       if (!(d > a.above)) return 0;
-      const float share = a.by_zp == 0 ? 0.f : a.by_zp * expf(in.positive(d) - a.zp);
+      const float share = a.by_pos_lse == 0 ? 0.f : a.by_pos_lse * expf(in.positive(d) - a.pos_lse);
       return (share + a.by_exponent) * in.positive.slope(d);
     }
-    if (!(d < a.below) || a.by_zn == 0) return 0;
-    return a.by_zn * expf(in.negative(d) - a.zn) * in.negative.slope(d);
+    if (!(d < a.below) || a.by_neg_lse == 0) return 0;
+    return a.by_neg_lse * expf(in.negative(d) - a.neg_lse) * in.negative.slope(d);
   }
 };
 
 struct PairNumbers {
-  float zn, weight, by_zn;
+  float neg_lse, weight, by_neg_lse;
 };
 
 __device__ inline PairNumbers load_pair_numbers(const float* table, int64_t n, int64_t i) {
@@ -73,7 +73,8 @@ __device__ inline PairNumbers load_pair_numbers(const float* table, int64_t n, i
 }
 
 __device__ inline float negative_part(const Weights& in, const PairNumbers& a, float d) {
-  return a.by_zn == 0 ? 0.f : a.by_zn * expf(in.negative(d) - a.zn) * in.negative.slope(d);
+  return a.by_neg_lse == 0 ? 0.f
+                           : a.by_neg_lse * expf(in.negative(d) - a.neg_lse) * in.negative.slope(d);
 }
 
 struct NTXentWeights : EachEnd<NTXentWeights> {
@@ -83,7 +84,7 @@ struct NTXentWeights : EachEnd<NTXentWeights> {
   }
   __device__ static float part(const Weights& in, const Numbers& a, float d, bool positive) {
     if (!positive) return negative_part(in, a, d);
-    const PairTerm term = pair_term(PairKind::nt_xent, in.positive(d), a.zn, -INFINITY);
+    const PairTerm term = pair_term(PairKind::nt_xent, in.positive(d), a.neg_lse, -INFINITY);
     return a.weight * term.by_exponent * in.positive.slope(d);
   }
 };
@@ -96,7 +97,7 @@ struct LiftedWeights {
   __device__ static float weight(const Weights& in, const Numbers& a, const Numbers& b, float d,
                                  bool positive) {
     if (!positive) return negative_part(in, a, d) + negative_part(in, b, d);
-    const PairTerm term = pair_term(PairKind::lifted, in.positive(d), a.zn, b.zn);
+    const PairTerm term = pair_term(PairKind::lifted, in.positive(d), a.neg_lse, b.neg_lse);
     return (a.weight + b.weight) * term.by_exponent * in.positive.slope(d);
   }
 };

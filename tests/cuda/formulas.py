@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dmlap_kernels.backends.device.packing import Sides, pack_rows
-from dmlap_kernels.backends.device.sweeps import Exponent, Weigher
+from dmlap_kernels.backends.device.sweeps import Exponent, PairGradient
 
 
 def make_sides(
@@ -67,47 +67,49 @@ def log_sum(values: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, values, -torch.inf).logsumexp(1)
 
 
-def weights(weigher: Weigher, sides: Sides) -> Tensor:
+def weights(pair_gradient: PairGradient, sides: Sides) -> Tensor:
     """(B, N) float64: the weight of each pair, 0 where there is none."""
     d = distances(sides)
     positives, negatives = masks(sides)
-    columns = weigher.anchors if sides.self_case else weigher.columns
+    columns = pair_gradient.anchors if sides.self_case else pair_gradient.columns
     ends = []
-    if weigher.anchors is not None:
-        ends.append(weigher.anchors.double()[:, :, None])
+    if pair_gradient.anchors is not None:
+        ends.append(pair_gradient.anchors.double()[:, :, None])
     if columns is not None:
         ends.append(columns.double()[:, None, :])
     total = torch.zeros_like(d)
-    if weigher.kind == "lifted":
-        zn = torch.logaddexp(ends[0][0], ends[1][0])
-        h = (exponent(weigher.positive, d) + zn).relu() * slope(weigher.positive, d)
+    if pair_gradient.kind == "lifted":
+        neg_lse = torch.logaddexp(ends[0][0], ends[1][0])
+        h = (exponent(pair_gradient.positive, d) + neg_lse).relu() * slope(
+            pair_gradient.positive, d
+        )
         total += torch.where(positives, (ends[0][1] + ends[1][1]) * h, 0)
     for end in ends:
-        at_positive, at_negative = _part(weigher, end, d)
+        at_positive, at_negative = _part(pair_gradient, end, d)
         total += torch.where(positives, at_positive, 0) + torch.where(negatives, at_negative, 0)
     return total
 
 
-def _part(weigher: Weigher, end: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+def _part(pair_gradient: PairGradient, end: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
     """What one end adds at positives and at negatives."""
-    kind, e_p, e_n = weigher.kind, weigher.positive, weigher.negative
+    kind, e_p, e_n = pair_gradient.kind, pair_gradient.positive, pair_gradient.negative
     if kind in ("hinge", "squared_hinge"):
         pb, nb, sp, sn = end
         if kind == "hinge":
             return sp * (d > pb), -sn * (d < nb)
         return 2 * sp * (d - pb).relu(), -2 * sn * (nb - d).relu()
     if kind in ("exponential", "mined"):
-        zp, zn, by_zp, by_zn, by_exponent = end[:5]
-        p = (by_zp * (exponent(e_p, d) - zp).exp() + by_exponent) * slope(e_p, d)
-        n = by_zn * (exponent(e_n, d) - zn).exp() * slope(e_n, d)
+        pos_lse, neg_lse, by_pos_lse, by_neg_lse, by_exponent = end[:5]
+        p = (by_pos_lse * (exponent(e_p, d) - pos_lse).exp() + by_exponent) * slope(e_p, d)
+        n = by_neg_lse * (exponent(e_n, d) - neg_lse).exp() * slope(e_n, d)
         if kind == "mined":
             p, n = p * (d > end[5]), n * (d < end[6])
         return p, n
-    zn, weight, by_zn = end
-    n = by_zn * (exponent(e_n, d) - zn).exp() * slope(e_n, d)
+    neg_lse, weight, by_neg_lse = end
+    n = by_neg_lse * (exponent(e_n, d) - neg_lse).exp() * slope(e_n, d)
     if kind == "lifted":
         return torch.zeros_like(d), n
-    return weight * torch.sigmoid(exponent(e_p, d) + zn) * slope(e_p, d), n
+    return weight * torch.sigmoid(exponent(e_p, d) + neg_lse) * slope(e_p, d), n
 
 
 def gradients(sides: Sides, pair_weights: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dmlap_kernels.backends.cuda.sweeps import CudaSweeps
 from dmlap_kernels.backends.device.packing import Sides
-from dmlap_kernels.backends.device.sweeps import Exponent, Weigher
+from dmlap_kernels.backends.device.sweeps import Exponent, PairGradient
 from tests.cuda import formulas
 
 # Rows, columns (None: the self case), features: around tiles of 64 and 128, chunks of 256 features
@@ -104,8 +104,8 @@ def test_log_sums(sweeps: CudaSweeps, sides: Sides, kind: str, order: str) -> No
         negatives = negatives & (d < below[:, None])
     got = sweeps.log_sums(sides, e_p, e_n, above, below)
     exponents = formulas.exponent(e_p, d), formulas.exponent(e_n, d)
-    assert_near(got.zp, formulas.log_sum(exponents[0], positives))
-    assert_near(got.zn, formulas.log_sum(exponents[1], negatives))
+    assert_near(got.pos_lse, formulas.log_sum(exponents[0], positives))
+    assert_near(got.neg_lse, formulas.log_sum(exponents[1], negatives))
     assert_near(got.exponent_sum, torch.where(positives, exponents[0], 0).sum(1))
 
 
@@ -115,34 +115,34 @@ def test_pair_terms(sweeps: CudaSweeps, sides: Sides, kind: str, order: str) -> 
     d = formulas.distances(sides)
     positives, _ = formulas.masks(sides)
     g = torch.Generator().manual_seed(1)
-    zn = torch.randn(sides.anchors, generator=g)
-    of_columns = zn if sides.self_case else torch.randn(sides.columns, generator=g)
-    zn[::3] = -torch.inf
+    neg_lse = torch.randn(sides.anchors, generator=g)
+    of_columns = neg_lse if sides.self_case else torch.randn(sides.columns, generator=g)
+    neg_lse[::3] = -torch.inf
     of_columns[::2] = -torch.inf
     weight = torch.rand(sides.columns, generator=g)
     e = Exponent(0.7, 0.3)
     exponents = formulas.exponent(e, d)
-    leaf = zn.double()[:, None].expand_as(d).clone().requires_grad_()
+    leaf = neg_lse.double()[:, None].expand_as(d).clone().requires_grad_()
     if kind == "nt_xent":
         terms = torch.nn.functional.softplus(exponents + leaf, threshold=1e9)
-        got = sweeps.pair_terms(sides, kind, e, zn, None, weight)
+        got = sweeps.pair_terms(sides, kind, e, neg_lse, None, weight)
     else:
         both = torch.logaddexp(leaf, of_columns.double()[None])
         terms = (exponents + both).relu().square() / 2
-        got = sweeps.pair_terms(sides, kind, e, zn, of_columns, weight)
+        got = sweeps.pair_terms(sides, kind, e, neg_lse, of_columns, weight)
     terms = torch.where(positives, terms, 0)
     (terms * weight).sum().backward()
     assert leaf.grad is not None
-    by_zn = torch.where(leaf.isfinite(), leaf.grad, 0)
+    by_neg_lse = torch.where(leaf.isfinite(), leaf.grad, 0)
     assert_near(got.total, terms.detach().sum(1))
     assert got.nonzero.tolist() == (terms > 0).sum(1).tolist()
-    assert_near(got.by_zn, by_zn.sum(1))
+    assert_near(got.by_neg_lse, by_neg_lse.sum(1))
 
 
 ROWS = {"hinge": 4, "squared_hinge": 4, "exponential": 5, "mined": 7, "nt_xent": 3, "lifted": 3}
 
 
-def make_weigher(kind: str, sides: Sides, ends: str = "both") -> Weigher:
+def make_pair_gradient(kind: str, sides: Sides, ends: str = "both") -> PairGradient:
     """Of numbers in the range of the distances."""
     g = torch.Generator().manual_seed(2)
     scale = formulas.distances(sides).abs().mean().item() + 0.1
@@ -158,7 +158,7 @@ def make_weigher(kind: str, sides: Sides, ends: str = "both") -> Weigher:
     if sides.self_case:
         tables[1] = None
     exponents = Exponent(1 / scale, 0.1), Exponent(-1 / scale, 0.2)
-    return Weigher(kind, *tables, *exponents)
+    return PairGradient(kind, *tables, *exponents)
 
 
 @sides_of_every_case
@@ -190,9 +190,9 @@ def test_groups_of_several_rows_of_tiles(sweeps: CudaSweeps) -> None:
 
 
 def assert_gradient(sweeps: CudaSweeps, sides: Sides, kind: str) -> None:
-    weigher = make_weigher(kind, sides)
-    wanted = formulas.gradients(sides, formulas.weights(weigher, sides))
-    got = sweeps.gradient(sides, weigher)
+    pair_gradient = make_pair_gradient(kind, sides)
+    wanted = formulas.gradients(sides, formulas.weights(pair_gradient, sides))
+    got = sweeps.gradient(sides, pair_gradient)
     assert (got[1] is None) == sides.self_case
     for ours, theirs in zip(got, wanted, strict=True):
         if ours is not None and theirs is not None:
@@ -202,9 +202,9 @@ def assert_gradient(sweeps: CudaSweeps, sides: Sides, kind: str) -> None:
 @pytest.mark.parametrize("ends", ["anchors", "columns"])
 def test_gradient_of_one_end(sweeps: CudaSweeps, ends: str) -> None:
     sides = formulas.make_sides(40, 70, 9, "euclidean")
-    weigher = make_weigher("exponential", sides, ends)
-    wanted = formulas.gradients(sides, formulas.weights(weigher, sides))
-    for ours, theirs in zip(sweeps.gradient(sides, weigher), wanted, strict=True):
+    pair_gradient = make_pair_gradient("exponential", sides, ends)
+    wanted = formulas.gradients(sides, formulas.weights(pair_gradient, sides))
+    for ours, theirs in zip(sweeps.gradient(sides, pair_gradient), wanted, strict=True):
         assert ours is not None and theirs is not None
         assert_near(ours, theirs)
 
@@ -213,11 +213,14 @@ def test_gradient_of_one_end(sweeps: CudaSweeps, ends: str) -> None:
 def test_faster_precisions(sweeps: CudaSweeps, precision: str, error: float) -> None:
     """They lose what tf32 and bf16 lose, and no more."""
     sides = formulas.make_sides(90, 70, 64, "cosine", precision=precision)
-    weigher = make_weigher("exponential", sides)
-    wanted = formulas.gradients(sides, formulas.weights(weigher, sides))
+    pair_gradient = make_pair_gradient("exponential", sides)
+    wanted = formulas.gradients(sides, formulas.weights(pair_gradient, sides))
     exact = formulas.make_sides(90, 70, 64, "cosine")
     for ours, plain, theirs in zip(
-        sweeps.gradient(sides, weigher), sweeps.gradient(exact, weigher), wanted, strict=True
+        sweeps.gradient(sides, pair_gradient),
+        sweeps.gradient(exact, pair_gradient),
+        wanted,
+        strict=True,
     ):
         assert ours is not None and theirs is not None and plain is not None
         assert_near(ours, theirs, error)
@@ -242,9 +245,9 @@ def test_near_pairs_keep_their_digits(sweeps: CudaSweeps, distance: str) -> None
     assert_near(got.positive, torch.where(positives, d, -torch.inf).amax(1), 1e-6)
     table = torch.zeros(4, 70)
     table[2] = 1  # hinges of all positives
-    weigher = Weigher("hinge", table)
-    wanted = formulas.gradients(sides, formulas.weights(weigher, sides))
-    assert_near(sweeps.gradient(sides, weigher)[0], wanted[0], 2e-6)
+    pair_gradient = PairGradient("hinge", table)
+    wanted = formulas.gradients(sides, formulas.weights(pair_gradient, sides))
+    assert_near(sweeps.gradient(sides, pair_gradient)[0], wanted[0], 2e-6)
 
 
 def test_nothing_to_sweep(sweeps: CudaSweeps) -> None:
@@ -253,8 +256,8 @@ def test_nothing_to_sweep(sweeps: CudaSweeps) -> None:
         got = sweeps.extremes(sides, True)
         assert got.positive_column.tolist() == [-1] * rows
         assert got.negative.tolist() == [torch.inf] * rows
-        weigher = Weigher("hinge", torch.ones(4, rows))
-        gx, gy = sweeps.gradient(sides, weigher)
+        pair_gradient = PairGradient("hinge", torch.ones(4, rows))
+        gx, gy = sweeps.gradient(sides, pair_gradient)
         assert not gx.any()
         assert gy is None or not gy.any()
 
@@ -273,8 +276,8 @@ def test_columns_that_do_not_exist(sweeps: CudaSweeps) -> None:
     negatives |= positives & ~gone
     e = Exponent(-3.0, 0.1, -1, 1.5)
     got = sweeps.log_sums(sides, e, e)
-    assert_near(got.zn, formulas.log_sum(formulas.exponent(e, d), negatives))
-    gx, gy = sweeps.gradient(sides, make_weigher("exponential", sides))
+    assert_near(got.neg_lse, formulas.log_sum(formulas.exponent(e, d), negatives))
+    gx, gy = sweeps.gradient(sides, make_pair_gradient("exponential", sides))
     assert gy is not None
     assert gx.isfinite().all() and gy.isfinite().all()
     assert not gy[gone].any()

@@ -17,7 +17,7 @@ import torch
 pytest.importorskip("triton")
 
 from dmlap_kernels.backends.device.packing import Sides, pack_rows
-from dmlap_kernels.backends.device.sweeps import Exponent, Sweeps, Weigher
+from dmlap_kernels.backends.device.sweeps import Exponent, PairGradient, Sweeps
 from dmlap_kernels.backends.triton.sweeps import TritonSweeps
 from tests.triton.aot import CHECKED, Launch, assert_fits, launches
 
@@ -44,8 +44,8 @@ def vectors(sides: Sides, rows: int = 1) -> torch.Tensor:
     return torch.zeros(rows, sides.anchors)
 
 
-def mined(sides: Sides) -> Weigher:
-    return Weigher("mined", vectors(sides, 7), None, CLIPPED, CLIPPED)
+def mined(sides: Sides) -> PairGradient:
+    return PairGradient("mined", vectors(sides, 7), None, CLIPPED, CLIPPED)
 
 
 CALLS: dict[str, Callable[[Sweeps, Sides], Any]] = {

@@ -183,7 +183,7 @@ class LogSumAccumulator {
   LogSum<T> columns_[P::kVectors];
 };
 
-// Weights of the negatives: push_i e^(exponent - zn_i), and in a problem whose references are
+// Weights of the negatives: push_i e^(exponent - neg_lse_i), and in a problem whose references are
 // anchors as well, the same of the column.
 template <class T>
 struct LogSumPairGradient {

@@ -27,9 +27,9 @@ from dmlap_kernels.backends.device.sweeps import (
     Extremes,
     HingeSums,
     LogSums,
+    PairGradient,
     PairTerms,
     Triplets,
-    Weigher,
 )
 
 _PAIR_KINDS = {"nt_xent": 0, "lifted": 1}
@@ -86,27 +86,31 @@ class CudaSweeps:
         sides: Sides,
         kind: str,
         exponent: Exponent,
-        zn: Tensor,
-        zn_of_columns: Tensor | None = None,
+        neg_lse: Tensor,
+        neg_lse_of_columns: Tensor | None = None,
         weight_of_columns: Tensor | None = None,
     ) -> PairTerms:
-        total, by_zn = floats(sides, 2)
-        out = PairTerms(total, counts(sides, 1)[0], by_zn)
+        total, by_neg_lse = floats(sides, 2)
+        out = PairTerms(total, counts(sides, 1)[0], by_neg_lse)
         number = _PAIR_KINDS[kind]
-        with Inputs(zn, zn_of_columns, weight_of_columns) as given:
+        with Inputs(neg_lse, neg_lse_of_columns, weight_of_columns) as given:
             self._forward(
                 "cuda_pair_terms", sides, number, tuple(exponent), given, addresses_of(*out)
             )
         return out
 
-    def gradient(self, sides: Sides, weigher: Weigher) -> Both:
+    def gradient(self, sides: Sides, pair_gradient: PairGradient) -> Both:
         if sides.self_case:
-            return self._gradient(sides, weigher, weigher.anchors, weigher.anchors), None
+            return self._gradient(
+                sides, pair_gradient, pair_gradient.anchors, pair_gradient.anchors
+            ), None
         gx = gy = None
         if sides.x_grad:
-            gx = self._gradient(sides, weigher, weigher.anchors, weigher.columns)
+            gx = self._gradient(sides, pair_gradient, pair_gradient.anchors, pair_gradient.columns)
         if sides.y_grad:
-            gy = self._gradient(sides.swapped(), weigher, weigher.columns, weigher.anchors)
+            gy = self._gradient(
+                sides.swapped(), pair_gradient, pair_gradient.columns, pair_gradient.anchors
+            )
         return gx, gy
 
     def triplet_sums(self, sides: Sides, triplets: Triplets) -> Tensor:
@@ -157,18 +161,18 @@ class CudaSweeps:
         return sums, smallest
 
     def _gradient(
-        self, sides: Sides, weigher: Weigher, rows: Tensor | None, columns: Tensor | None
+        self, sides: Sides, pair_gradient: PairGradient, rows: Tensor | None, columns: Tensor | None
     ) -> Tensor:
-        """The gradient (B, Dp) at x, with the weigher's numbers of rows and columns."""
+        """The gradient (B, Dp) at x, with the pair_gradient's numbers of rows and columns."""
         out = torch.empty_like(sides.x)
         arguments = arguments_of(sides)
         splits = self.extension.cuda_gradient_splits(arguments)
         parts = out.new_empty((splits, *out.shape) if splits > 1 else 0)
-        exponents = tuple(weigher.positive), tuple(weigher.negative)
+        exponents = tuple(pair_gradient.positive), tuple(pair_gradient.negative)
         with Inputs(rows, columns) as tables:
             self.extension.cuda_gradient(
                 arguments,
-                _WEIGHT_KINDS[weigher.kind],
+                _WEIGHT_KINDS[pair_gradient.kind],
                 *exponents,
                 tables,
                 *addresses_of(out, parts),

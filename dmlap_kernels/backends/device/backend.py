@@ -77,7 +77,7 @@ class DeviceBackend(ABC):
                 loss = torch.empty_like(loss).index_copy_(0, call.sides.order_x, loss)
             saved = torch.stack((*weights, *(() if found.kept is None else found.kept)))
             summary = pair_stats(call, found, problem, scores) if stats or scores else None
-            return Forward(loss + call.poison, saved, summary, call)
+            return Forward(loss + call.nonfinite, saved, summary, call)
 
     def backward(
         self,
@@ -90,19 +90,19 @@ class DeviceBackend(ABC):
         self._refuse_without_memory(*problem, saved, grad)
         with self._at(problem.x):
             call = context or Call.of(spec, problem, self.sweeps())
-            family, sides, poison = FAMILIES[spec.loss], call.sides, call.poison
+            family, sides, nonfinite = FAMILIES[spec.loss], call.sides, call.nonfinite
             weights, kept = self._weights(family, call, saved, grad)
             found = family.backward(call, kept, weights)
             gx = gy = g_params = None
             if found.x is not None:
-                gx = unpacked(sides, found.x, problem.x, spec.unit_rows, False) + poison
+                gx = unpacked(sides, found.x, problem.x, spec.unit_rows, False) + nonfinite
                 gx = gx.to(problem.x.dtype)
             if problem.y is not None and found.y is not None:
-                gy = unpacked(sides, found.y, problem.y, spec.unit_rows, True) + poison
+                gy = unpacked(sides, found.y, problem.y, spec.unit_rows, True) + nonfinite
                 gy = gy.to(problem.y.dtype)
             if found.anchor_params is not None:
                 g_params = torch.empty_like(found.anchor_params)
-                g_params.index_copy_(0, sides.order_x, found.anchor_params + poison)
+                g_params.index_copy_(0, sides.order_x, found.anchor_params + nonfinite)
             return Gradients(gx, gy, g_params)
 
     def nearest(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dmlap_kernels.backends.device.sweeps import HingeSums, Weigher
+from dmlap_kernels.backends.device.sweeps import HingeSums, PairGradient
 from dmlap_kernels.backends.device.terms import (
     Call,
     Found,
@@ -38,7 +38,7 @@ class Contrastive:
     def backward(self, call: Call, kept: Tensor, weights: Tensor) -> PackedGradients:
         kind = "squared_hinge" if call.spec.params[2] else "hinge"
         coefficients = torch.stack((*self._bounds(call), *weights))
-        return PackedGradients(*call.sweeps.gradient(call.sides, Weigher(kind, coefficients)))
+        return PackedGradients(*call.sweeps.gradient(call.sides, PairGradient(kind, coefficients)))
 
     def _bounds(self, call: Call) -> tuple[Tensor, Tensor]:
         if "bounds" not in call.memo:
@@ -73,8 +73,8 @@ class Margin:
     def backward(self, call: Call, kept: Tensor, weights: Tensor) -> PackedGradients:
         (weight,) = weights
         scales = weight * call.negatives, weight * call.positives
-        weigher = Weigher("hinge", torch.stack((*self._bounds(call), *scales)))
-        return PackedGradients(*call.sweeps.gradient(call.sides, weigher), weight * kept[0])
+        pair_gradient = PairGradient("hinge", torch.stack((*self._bounds(call), *scales)))
+        return PackedGradients(*call.sweeps.gradient(call.sides, pair_gradient), weight * kept[0])
 
     def _bounds(self, call: Call) -> tuple[Tensor, Tensor]:
         (margin,), beta = call.spec.params, call.anchor_params

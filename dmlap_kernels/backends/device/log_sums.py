@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dmlap_kernels.backends.device.sweeps import Exponent, LogSums, Weigher
+from dmlap_kernels.backends.device.sweeps import Exponent, LogSums, PairGradient
 from dmlap_kernels.backends.device.terms import (
     Call,
     Found,
@@ -28,11 +28,11 @@ from dmlap_kernels.problem import PairProblem, PairSpec
 class Anchors(NamedTuple):
     """What terms may see of the anchors: `LogSums`, and how many positives there are.
 
-    All (B,); zp and zn are -inf where there is nothing to sum.
+    All (B,); pos_lse and neg_lse are -inf where there is nothing to sum.
     """
 
-    zp: Tensor
-    zn: Tensor
+    pos_lse: Tensor
+    neg_lse: Tensor
     exponent_sum: Tensor
     count_positives: Callable[[], Tensor]
 
@@ -57,14 +57,14 @@ class Policy(NamedTuple):
     negative: Exponent
     terms: Callable[[Anchors], Terms]
     epsilon: float | None = None
-    read: tuple[str, ...] = ("zp", "zn")
+    read: tuple[str, ...] = ("pos_lse", "neg_lse")
 
 
 def multi_similarity(
     alpha: float, beta: float, threshold: float, mined: float, epsilon: float
 ) -> Policy:
     def terms(a: Anchors) -> Terms:
-        return ((softplus(a.zp) / alpha + softplus(a.zn) / beta, None),)
+        return ((softplus(a.pos_lse) / alpha + softplus(a.neg_lse) / beta, None),)
 
     exponents = Exponent(alpha, threshold), Exponent(-beta, threshold)
     return Policy(*exponents, terms, epsilon if mined else None)
@@ -72,7 +72,7 @@ def multi_similarity(
 
 def lifted_structure(pos_margin: float, neg_margin: float) -> Policy:
     def terms(a: Anchors) -> Terms:
-        pull, push = (torch.where(z > -torch.inf, z, 0) for z in (a.zp, a.zn))
+        pull, push = (torch.where(z > -torch.inf, z, 0) for z in (a.pos_lse, a.neg_lse))
         return (((pull + push).relu(), None),)
 
     return Policy(Exponent(1.0, pos_margin), Exponent(-1.0, neg_margin), terms)
@@ -81,7 +81,7 @@ def lifted_structure(pos_margin: float, neg_margin: float) -> Policy:
 def sup_con(temperature: float) -> Policy:
     def terms(a: Anchors) -> Terms:
         some = a.positives > 0
-        whole = torch.logaddexp(torch.where(some, a.zp, 0), a.zn)
+        whole = torch.logaddexp(torch.where(some, a.pos_lse, 0), a.neg_lse)
         mean = a.exponent_sum / a.positives.clamp(min=1)
         return ((torch.where(some, whole - mean, 0), None),)
 
@@ -92,7 +92,7 @@ def sup_con(temperature: float) -> Policy:
 def circle(m: float, gamma: float) -> Policy:
     def terms(a: Anchors) -> Terms:
         # Where either is empty the sum is -inf and the term 0.
-        return ((softplus(a.zp + a.zn), None),)
+        return ((softplus(a.pos_lse + a.neg_lse), None),)
 
     return Policy(Exponent(gamma, m, 1, -m), Exponent(-gamma, 1 - m, -1, 1 + m), terms)
 
@@ -100,14 +100,14 @@ def circle(m: float, gamma: float) -> Policy:
 def proxy_nca(scale: float) -> Policy:
     def terms(a: Anchors) -> Terms:
         some = a.positives > 0
-        return ((softplus(a.zn - torch.where(some, a.zp, 0)), some),)
+        return ((softplus(a.neg_lse - torch.where(some, a.pos_lse, 0)), some),)
 
     return Policy(Exponent(-scale), Exponent(-scale), terms)
 
 
 def proxy_anchor(alpha: float, near: float, far: float) -> Policy:
     def terms(a: Anchors) -> Terms:
-        return (softplus(a.zp), a.positives > 0), (softplus(a.zn), None)
+        return (softplus(a.pos_lse), a.positives > 0), (softplus(a.neg_lse), None)
 
     return Policy(Exponent(alpha, near), Exponent(-alpha, far), terms)
 
@@ -156,8 +156,8 @@ class LogSumLoss:
         )
         coefficients = torch.stack((*kept[:2], *slopes, *kept[3:]))
         kind = "exponential" if policy.epsilon is None else "mined"
-        weigher = Weigher(kind, coefficients, None, policy.positive, policy.negative)
-        return PackedGradients(*call.sweeps.gradient(call.sides, weigher))
+        pair_gradient = PairGradient(kind, coefficients, None, policy.positive, policy.negative)
+        return PackedGradients(*call.sweeps.gradient(call.sides, pair_gradient))
 
 
 def _groups(call: Call, policy: Policy, sums: LogSums) -> tuple[Group, ...]:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dmlap_kernels.backends.device.packing import Sides
-from dmlap_kernels.backends.device.sweeps import Both, Exponent, Weigher
+from dmlap_kernels.backends.device.sweeps import Both, Exponent, PairGradient
 from dmlap_kernels.backends.device.terms import Call, Found, Group, PackedGradients, found
 from dmlap_kernels.problem import PairProblem, PairSpec
 
@@ -75,37 +75,42 @@ class LiftedStructureOriginal(_PairTermLoss):
 
     def forward(self, call: Call) -> Found:
         positive, negative = self._exponents(call)
-        zn = call.sweeps.log_sums(call.sides, positive, negative, read=("zn",)).zn
-        of_columns = self._of_columns(call, zn)
-        terms = call.sweeps.pair_terms(call.sides, "lifted", positive, zn, of_columns)
+        neg_lse = call.sweeps.log_sums(call.sides, positive, negative, read=("neg_lse",)).neg_lse
+        of_columns = self._of_columns(call, neg_lse)
+        terms = call.sweeps.pair_terms(call.sides, "lifted", positive, neg_lse, of_columns)
         group = Group(terms.total, call.positives, terms.nonzero)
-        return found((group,), torch.stack((zn, terms.by_zn)))
+        return found((group,), torch.stack((neg_lse, terms.by_neg_lse)))
 
     def backward(self, call: Call, kept: Tensor, weights: Tensor) -> PackedGradients:
         positive, negative = self._exponents(call)
-        sides, (zn, by_zn), (weight,) = call.sides, kept, weights
-        zn = zn.contiguous()
-        of_columns = self._of_columns(call, zn)
-        ends = of_columns, zn, weight.contiguous()
-        as_columns = call.sweeps.pair_terms(sides.swapped(), "lifted", positive, *ends).by_zn
+        sides, (neg_lse, by_neg_lse), (weight,) = call.sides, kept, weights
+        neg_lse = neg_lse.contiguous()
+        of_columns = self._of_columns(call, neg_lse)
+        ends = of_columns, neg_lse, weight.contiguous()
+        as_columns = call.sweeps.pair_terms(sides.swapped(), "lifted", positive, *ends).by_neg_lse
         if sides.self_case:
-            anchors, columns = torch.stack((zn, weight, weight * by_zn + as_columns)), None
+            anchors, columns = (
+                torch.stack((neg_lse, weight, weight * by_neg_lse + as_columns)),
+                None,
+            )
         else:
-            anchors = torch.stack((zn, weight, weight * by_zn))
+            anchors = torch.stack((neg_lse, weight, weight * by_neg_lse))
             columns = torch.stack((of_columns, torch.zeros_like(of_columns), as_columns))
-        weigher = Weigher("lifted", anchors, columns, positive, negative)
-        return PackedGradients(*call.sweeps.gradient(sides, weigher))
+        pair_gradient = PairGradient("lifted", anchors, columns, positive, negative)
+        return PackedGradients(*call.sweeps.gradient(sides, pair_gradient))
 
     def _exponents(self, call: Call) -> tuple[Exponent, Exponent]:
         pos_margin, neg_margin = call.spec.params
         return Exponent(1.0, pos_margin), Exponent(-1.0, neg_margin)
 
-    def _of_columns(self, call: Call, zn: Tensor) -> Tensor:
+    def _of_columns(self, call: Call, neg_lse: Tensor) -> Tensor:
         """The log-sums (N,) of the references over the anchors that differ in label."""
         sides = call.sides
         if sides.self_case:
-            return zn
-        return call.sweeps.log_sums(sides.swapped(), *self._exponents(call), read=("zn",)).zn
+            return neg_lse
+        return call.sweeps.log_sums(
+            sides.swapped(), *self._exponents(call), read=("neg_lse",)
+        ).neg_lse
 
 
 def _temperature(spec: PairSpec) -> float:
@@ -120,18 +125,20 @@ def _nt_xent(call: Call, sides: Sides, temperature: float) -> tuple[Tensor, Tens
     """Of each anchor of the sides: the sum of terms, the number of positive ones; and what is
     kept, (B,) each."""
     positive, negative = _exponents(temperature)
-    zn = call.sweeps.log_sums(sides, positive, negative, read=("zn",)).zn.clamp(min=_LOWEST)
-    terms = call.sweeps.pair_terms(sides, "nt_xent", positive, zn)
-    return terms.total, terms.nonzero, (zn, terms.by_zn)
+    neg_lse = call.sweeps.log_sums(sides, positive, negative, read=("neg_lse",)).neg_lse.clamp(
+        min=_LOWEST
+    )
+    terms = call.sweeps.pair_terms(sides, "nt_xent", positive, neg_lse)
+    return terms.total, terms.nonzero, (neg_lse, terms.by_neg_lse)
 
 
 def _nt_xent_gradient(
     call: Call, sides: Sides, temperature: float, kept: Tensor, weight: Tensor
 ) -> Both:
-    zn, by_zn = kept
-    coefficients = torch.stack((zn, weight, weight * by_zn))
-    weigher = Weigher("nt_xent", coefficients, None, *_exponents(temperature))
-    return call.sweeps.gradient(sides, weigher)
+    neg_lse, by_neg_lse = kept
+    coefficients = torch.stack((neg_lse, weight, weight * by_neg_lse))
+    pair_gradient = PairGradient("nt_xent", coefficients, None, *_exponents(temperature))
+    return call.sweeps.gradient(sides, pair_gradient)
 
 
 def _first_two(sides: Sides) -> tuple[Sides, Tensor]:

@@ -60,18 +60,18 @@ class LogSums(NamedTuple):
     """Of each anchor (B,) float32: log of the sum of e^exponent(d) over positives and over
     negatives (-inf if there is none), and the sum of the exponents of the positives."""
 
-    zp: Tensor
-    zn: Tensor
+    pos_lse: Tensor
+    neg_lse: Tensor
     exponent_sum: Tensor
 
 
 class PairTerms(NamedTuple):
     """Of each anchor (B,) over its positive pairs: the sum of terms, float32; how many are strictly
-    positive, int32; the sum of their derivatives by the anchor's zn, float32."""
+    positive, int32; the sum of their derivatives by the anchor's neg_lse, float32."""
 
     total: Tensor
     nonzero: Tensor
-    by_zn: Tensor
+    by_neg_lse: Tensor
 
 
 class Triplets(NamedTuple):
@@ -94,7 +94,7 @@ class Triplets(NamedTuple):
     seed: Any = 0
 
 
-class Weigher(NamedTuple):
+class PairGradient(NamedTuple):
     """What gives d loss / d d of a pair, for `Sweeps.gradient`.
 
     The weight of a pair is the part of its anchor, from a column of ``anchors``, plus the part of
@@ -105,15 +105,16 @@ class Weigher(NamedTuple):
         sp [d > pb] of positives, -sn [d < nb] of negatives
     ``squared_hinge``, the same rows:
         2 sp [d - pb]+ and -2 sn [nb - d]+
-    ``exponential``; rows zp, zn, by_zp, by_zn, by_exponent:
-        (by_zp e^(e_p(d) - zp) + by_exponent) slope_p(d) and by_zn e^(e_n(d) - zn) slope_n(d)
+    ``exponential``; rows pos_lse, neg_lse, by_pos_lse, by_neg_lse, by_exponent:
+        (by_pos_lse e^(e_p(d) - pos_lse) + by_exponent) slope_p(d)
+        and by_neg_lse e^(e_n(d) - neg_lse) slope_n(d)
     ``mined``; two more rows, above and below: the same of positives with d > above and of negatives
         with d < below
-    ``nt_xent``, terms log(1 + e^(e_p(d) + zn)); rows zn, weight, by_zn:
-        weight sigmoid(e_p(d) + zn) slope_p(d) and by_zn e^(e_n(d) - zn) slope_n(d)
-    ``lifted``, terms [e_p(d) + log(e^zn + e^zn')]+^2 / 2 with zn' of the other end (0 if both are
-        -inf), for which both ends have coefficients; the same rows:
-        weight [...]+ slope_p(d) and by_zn e^(e_n(d) - zn) slope_n(d)
+    ``nt_xent``, terms log(1 + e^(e_p(d) + neg_lse)); rows neg_lse, weight, by_neg_lse:
+        weight sigmoid(e_p(d) + neg_lse) slope_p(d) and by_neg_lse e^(e_n(d) - neg_lse) slope_n(d)
+    ``lifted``, terms [e_p(d) + log(e^neg_lse + e^neg_lse')]+^2 / 2 with neg_lse' of the other end
+        (0 if both are -inf), for which both ends have coefficients; the same rows:
+        weight [...]+ slope_p(d) and by_neg_lse e^(e_n(d) - neg_lse) slope_n(d)
 
     Kinds of losses that see more than a pair are with the methods that they belong to.
 
@@ -170,18 +171,18 @@ class Sweeps(Protocol):
         sides: Sides,
         kind: str,
         exponent: Exponent,
-        zn: Tensor,
-        zn_of_columns: Tensor | None = None,
+        neg_lse: Tensor,
+        neg_lse_of_columns: Tensor | None = None,
         weight_of_columns: Tensor | None = None,
     ) -> PairTerms:
-        """Terms of positive pairs, of kind ``nt_xent`` or ``lifted`` as in `Weigher`.
+        """Terms of positive pairs, of kind ``nt_xent`` or ``lifted`` as in `PairGradient`.
 
-        ``zn`` (B,), ``zn_of_columns`` (N,) for lifted. With ``weight_of_columns`` (N,) each
-        derivative counts with the weight of its column in ``by_zn``: called with exchanged sides,
-        that is what the anchors' weighted terms give their references.
+        ``neg_lse`` (B,), ``neg_lse_of_columns`` (N,) for lifted. With ``weight_of_columns`` (N,)
+        each derivative counts with the weight of its column in ``by_neg_lse``: called with swapped
+        sides, that is what the anchors' weighted terms give their references.
         """
 
-    def gradient(self, sides: Sides, weigher: Weigher) -> Both:
+    def gradient(self, sides: Sides, pair_gradient: PairGradient) -> Both:
         """The gradients (B, Dp) at x and (N, Dp) at y of a loss whose pairs have these weights.
 
         In the self case the first holds both halves, and the second is None; so is one that the

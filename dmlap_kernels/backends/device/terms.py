@@ -73,7 +73,7 @@ class Call:
     anchor_params: Tensor | None
     with_sums: bool = False
     _extremes: Extremes | None = field(default=None, repr=False)
-    _poison: Tensor | None = field(default=None, repr=False)
+    _nonfinite: Tensor | None = field(default=None, repr=False)
     _positives: Tensor | None = field(default=None, repr=False)
     _negatives: Tensor | None = field(default=None, repr=False)
     # What the forward half of a loss leaves for its backward half of the same call, if it likes.
@@ -113,13 +113,13 @@ class Call:
         return self._negatives
 
     @property
-    def poison(self) -> Tensor:
+    def nonfinite(self) -> Tensor:
         """0, or NaN where an embedding is not finite."""
-        if self._poison is None:
+        if self._nonfinite is None:
             sides = self.sides
-            poison = sides.x.mul(0).sum()
-            self._poison = poison if sides.self_case else poison + sides.y.mul(0).sum()
-        return self._poison
+            nonfinite = sides.x.mul(0).sum()
+            self._nonfinite = nonfinite if sides.self_case else nonfinite + sides.y.mul(0).sum()
+        return self._nonfinite
 
     @property
     def extremes(self) -> Extremes:

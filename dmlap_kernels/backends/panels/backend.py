@@ -60,4 +60,4 @@ class TorchBackend(DeviceBackend):
                 torch.zeros_like(leaf) if part is None else part
                 for leaf, part in zip(leaves, found, strict=True)
             )
-            return torch.stack([*parts]).detach() + call.poison
+            return torch.stack([*parts]).detach() + call.nonfinite

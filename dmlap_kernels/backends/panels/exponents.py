@@ -39,7 +39,7 @@ def log_sum(e: Tensor) -> Tensor:
 
 
 def lifted(e: Tensor, own: Tensor, other: Tensor, left_out: Tensor) -> tuple[Tensor, ...]:
-    """[e + log(e^zn + e^zn')]+^2 / 2 of pairs: value, and derivatives by e and by zn.
+    """[e + log(e^neg_lse + e^neg_lse')]+^2 / 2 of pairs: value, derivatives by e and by neg_lse.
 
     0 where both log-sums are -inf, and for pairs that are left out.
     """

@@ -15,9 +15,9 @@ from dmlap_kernels.backends.device.sweeps import (
     Extremes,
     HingeSums,
     LogSums,
+    PairGradient,
     PairTerms,
     Triplets,
-    Weigher,
 )
 from dmlap_kernels.backends.device.terms import add_rows, softplus
 from dmlap_kernels.backends.panels import angular, search, soft_triple, triplets, weights
@@ -67,7 +67,7 @@ class PanelSweeps:
                 alike = alike | (panel.d >= below[:, None])
             push = exponent_of(Exponent(*numbers[4:]), panel.d)  # type: ignore[arg-type]
             found = [log_sum(push.masked_fill_(alike, -torch.inf))]
-            if read == ("zn",):
+            if read == ("neg_lse",):
                 return found
             pull = exponent_of(Exponent(*numbers[:4]), panel.d)  # type: ignore[arg-type]
             if "exponent_sum" in read:
@@ -84,28 +84,30 @@ class PanelSweeps:
         sides: Sides,
         kind: str,
         exponent: Exponent,
-        zn: Tensor,
-        zn_of_columns: Tensor | None = None,
+        neg_lse: Tensor,
+        neg_lse_of_columns: Tensor | None = None,
         weight_of_columns: Tensor | None = None,
     ) -> PairTerms:
         def body(panel: Panel, own: Tensor, other: Tensor | None, *numbers: float) -> Any:
             e = exponent_of(Exponent(*numbers), panel.d)  # type: ignore[arg-type]
             if kind == "lifted":
                 assert other is not None
-                value, _, by_zn = lifted(e, own[:, None], other, panel.unlike)
+                value, _, by_neg_lse = lifted(e, own[:, None], other, panel.unlike)
             else:
                 e = (e + own[:, None]).masked_fill_(panel.unlike, -torch.inf)
-                value, by_zn = softplus(e), e.detach().sigmoid()
-            found = by_zn.sum(1) if weight_of_columns is None else by_zn @ weight_of_columns
+                value, by_neg_lse = softplus(e), e.detach().sigmoid()
+            found = (
+                by_neg_lse.sum(1) if weight_of_columns is None else by_neg_lse @ weight_of_columns
+            )
             return value.sum(1), value.count_nonzero(1), found
 
-        whole = zn_of_columns, *exponent
-        return PairTerms(*self.panels.each(sides, body, (zn,), whole))
+        whole = neg_lse_of_columns, *exponent
+        return PairTerms(*self.panels.each(sides, body, (neg_lse,), whole))
 
-    def gradient(self, sides: Sides, weigher: Weigher) -> Both:
+    def gradient(self, sides: Sides, pair_gradient: PairGradient) -> Both:
         sums = Gradients(sides)
         for panel in self.panels.of(sides):
-            sums.add(panel, weights.of(panel, weigher))
+            sums.add(panel, weights.of(panel, pair_gradient))
         return sums.x, sums.y
 
     def triplet_sums(self, sides: Sides, triplets_: Triplets) -> Tensor:

@@ -1,4 +1,4 @@
-"""The weights of pairs, d loss / d d, as `dmlap_kernels.backends.device.sweeps.Weigher` says."""
+"""Pair weights, d loss / d d, as `dmlap_kernels.backends.device.sweeps.PairGradient` says."""
 
 from __future__ import annotations
 
@@ -6,33 +6,33 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from dmlap_kernels.backends.device.sweeps import Exponent, Weigher
+from dmlap_kernels.backends.device.sweeps import Exponent, PairGradient
 from dmlap_kernels.backends.panels.exponents import exponent_of, lifted, slope_of
 from dmlap_kernels.backends.panels.panel import Panel
 
 
-def of(panel: Panel, weigher: Weigher) -> Tensor:
+def of(panel: Panel, pair_gradient: PairGradient) -> Tensor:
     """(b, N); in the self case the part of the anchor's end alone."""
     ends = []
     rows = columns = None
-    if weigher.anchors is not None:
-        rows = [row[:, None] for row in weigher.anchors[:, panel.at]]
-    if weigher.columns is not None:
-        columns = list(weigher.columns)
-    elif panel.sides.self_case and weigher.anchors is not None:
-        columns = list(weigher.anchors)
+    if pair_gradient.anchors is not None:
+        rows = [row[:, None] for row in pair_gradient.anchors[:, panel.at]]
+    if pair_gradient.columns is not None:
+        columns = list(pair_gradient.columns)
+    elif panel.sides.self_case and pair_gradient.anchors is not None:
+        columns = list(pair_gradient.anchors)
     if rows is not None:
-        ends.append(_end(panel, weigher, rows, columns))
-    if weigher.columns is not None and columns is not None:
-        ends.append(_end(panel, weigher, columns, rows))
+        ends.append(_end(panel, pair_gradient, rows, columns))
+    if pair_gradient.columns is not None and columns is not None:
+        ends.append(_end(panel, pair_gradient, columns, rows))
     return ends[0] if len(ends) == 1 else ends[0] + ends[1]
 
 
 def _end(
-    panel: Panel, weigher: Weigher, own: Sequence[Tensor], other: Sequence[Tensor] | None
+    panel: Panel, pair_gradient: PairGradient, own: Sequence[Tensor], other: Sequence[Tensor] | None
 ) -> Tensor:
     """The part of one end of the pairs, whose coefficients are (b, 1) or (N,) each."""
-    d, kind = panel.d, weigher.kind
+    d, kind = panel.d, pair_gradient.kind
     unlike, alike, sign = panel.unlike, panel.alike, 1
     if kind == "hinge":
         pull, push, sign = (d > own[0]) * own[2], (d < own[1]) * own[3], -1
@@ -41,18 +41,18 @@ def _end(
     elif kind in ("exponential", "mined"):
         if kind == "mined":
             unlike, alike = unlike | (d <= own[5]), alike | (d >= own[6])
-        pe, ne = weigher.positive, weigher.negative
+        pe, ne = pair_gradient.positive, pair_gradient.negative
         pull = _of_log_sum(pe, d, own[0], own[2], own[4])
         push = _of_log_sum(ne, d, own[1], own[3])
     else:
-        e, slope = exponent_of(weigher.positive, d), slope_of(weigher.positive, d)
+        e, slope = exponent_of(pair_gradient.positive, d), slope_of(pair_gradient.positive, d)
         if kind == "lifted":
             assert other is not None
             _, by_exponent, _ = lifted(e, own[0], other[0], unlike)
         else:
             by_exponent = (e + own[0]).sigmoid_()
         pull = by_exponent * (own[1] * slope)
-        push = _of_log_sum(weigher.negative, d, own[0], own[2])
+        push = _of_log_sum(pair_gradient.negative, d, own[0], own[2])
     return pull.masked_fill_(unlike, 0).add_(push.masked_fill_(alike, 0), alpha=sign)
 
 

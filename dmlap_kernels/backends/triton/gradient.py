@@ -7,11 +7,11 @@ import triton.language as tl
 from torch import Tensor
 
 from dmlap_kernels.backends.device.packing import Sides
-from dmlap_kernels.backends.device.sweeps import Both, Weigher
+from dmlap_kernels.backends.device.sweeps import Both, PairGradient
 from dmlap_kernels.backends.triton import panels
 from dmlap_kernels.backends.triton.coefficients import coefficients, minus_differences
 from dmlap_kernels.backends.triton.configurations import launch_of, splits_of
-from dmlap_kernels.backends.triton.policies import PairGradient
+from dmlap_kernels.backends.triton.policies import KernelPairGradient
 from dmlap_kernels.backends.triton.tile import (
     Pairs,
     Tiling,
@@ -25,7 +25,7 @@ from dmlap_kernels.backends.triton.tile import (
 @triton.jit
 def gradient_kernel(
     pairs,
-    gradient,  # a `PairGradient`
+    gradient,  # a `KernelPairGradient`
     out,  # (splits, rows, features)
     span,
     sparse: tl.constexpr,  # whether tiles without a coefficient are to be expected
@@ -62,36 +62,36 @@ def gradient_kernel(
     tl.store(out + part + at, total, mask=there)
 
 
-def gradient(sides: Sides, weigher: Weigher) -> Both:
+def gradient(sides: Sides, pair_gradient: PairGradient) -> Both:
     if sides.self_case:
-        return _at_rows(sides, weigher, weigher.anchors, weigher.anchors), None
+        return _at_rows(sides, pair_gradient, pair_gradient.anchors, pair_gradient.anchors), None
     gx = gy = None
     if sides.x_grad:
-        gx = _at_rows(sides, weigher, weigher.anchors, weigher.columns)
+        gx = _at_rows(sides, pair_gradient, pair_gradient.anchors, pair_gradient.columns)
     if sides.y_grad:
-        gy = _at_rows(sides.swapped(), weigher, weigher.columns, weigher.anchors)
+        gy = _at_rows(sides.swapped(), pair_gradient, pair_gradient.columns, pair_gradient.anchors)
     return gx, gy
 
 
 def _at_rows(
-    sides: Sides, weigher: Weigher, of_rows: Tensor | None, of_columns: Tensor | None
+    sides: Sides, pair_gradient: PairGradient, of_rows: Tensor | None, of_columns: Tensor | None
 ) -> Tensor:
     """The gradient (B, Dp) at the anchors of these sides."""
     products = sides.distance in ("cosine", "dot")
     launch = launch_of("gradient_of_products" if products else "gradient", sides)
     features = sides.x.shape[1]
-    pair_gradient = PairGradient.of(weigher, of_rows, of_columns)
+    of_kernel = KernelPairGradient.of(pair_gradient, of_rows, of_columns)
     if launch.held(features) < features:
-        return panels.gradient(sides, pair_gradient, weigher.sparse)
+        return panels.gradient(sides, of_kernel, pair_gradient.sparse)
     splits, span = splits_of(sides, launch)
     out = sides.x.new_empty((splits, *sides.x.shape))
     if sides.anchors and features:
         gradient_kernel[(triton.cdiv(sides.anchors, launch.BM), splits)](
             Pairs.of(sides),
-            pair_gradient,
+            of_kernel,
             out,
             span,
-            weigher.sparse,
+            pair_gradient.sparse,
             Tiling.of(sides, launch),
             **launch.options,
         )

@@ -16,7 +16,7 @@ from torch import Tensor
 from dmlap_kernels.backends.device.packing import Sides
 from dmlap_kernels.backends.triton.coefficients import coefficients, minus_differences
 from dmlap_kernels.backends.triton.configurations import launch_of, panel_of, split
-from dmlap_kernels.backends.triton.policies import PairGradient
+from dmlap_kernels.backends.triton.policies import KernelPairGradient
 from dmlap_kernels.backends.triton.tile import (
     Pairs,
     Tiling,
@@ -35,7 +35,7 @@ _RECOMPUTED = tl.constexpr(2)
 @triton.jit
 def weights_kernel(
     pairs,
-    gradient,  # a `PairGradient`
+    gradient,  # a `KernelPairGradient`
     weights,  # (rows of the panel, pitch): coefficients of pairs that were not recomputed
     sums,  # (splits, rows of the panel): of these
     marks,  # (blocks of the panel, tiles)
@@ -142,7 +142,7 @@ def product_kernel(
         tl.store(out + at, total, mask=there)
 
 
-def gradient(sides: Sides, gradient: PairGradient, sparse: bool) -> Tensor:
+def gradient(sides: Sides, gradient: KernelPairGradient, sparse: bool) -> Tensor:
     """The gradient (B, Dp) at the anchors of these sides, of rows that are not empty; ``sparse``
     says whether many pairs may have no coefficient, those of whole tiles among them."""
     out = torch.empty_like(sides.x)
@@ -157,7 +157,7 @@ class _Panel:
     """The coefficients of a panel of rows, and its launches."""
 
     def __init__(
-        self, sides: Sides, gradient: PairGradient, sparse: bool, out: Tensor, height: int
+        self, sides: Sides, gradient: KernelPairGradient, sparse: bool, out: Tensor, height: int
     ) -> None:
         self.sides, self.gradient, self.sparse, self.out = sides, gradient, sparse, out
         self.height = height

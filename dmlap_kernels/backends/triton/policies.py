@@ -2,8 +2,8 @@
 
 A slope is the derivative of an exponent, whose value is slope(d) (d - zero); a term is that of one
 positive pair; a pair gradient gives d loss / d d of a pair, as written at
-`dmlap_kernels.backends.device.sweeps.Weigher`. pos_lse and neg_lse are the logarithms of an
-anchor's sums over its positives and negatives, there zp and zn.
+`dmlap_kernels.backends.device.sweeps.PairGradient`. pos_lse and neg_lse are the logarithms of an
+anchor's sums over its positives and negatives, there pos_lse and neg_lse.
 
 Functions are fields of tuples, which are ordinary arguments: Triton's cache knows of a change in
 the body of such a function, but not of one in a dataclass.
@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dmlap_kernels.backends.device.sweeps import Exponent, Weigher
+from dmlap_kernels.backends.device.sweeps import Exponent, PairGradient
 
 # rate, zero, side, pivot
 Numbers = tuple[float, float, float, float]
@@ -91,8 +91,8 @@ def lifted(e, neg_lse, other_neg_lse):
 TERMS = {"nt_xent": nt_xent, "lifted": lifted}
 
 
-class PairGradient(NamedTuple):
-    """A `Weigher` as kernels read it.
+class KernelPairGradient(NamedTuple):
+    """A `PairGradient` as kernels read it.
 
     ``formula`` gives the part of one end of a pair, d loss / d d of the positive and the negative
     pairs of a tile; ends ``own`` and ``other`` are as `coefficient` takes them.
@@ -105,10 +105,12 @@ class PairGradient(NamedTuple):
     of_columns: Any  # (k, columns) likewise
 
     @staticmethod
-    def of(weigher: Weigher, of_rows: Tensor | None, of_columns: Tensor | None) -> PairGradient:
-        exponents = Exponents.of(weigher.positive, weigher.negative)
-        formula, term = PAIR_GRADIENTS[weigher.kind], TERMS.get(weigher.kind)
-        return PairGradient(formula, term, exponents, of_rows, of_columns)
+    def of(
+        pair_gradient: PairGradient, of_rows: Tensor | None, of_columns: Tensor | None
+    ) -> KernelPairGradient:
+        exponents = Exponents.of(pair_gradient.positive, pair_gradient.negative)
+        formula, term = PAIR_GRADIENTS[pair_gradient.kind], TERMS.get(pair_gradient.kind)
+        return KernelPairGradient(formula, term, exponents, of_rows, of_columns)
 
 
 @triton.jit
@@ -170,7 +172,7 @@ def _of_term(gradient, d, positive, negative, own, other_neg_lse):
     return tl.where(positive, pull, 0.0) + tl.where(negative, push, 0.0)
 
 
-# By the kind of a `Weigher`.
+# By the kind of a `PairGradient`.
 PAIR_GRADIENTS = {
     "hinge": hinge_gradient,
     "squared_hinge": squared_hinge_gradient,

@@ -141,8 +141,8 @@ def pair_terms(
     sides: Sides,
     kind: str,
     exponent: Exponent,
-    zn: Tensor,
-    zn_of_columns: Tensor | None = None,
+    neg_lse: Tensor,
+    neg_lse_of_columns: Tensor | None = None,
     weight_of_columns: Tensor | None = None,
 ) -> PairTerms:
     launch = launch_of("pair_terms", sides)
@@ -152,8 +152,8 @@ def pair_terms(
     if sides.anchors:
         pair_terms_kernel[(triton.cdiv(sides.anchors, launch.BM), splits)](
             Pairs.of(sides),
-            zn,
-            zn_of_columns,
+            neg_lse,
+            neg_lse_of_columns,
             weight_of_columns,
             sums,
             counts,

@@ -48,8 +48,8 @@ struct LogSumsIn {
   const float* negative_below;  // [rows], or null: all negatives
 };
 struct LogSumsOut {
-  float* zp;  // all [rows]
-  float* zn;
+  float* pos_lse;  // all [rows]
+  float* neg_lse;
   float* exponent_sum;
 };
 int launch_log_sums(const Sides& s, const LogSumsIn& in, const LogSumsOut& out, void* workspace,
@@ -59,14 +59,14 @@ enum class PairKind : int { nt_xent = 0, lifted = 1 };
 struct PairTermsIn {
   PairKind kind;
   Exponent<float> exponent;
-  const float* zn;                 // [rows]
-  const float* zn_of_columns;      // [cols], for lifted
-  const float* weight_of_columns;  // [cols], or null: 1
+  const float* neg_lse;             // [rows]
+  const float* neg_lse_of_columns;  // [cols], for lifted
+  const float* weight_of_columns;   // [cols], or null: 1
 };
 struct PairTermsOut {
   float* total;  // all [rows]
   int* nonzero;
-  float* by_zn;
+  float* by_neg_lse;
 };
 int launch_pair_terms(const Sides& s, const PairTermsIn& in, const PairTermsOut& out,
                       void* workspace, const Queue& queue);
