@@ -18,6 +18,7 @@ from dmlap_kernels.backends.device.losses import FAMILIES
 from tests import test_checks
 from tests.losses.calls import CALLS
 from tests.losses.losses_table import LOSSES as ROWS
+from tests.losses.test_torch import OWN_KEYWORDS
 from tests.reference.losses import FORMULAS
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -44,12 +45,16 @@ PUBLIC: dict[str, set[str]] = {
     "dmlap_kernels/cli_train.py": CHOICES,
     "tests/losses/losses_table.py": function_names(row.function for row in ROWS.values()),
     "tests/losses/calls.py": {call.loss for call in CALLS},
+    "tests/losses/test_torch.py": set(OWN_KEYWORDS),
     "tests/test_checks.py": set(test_checks.LOSSES),
     "benchmarks/candidates.py": function_names(r.function for r in candidates.LOSSES.values()),
 }
 PUBLIC_NAMES = sorted(set().union(*PUBLIC.values()))
 PUBLIC["docs/losses/"] = documented(*(p for p in DOCS.glob("losses/*.md") if p.stem != "index"))
 PUBLIC["docs/losses/index.md"] = documented(DOCS / "losses" / "index.md")
+MODULES = losses.LOSSES | losses.PROXY_LOSSES
+MODULES_PAGE = (DOCS / "api" / "modules.md").read_text()
+PUBLIC["docs/api/modules.md"] = {n for n, one in MODULES.items() if one.__name__ in MODULES_PAGE}
 PUBLIC["docs/api/functions.md"] = documented(DOCS / "api" / "functions.md")
 POLICIES: dict[str, set[str]] = {
     "dmlap_kernels/backends/device/losses.py": set(FAMILIES),
