@@ -6,7 +6,6 @@ The positive pairs are listed, which takes their number from the device.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,10 +14,8 @@ from dmlap_kernels.backends.device.packing import Sides
 from dmlap_kernels.backends.device.terms import add_rows, softplus
 from dmlap_kernels.backends.panels.block import Block
 from dmlap_kernels.backends.panels.exponents import LOWEST, log_sum
+from dmlap_kernels.backends.panels.gradients import Gradients
 from dmlap_kernels.backends.panels.panel import PANEL_BYTES, Panel, Panels, budget_of
-
-if TYPE_CHECKING:
-    from dmlap_kernels.backends.panels.sweeps import Gradients
 
 
 def terms(panels: Panels, sides: Sides, tangent: float) -> Tensor:

@@ -19,10 +19,10 @@ from dmlap_kernels.backends.device.sweeps import (
     PairTerms,
     Triplets,
 )
-from dmlap_kernels.backends.device.terms import add_rows, softplus
+from dmlap_kernels.backends.device.terms import softplus
 from dmlap_kernels.backends.panels import angular, search, soft_triple, triplets, weights
-from dmlap_kernels.backends.panels.block import Block
 from dmlap_kernels.backends.panels.exponents import exponent_of, lifted, log_sum
+from dmlap_kernels.backends.panels.gradients import Gradients
 from dmlap_kernels.backends.panels.panel import Panel, Panels
 
 
@@ -144,35 +144,6 @@ class PanelSweeps:
         self, sides: Sides, thresholds: Tensor, ends_x: Tensor, ends_y: Tensor
     ) -> tuple[Tensor, Tensor]:
         return search.class_scores(self.panels, sides, thresholds, ends_x, ends_y)
-
-
-class Gradients:
-    """The gradients at packed rows, added up panel by panel; None where they are not wanted."""
-
-    def __init__(self, sides: Sides) -> None:
-        self.sides = sides
-        self.x = torch.zeros_like(sides.x) if sides.x_grad else None
-        self.y = torch.zeros_like(sides.y) if sides.y_grad and not sides.self_case else None
-
-    @property
-    def of_columns(self) -> Tensor | None:
-        """Where the columns' part goes."""
-        return self.x if self.sides.self_case else self.y
-
-    def add(self, panel: Panel, at_d: Tensor) -> None:
-        """``at_d`` (b, N), which is overwritten, is the gradient at the distances of a panel."""
-        if not self.sides.columns:
-            return
-        gx = None if self.x is None else self.x[panel.at]
-        single = self.sides.self_case and len(at_d) == self.sides.columns
-        panel.gradients(at_d, gx, self.of_columns, both=single)
-
-    def add_block(self, block: Block, columns: Tensor, at_d: Tensor) -> None:
-        """The same of a block whose rows are ``columns`` (k,) too."""
-        if self.sides.columns and (to := self.of_columns) is not None:
-            own = torch.zeros_like(block.rows.x)
-            block.gradients(at_d, own, to)
-            add_rows(to, columns, own)
 
 
 def _extremes(panel: Panel) -> Sequence[Tensor]:

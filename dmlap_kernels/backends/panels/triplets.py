@@ -8,7 +8,7 @@ Elsewhere all pairs of a panel are treated alike, and those that are not positiv
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +19,8 @@ from dmlap_kernels.backends.device.sweeps import Triplets
 from dmlap_kernels.backends.device.terms import add_rows, row_distances, softplus
 from dmlap_kernels.backends.panels.block import Block
 from dmlap_kernels.backends.panels.draws import draw, numbers_of, running_weights
+from dmlap_kernels.backends.panels.gradients import Gradients
 from dmlap_kernels.backends.panels.panel import PANEL_BYTES, Panel, Panels, budget_of
-
-if TYPE_CHECKING:
-    from dmlap_kernels.backends.panels.sweeps import Gradients
 
 # Positive pairs an anchor, up to which it is faster to list them than to sort its negatives.
 FEW = 16
