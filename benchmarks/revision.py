@@ -104,6 +104,10 @@ class Revision:
 
     Attributes:
         commit: its hash.
+        package: the file that the other process imported.
+
+    Raises:
+        Refused: there is no such commit, it does not build, or its process has died.
     """
 
     def __init__(self, revision: str) -> None:

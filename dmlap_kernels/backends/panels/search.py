@@ -28,7 +28,8 @@ def class_scores(
 ) -> tuple[Tensor, Tensor]:
     """`Sweeps.class_scores`. Classes are runs of rows: each is reduced by itself, in its order."""
     shape = ends_x.numel(), ends_y.numel()
-    sums, smallest = sides.x.new_zeros(shape), sides.x.new_full(shape, torch.inf)
+    smallest = sides.x.new_full(shape, torch.inf)
+    sums = torch.zeros_like(smallest, dtype=torch.float64)
     sizes = ends_y.diff(prepend=ends_y.new_zeros(1))
     of_column = _runs_of(ends_y, 0, sides.columns)
     for panel in panels.of(sides):
@@ -43,7 +44,7 @@ def class_scores(
         low.scatter_reduce_(1, of_column.expand_as(d), d, "amin")
         of_row = _runs_of(ends_x, at.start, at.stop)
         smallest.scatter_reduce_(0, of_row[:, None].expand_as(low), low, "amin")
-    return sums, smallest
+    return sums.to(smallest.dtype), smallest
 
 
 def _runs_of(ends: Tensor, start: int, stop: int) -> Tensor:
@@ -53,7 +54,6 @@ def _runs_of(ends: Tensor, start: int, stop: int) -> Tensor:
 
 
 def _run_sums(values: Tensor, sizes: Tensor) -> Tensor:
-    """The sums (C, k) of runs of rows (n, k) of such sizes (C,)."""
-    return torch.segment_reduce(
-        values.contiguous(), "sum", lengths=sizes, axis=0, unsafe=True, initial=0
-    )
+    """The sums (C, k), float64, of runs of rows (n, k) of such sizes (C,)."""
+    values = values.double().contiguous()
+    return torch.segment_reduce(values, "sum", lengths=sizes, axis=0, unsafe=True, initial=0)
