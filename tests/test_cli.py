@@ -195,8 +195,11 @@ def test_interrupted_and_resumed_equals_uninterrupted(whole: Path, tmp_path: Pat
     )
 
 
-def test_refusals_are_one_sentence(whole: Path, tmp_path: Path) -> None:
+def test_refusals_are_one_sentence(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Checked in this process: a subprocess each would take a minute."""
+    monkeypatch.chdir(tmp_path)  # Where somebody trains, there may be a run of the default name.
     photos = _photos(tmp_path / "photos", tests=1)
     singles = (f"--data=folder:{photos}", "--out", tmp_path / "s")
     for arguments, named in (
