@@ -118,15 +118,15 @@ def class_scores(
 ) -> None: ...
 
 # Addresses, sizes, self case, distance, precision, addresses: the fields of cuda::Sides.
-_Sides: TypeAlias = tuple[_Addresses, _Sizes, bool, int, int, _Addresses]
+_Sides: TypeAlias = tuple[_Addresses, _Sizes, bool, str, str, _Addresses]
 # Rate, zero, side, pivot.
 _Exponent: TypeAlias = tuple[float, float, int, float]
 # Device, stream.
 _Queue: TypeAlias = tuple[int, int]
 # Which negatives, the loss's numbers, features, the address of the anchors' numbers.
-_Mining: TypeAlias = tuple[int, Sequence[float], int, _Address]
+_Mining: TypeAlias = tuple[str, Sequence[float], int, _Address]
 # The kind, margin and smooth and swap of triplets, the tangent of angular.
-_SlotRule: TypeAlias = tuple[int, Sequence[float], float]
+_WindowRule: TypeAlias = tuple[str, Sequence[float], float]
 # The loss's numbers, runs of the centres' classes.
 _SoftTripleRule: TypeAlias = tuple[Sequence[float], _Addresses]
 
@@ -153,7 +153,7 @@ def cuda_log_sums(
 ) -> None: ...
 def cuda_pair_terms(
     sides: _Sides,
-    kind: int,
+    kind: str,
     exponent: _Exponent,
     given: _Addresses,
     out: _Addresses,
@@ -162,7 +162,7 @@ def cuda_pair_terms(
 ) -> None: ...
 def cuda_gradient(
     sides: _Sides,
-    kind: int,
+    kind: str,
     positive: _Exponent,
     negative: _Exponent,
     tables: _Addresses,
@@ -188,21 +188,21 @@ def cuda_mined_gradient(
     out: _Address,
     queue: _Queue,
 ) -> None: ...
-def cuda_slot_sums(
+def cuda_window_sums(
     sides: _Sides,
     among: _Sides,
-    rule: _SlotRule,
+    rule: _WindowRule,
     window: _Sizes,
     weight: _Address,
     out: _Addresses,
     queue: _Queue,
 ) -> None: ...
-def cuda_slot_gradient(
+def cuda_window_gradient(
     sides: Sequence[_Sides],
-    rule: _SlotRule,
+    rule: _WindowRule,
     window: _Sizes,
     largest: _Address,
-    rows: int,
+    rows: str,
     given: _Addresses,
     parts: _Address,
     queue: _Queue,

@@ -12,9 +12,9 @@
 #include <tuple>
 
 #include "dmlap/cuda/device.h"
-#include "dmlap/cuda/slots.h"
 #include "dmlap/cuda/soft_triple.h"
 #include "dmlap/cuda/sweeps.h"
+#include "dmlap/cuda/windows.h"
 
 namespace py = pybind11;
 using namespace dmlap;
@@ -27,7 +27,8 @@ template <size_t kCount>
 using Addresses = std::array<Address, kCount>;
 
 // In the order of the fields of cuda::Sides: addresses, sizes, choices, addresses.
-using SidesIn = std::tuple<Addresses<8>, std::array<int64_t, 3>, bool, int, int, Addresses<2>>;
+using SidesIn =
+    std::tuple<Addresses<8>, std::array<int64_t, 3>, bool, std::string, std::string, Addresses<2>>;
 using ExponentIn = std::tuple<float, float, int, float>;
 using QueueIn = std::tuple<int, Address>;
 
@@ -39,12 +40,62 @@ const float* floats(Address address) { return pointer<const float>(address); }
 float* out(Address address) { return pointer<float>(address); }
 int* counts(Address address) { return pointer<int>(address); }
 
+// Python names choices; their numbers are known here alone.
+template <class E>
+struct Name {
+  const char* name;
+  E value;
+};
+constexpr Name<Distance> kDistances[] = {{"euclidean", Distance::euclidean},
+                                         {"sqeuclidean", Distance::sqeuclidean},
+                                         {"cosine", Distance::cosine},
+                                         {"dot", Distance::dot}};
+constexpr Name<Precision> kPrecisions[] = {
+    {"highest", Precision::highest}, {"high", Precision::high}, {"medium", Precision::medium}};
+constexpr Name<PairKind> kPairKinds[] = {{"nt_xent", PairKind::nt_xent},
+                                         {"lifted", PairKind::lifted}};
+constexpr Name<WeightKind> kWeightKinds[] = {{"hinge", WeightKind::hinge},
+                                             {"squared_hinge", WeightKind::squared_hinge},
+                                             {"exponential", WeightKind::exponential},
+                                             {"mined", WeightKind::mined},
+                                             {"nt_xent", WeightKind::nt_xent},
+                                             {"lifted", WeightKind::lifted}};
+constexpr Name<Mining> kMining[] = {{"semihard", Mining::semihard},
+                                    {"distance_weighted", Mining::distance_weighted}};
+constexpr Name<WindowKind> kWindowKinds[] = {{"triplets", WindowKind::triplets},
+                                             {"swapped", WindowKind::swapped},
+                                             {"angular", WindowKind::angular}};
+constexpr Name<WindowRows> kWindowRows[] = {{"both", WindowRows::both},
+                                            {"anchors", WindowRows::anchors},
+                                            {"references", WindowRows::references},
+                                            {"positives", WindowRows::positives}};
+
+template <class E, size_t kCount>
+E named(const std::string& name, const Name<E> (&names)[kCount]) {
+  for (const Name<E>& one : names) {
+    if (name == one.name) return one.value;
+  }
+  throw std::invalid_argument("the CUDA kernels do not know '" + name + "'");
+}
+
 Sides sides_of(const SidesIn& in) {
   const auto& [at, sizes, self, distance, precision, itself] = in;
-  return {floats(at[0]), floats(at[1]), floats(at[2]),     floats(at[3]),
-          counts(at[4]), counts(at[5]), counts(at[6]),     counts(at[7]),
-          sizes[0],      sizes[1],      sizes[2],          self,
-          distance,      precision,     counts(itself[0]), counts(itself[1])};
+  return {floats(at[0]),
+          floats(at[1]),
+          floats(at[2]),
+          floats(at[3]),
+          counts(at[4]),
+          counts(at[5]),
+          counts(at[6]),
+          counts(at[7]),
+          sizes[0],
+          sizes[1],
+          sizes[2],
+          self,
+          named(distance, kDistances),
+          named(precision, kPrecisions),
+          counts(itself[0]),
+          counts(itself[1])};
 }
 
 Exponent<float> exponent_of(const ExponentIn& in) {
@@ -97,10 +148,10 @@ void log_sums(const SidesIn& sides, const ExponentIn& positive, const ExponentIn
   });
 }
 
-void pair_terms(const SidesIn& sides, int kind, const ExponentIn& exponent,
+void pair_terms(const SidesIn& sides, const std::string& kind, const ExponentIn& exponent,
                 const Addresses<3>& given, const Addresses<3>& to, Address workspace,
                 const QueueIn& where) {
-  const PairTermsIn in{static_cast<PairKind>(kind), exponent_of(exponent), floats(given[0]),
+  const PairTermsIn in{named(kind, kPairKinds), exponent_of(exponent), floats(given[0]),
                        floats(given[1]), floats(given[2])};
   const PairTermsOut results{out(to[0]), counts(to[1]), out(to[2])};
   enqueue("pair_terms", where, [&](const Queue& queue) {
@@ -108,10 +159,10 @@ void pair_terms(const SidesIn& sides, int kind, const ExponentIn& exponent,
   });
 }
 
-void gradient(const SidesIn& sides, int kind, const ExponentIn& positive,
+void gradient(const SidesIn& sides, const std::string& kind, const ExponentIn& positive,
               const ExponentIn& negative, const Addresses<2>& tables, Address to, Address workspace,
               const QueueIn& where) {
-  const Weights in{static_cast<WeightKind>(kind), floats(tables[0]), floats(tables[1]),
+  const Weights in{named(kind, kWeightKinds), floats(tables[0]), floats(tables[1]),
                    exponent_of(positive), exponent_of(negative)};
   enqueue("gradient", where, [&](const Queue& queue) {
     return launch_gradient(sides_of(sides), in, out(to), out(workspace), queue);
@@ -119,13 +170,13 @@ void gradient(const SidesIn& sides, int kind, const ExponentIn& positive,
 }
 
 // Which negatives, the loss's numbers as its policy reads them, features, the anchors' numbers.
-using MiningIn = std::tuple<int, std::array<double, 6>, int64_t, Address>;
+using MiningIn = std::tuple<std::string, std::array<double, 6>, int64_t, Address>;
 using WindowIn = std::array<int64_t, 2>;
 
 void mined(const SidesIn& sides, const SidesIn& among, const MiningIn& mining,
            const WindowIn& window, Address weight, const Addresses<5>& to, const QueueIn& where) {
   const auto& [kind, params, features, numbers] = mining;
-  const MinedIn in{static_cast<Mining>(kind),
+  const MinedIn in{named(kind, kMining),
                    Triplet<float>(params.data()),
                    DistanceWeights(params.data(), features),
                    pointer<const int64_t>(numbers),
@@ -148,38 +199,34 @@ void mined_gradient(const SidesIn& sides, const WindowIn& window, Address larges
 }
 
 // The kind, margin and smooth and swap of triplets, the tangent of angular.
-using SlotRuleIn = std::tuple<int, std::array<double, 3>, double>;
+using WindowRuleIn = std::tuple<std::string, std::array<double, 3>, double>;
 
-SlotRule slot_rule_of(const SlotRuleIn& in) {
+WindowRule window_rule_of(const WindowRuleIn& in) {
   const auto& [kind, params, tangent] = in;
-  return {static_cast<SlotKind>(kind), Triplet<float>(params.data()), Angular<float>(tangent)};
+  return {named(kind, kWindowKinds), Triplet<float>(params.data()), Angular<float>(tangent)};
 }
 
-void slot_sums(const SidesIn& sides, const SidesIn& among, const SlotRuleIn& rule,
-               const WindowIn& window, Address weight, const Addresses<4>& to,
-               const QueueIn& where) {
-  const SlotSumsIn in{slot_rule_of(rule), {window[0], window[1]}, floats(weight)};
-  const SlotSumsOut results{pointer<double>(to[0]), out(to[1]), out(to[2]), out(to[3])};
-  enqueue("slot_sums", where, [&](const Queue& queue) {
-    return launch_slot_sums(sides_of(sides), sides_of(among), in, results, queue);
+void window_sums(const SidesIn& sides, const SidesIn& among, const WindowRuleIn& rule,
+                 const WindowIn& window, Address weight, const Addresses<4>& to,
+                 const QueueIn& where) {
+  const WindowSumsIn in{window_rule_of(rule), {window[0], window[1]}, floats(weight)};
+  const WindowSumsOut results{pointer<double>(to[0]), out(to[1]), out(to[2]), out(to[3])};
+  enqueue("window_sums", where, [&](const Queue& queue) {
+    return launch_window_sums(sides_of(sides), sides_of(among), in, results, queue);
   });
 }
 
 // The sides of the rows, of the anchors, of the references.
-void slot_gradient(const std::array<SidesIn, 3>& sides, const SlotRuleIn& rule,
-                   const WindowIn& window, Address largest, int rows, const Addresses<4>& given,
-                   Address parts, const QueueIn& where) {
-  const SlotPairs in{slot_rule_of(rule),
-                     {window[0], window[1]},
-                     pointer<const int64_t>(largest),
-                     static_cast<SlotRows>(rows),
-                     floats(given[0]),
-                     floats(given[1]),
-                     floats(given[2]),
-                     floats(given[3])};
-  enqueue("slot_gradient", where, [&](const Queue& queue) {
-    return launch_slot_gradient(sides_of(sides[0]), sides_of(sides[1]), sides_of(sides[2]), in,
-                                out(parts), queue);
+void window_gradient(const std::array<SidesIn, 3>& sides, const WindowRuleIn& rule,
+                     const WindowIn& window, Address largest, const std::string& rows,
+                     const Addresses<4>& given, Address parts, const QueueIn& where) {
+  const WindowPairs in{
+      window_rule_of(rule),     {window[0], window[1]}, pointer<const int64_t>(largest),
+      named(rows, kWindowRows), floats(given[0]),       floats(given[1]),
+      floats(given[2]),         floats(given[3])};
+  enqueue("window_gradient", where, [&](const Queue& queue) {
+    return launch_window_gradient(sides_of(sides[0]), sides_of(sides[1]), sides_of(sides[2]), in,
+                                  out(parts), queue);
   });
 }
 
@@ -243,8 +290,8 @@ void register_cuda_sweeps(py::module_& m) {
   m.def("cuda_gradient", &gradient);
   m.def("cuda_mined", &mined);
   m.def("cuda_mined_gradient", &mined_gradient);
-  m.def("cuda_slot_sums", &slot_sums);
-  m.def("cuda_slot_gradient", &slot_gradient);
+  m.def("cuda_window_sums", &window_sums);
+  m.def("cuda_window_gradient", &window_gradient);
   m.def("cuda_soft_triple_workspace",
         [](const SidesIn& sides) { return soft_triple_workspace(sides_of(sides)); });
   m.def("cuda_soft_triple", &soft_triple);

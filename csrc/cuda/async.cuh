@@ -1,11 +1,11 @@
-// Copies from global to shared memory that run beside the arithmetic.
+// Asynchronous copies from global to shared memory.
 #pragma once
 
 #include "runtime.cuh"
 
 namespace dmlap::cuda {
 
-// 16 bytes, both addresses multiples of 16.
+// Copies 16 bytes; both addresses are multiples of 16.
 __device__ inline void copy_async(float* shared, const float* global) {
 #ifdef __CUDACC__
   const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
@@ -15,7 +15,7 @@ __device__ inline void copy_async(float* shared, const float* global) {
 #endif
 }
 
-// The copies since the last group become a group.
+// Commits the copies since the last call as a group.
 __device__ inline void commit_copies() {
 #ifdef __CUDACC__
   asm volatile("cp.async.commit_group;" ::: "memory");
@@ -24,8 +24,8 @@ __device__ inline void commit_copies() {
 #endif
 }
 
-// Until at most `kPending` of this thread's latest groups are under way; what others copied is
-// there after a barrier.
+// Waits until at most `kPending` of this thread's latest groups are in flight. Other threads'
+// copies are there after a barrier.
 template <int kPending>
 __device__ inline void wait_copies() {
 #ifdef __CUDACC__

@@ -1,7 +1,7 @@
 // Hinges and smallest distances of negative pairs, by pairs of classes.
 //
-// A block takes the classes that begin within its 64 rows, and those that begin within its 64
-// columns, to their ends. So each pair of classes has one block, which adds to it tile by tile.
+// A block owns the classes that begin within its 64 rows and those that begin within its 64
+// columns, and goes on to their last rows. So each pair of classes belongs to one block.
 #include "dmlap/cuda/sweeps.h"
 #include "tile.cuh"
 
@@ -11,12 +11,12 @@ namespace {
 
 using Square = Shape<64, 64, 32, 16, 65>;
 
-// Classes [first, last), and the rows that they have.
+// Classes [first, last) and their rows.
 struct Classes {
   int64_t first, last, begin, end;
 };
 
-// How many of the ends are below `row`.
+// The number of ends below `row`.
 __device__ inline int64_t ends_below(const int64_t* ends, int64_t count, int64_t row) {
   int64_t low = 0, high = count;
   while (low < high) {
@@ -42,7 +42,7 @@ __device__ inline Classes classes_of(const int64_t* ends, int64_t count, int64_t
   return {first, last, begin_of(ends, first), ends[last - 1]};
 }
 
-// Adds the part of a pair of classes that lies in the tile at (row0, col0).
+// Adds what the tile at (row0, col0) holds of a pair of classes.
 __device__ inline void add_cell(const Sides& s, const ClassScores& in, int64_t a, int64_t b,
                                 int64_t row0, int64_t col0, const float* distances) {
   const int64_t row_begin = begin_of(in.ends_x, a), col_begin = begin_of(in.ends_y, b);

@@ -1,4 +1,4 @@
-// Gradients of losses whose pairs have weights of their own.
+// Gradients of losses in which a pair's weight depends on that pair and its two ends alone.
 #include "gradient.cuh"
 
 #include "weights.cuh"

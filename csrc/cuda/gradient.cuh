@@ -1,6 +1,6 @@
-// The backward sweep: for kM rows, and up to kChunk of their coordinates, it goes through the
-// columns, takes each tile's distances again, turns them into weights, and multiplies those with
-// the columns' rows.
+// The backward sweep. A block has kM rows and up to kChunk coordinates of their gradient. It goes
+// through the columns, recomputes each tile's distances, turns them into pair weights, and
+// multiplies these with the columns' vectors.
 //
 // With c = w / d for euclidean, 2 w for sqeuclidean, w otherwise, the gradient of row i is
 //   sum_j c_ij (x_i - y_j) for squares,  -sum_j c_ij y_j for inner products.
@@ -11,24 +11,24 @@
 
 namespace dmlap::cuda {
 
-// Weights' rows of float2 fall into different banks, too.
+// Rows of weights, read as float2, fall into different banks, too.
 using Square = Shape<64, 64, 32, 16, 72>;
 
-constexpr int kChunk = 256;  // coordinates of the gradient that a block takes
+constexpr int kChunk = 256;  // coordinates of the gradient per block
 // Rows 2t and 2t + 1 of eight columns fall into different banks.
 constexpr int kChunkPitch = kChunk + 4;
-// The chunk takes the place of the stages, too, but not that of the distances.
+// The chunk reuses the memory of the stages, but not that of the distances.
 constexpr int kGradientFloats = Square::kScores + Square::kN * kChunkPitch + Square::kM;
 static_assert(kGradientFloats >= Square::kFloats + Square::kM);
 static_assert(kGradientFloats * sizeof(float) <= kMostShared);
-constexpr int kColumnTiles = 8;  // of 8 coordinates each, that a warp takes of a chunk
+constexpr int kColumnTiles = 8;  // per warp, of 8 coordinates each
 
 struct Chunk {
   int64_t begin;
   int width;
 };
 
-// The chunk's coordinates of the tile's columns, [kN][kChunkPitch].
+// Loads the chunk's coordinates of the tile's columns, [kN][kChunkPitch].
 __device__ inline void load_chunk(const Sides& s, int64_t col0, const Chunk& chunk, float* memory) {
   constexpr int kParts = kChunk / 4;
   for (int n = threadIdx.x; n < Square::kN * kParts; n += kThreads) {
@@ -68,9 +68,9 @@ __device__ inline void multiply_weights(const float* weights, const float* colum
   }
 }
 
-// Adds the pairs of near rows by their differences, which the product of weights would lose to
-// cancellation, and takes them out of the weights. A warp does the eight rows whose weights its
-// threads made: bit c of `near` stands for column 4 c + lane % 4 of row lane / 4.
+// Adds near pairs by their differences, which would cancel in the product, and sets their weights
+// to 0. A warp has the eight rows whose weights its threads wrote: bit c of `near` is column 4 c +
+// lane % 4 of row lane / 4.
 __device__ inline void add_near(const Sides& s, int64_t row0, int64_t col0, const Chunk& chunk,
                                 unsigned near, float* weights, float* out) {
   const int lane = threadIdx.x % 32;
@@ -92,8 +92,8 @@ __device__ inline void add_near(const Sides& s, int64_t row0, int64_t col0, cons
   }
 }
 
-// Turns the tile's distances into factors c; returns whether some are not 0, and leaves the sum of
-// the row's factors in `row_sum`. `weigh` is (j, d, positive) -> w. Four threads a row.
+// Turns the tile's distances into factors c and adds those of a row up in `row_sum`. Returns
+// whether any is not 0. `weigh` is (j, d, positive) -> w. Four threads per row.
 template <class Weigh>
 __device__ inline bool fill_weights(const Sides& s, int64_t row0, int64_t col0, int64_t col_end,
                                     const Chunk& chunk, const Weigh& weigh, float* scores,
@@ -115,7 +115,7 @@ __device__ inline bool fill_weights(const Sides& s, int64_t row0, int64_t col0, 
     if (lives && j < col_end && !is_left_out(d) && (positive || d != INFINITY)) {
       c = pair_factor(s.distance, weigh(j, d, positive), d);
       if (squares && c != 0) {
-        const bool root = s.distance == static_cast<int>(Distance::euclidean);
+        const bool root = s.distance == Distance::euclidean;
         const float square = root ? d * d : d;
         if (square < kNear * (s.x_norms[i] + s.y_norms[j])) {
           near |= 1u << n;
@@ -156,7 +156,7 @@ __device__ inline void write_gradient(const Sides& s, int64_t row0, const Chunk&
   }
 }
 
-// The block's part of out [rows][dim] becomes 0; gradient_block has a barrier before it adds.
+// Clears the block's part of out [rows][dim]. gradient_block has a barrier before it adds.
 __device__ inline void clear_gradient(const Sides& s, int64_t row0, const Chunk& chunk,
                                       float* out) {
   for (int n = threadIdx.x; n < Square::kM * chunk.width; n += kThreads) {
@@ -165,15 +165,15 @@ __device__ inline void clear_gradient(const Sides& s, int64_t row0, const Chunk&
   }
 }
 
-// A walk through columns: `prepare(col0)` before a tile, then where the next one begins.
+// The order of column tiles: `prepare(col0)` before a tile, then the first column of the next.
 struct TileByTile {
   __device__ void prepare(int64_t) const {}
   __device__ int64_t next(int64_t col0) const { return col0 + Square::kN; }
 };
 
-// Goes through columns [begin, end) for one block. `fill(col0, scores, row_sum)` turns a tile's
-// distances into factors as `fill_weights` does, with what lies behind `scores` of kGradientFloats
-// to itself. Adds to `out` [rows][dim].
+// Adds the gradient from columns [begin, end) to `out` [rows][dim], for one block.
+// `fill(col0, scores, row_sum)` turns a tile's distances into factors as `fill_weights` does; it
+// may use the rest of the kGradientFloats that begin at `scores`.
 template <class Fill, class Walk = TileByTile>
 __device__ inline void gradient_block(const Sides& s, int64_t row0, const Chunk& chunk,
                                       int64_t begin, int64_t end, float* out, const Fill& fill,
@@ -191,7 +191,7 @@ __device__ inline void gradient_block(const Sides& s, int64_t row0, const Chunk&
       load_chunk(s, col0, chunk, columns);
       wait_copies<0>();
       __syncthreads();
-      switch (static_cast<Precision>(s.precision)) {
+      switch (s.precision) {
         case Precision::highest:
           multiply_weights<Precision::highest>(scores, columns, chunk.width, sums);
           break;
@@ -212,7 +212,7 @@ __device__ inline void gradient_block(const Sides& s, int64_t row0, const Chunk&
   write_gradient(s, row0, chunk, sums, row_sums, out);
 }
 
-// A block's rows, chunk and part of the columns, from blockIdx.x, .y and .z.
+// A block's rows, coordinates and columns: blockIdx.x, .y and .z.
 struct GradientWork {
   int64_t row0;
   Chunk chunk;
@@ -240,8 +240,8 @@ static __global__ void __launch_bounds__(kThreads)
   out[i] = sum;
 }
 
-// Runs a gradient kernel over all rows, for parts [splits][rows][dim]; `more` floats of shared
-// memory lie behind what gradient_block takes.
+// Launches a gradient kernel for parts [splits][rows][dim]. Its shared memory is that of
+// gradient_block and `more` floats.
 template <class In>
 int launch_gradient_parts(void (*kernel)(Sides, In, int64_t, float*), const Sides& s, const In& in,
                           int more, float* parts, const Queue& queue) {
@@ -254,7 +254,7 @@ int launch_gradient_parts(void (*kernel)(Sides, In, int64_t, float*), const Side
   return launch(kernel, queue, grid, shared, s, in, length, parts);
 }
 
-// The same, and adds up the splits; workspace as launch_gradient has it.
+// The same, then adds up the parts. The workspace is that of launch_gradient.
 template <class In>
 int launch_gradient_kernel(void (*kernel)(Sides, In, int64_t, float*), const Sides& s, const In& in,
                            int more, float* out, float* workspace, const Queue& queue) {

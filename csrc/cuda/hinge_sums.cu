@@ -8,8 +8,8 @@ namespace {
 
 struct Hinges {
   struct State {
-    float positive, negative;              // as the loss takes them
-    float positive_hinge, negative_hinge;  // plain
+    float positive, negative;              // squared if the loss squares them
+    float positive_hinge, negative_hinge;  // not squared
     int positive_active, negative_active;
   };
   struct Params {

@@ -7,7 +7,7 @@
 
 namespace dmlap::cuda {
 
-// log of `sum` times e^top; the sum of nothing has top = -inf.
+// log(sum * e^top). An empty sum has top = -inf.
 struct LogSum {
   float top, sum;
 

@@ -25,7 +25,7 @@ struct LogSums {
   }
 
   __device__ void visit(State& s, const Params& p, const Strip& strip) const {
-    // First the largest exponents, so that every pair costs one exponential.
+    // The largest exponents first: then each pair costs one exponential.
     State here = empty();
     strip.each([&](float d, int, bool positive) {
       if (positive && d > p.above) {

@@ -1,32 +1,32 @@
-// Triplets of every positive pair with one negative: the semi-hard one, or one drawn by distance.
-#include "slots.cuh"
+// Triplets of each positive pair with one negative: the semi-hard one, or one drawn by distance.
+#include "windows.cuh"
 
 namespace dmlap::cuda {
 
 namespace {
 
-// A miner fills columns [kM][kSlots] with the negatives of the slots [base, ...), `slots` of them
-// in the thread's anchor, -1 where there is none. `scores` takes tiles, `scratch` is as large as
-// dp.
+// The positives that a block mines for at a time: ranks [base, base + ranks) of each anchor. A
+// miner writes their negatives to columns [kM][kRanks], -1 for none. `scores` holds a tile;
+// `scratch` is as large as dp.
 struct Group {
   int64_t row0, base;
-  int slots, most;  // of the thread's anchor, and of any anchor of its warp
+  int ranks, most;  // of the thread's anchor; the most of an anchor of its warp
   const float* dp;
   float* scores;
   float* scratch;
   int* columns;
 
-  // Slots without a negative get this one.
+  // Gives this negative to the ranks that have none.
   __device__ void fill(const Anchor& a, int column) const {
-    for (int slot = a.part; slot < slots; slot += kRowThreads) {
-      int& place = columns[a.row * kSlots + slot];
+    for (int rank = a.part; rank < ranks; rank += kRowThreads) {
+      int& place = columns[a.row * kRanks + rank];
       if (place < 0) place = column;
     }
     __syncwarp();
   }
 };
 
-// The negative nearest beyond the positive, else the farthest; equal ones by the lower column.
+// The nearest negative beyond the positive, else the farthest. Ties go to the lower column.
 struct Semihard {
   struct Found {
     float d;
@@ -39,7 +39,7 @@ struct Semihard {
       d = other;
       column = j;
     }
-    // Of all threads of the anchor.
+    // The best of the anchor's threads.
     __device__ void meet(float sign) {
       for (int mask = 1; mask < kRowThreads; mask *= 2) {
         const float other = __shfl_xor_sync(kWholeWarp, d, mask);
@@ -48,8 +48,8 @@ struct Semihard {
     }
   };
 
-  static constexpr int kBlocks = 2;  // on a multiprocessor
-  // 1 looks for the least distance, -1 for the greatest.
+  static constexpr int kBlocks = 2;  // per multiprocessor
+  // 1: the least distance; -1: the greatest.
   static constexpr float kNearest = 1, kFarthest = -1;
 
   __device__ static void mine(const Sides& s, const MinedIn&, const Anchor& a, const Group& g) {
@@ -62,9 +62,9 @@ struct Semihard {
           far.offer(distances[n], static_cast<int>(col0) + n, kFarthest);
         }
       }
-      for (int slot = 0; slot < g.most; ++slot) {
-        const int at = a.row * kSlots + slot;
-        const float inner = slot < g.slots ? g.dp[at] : INFINITY;
+      for (int rank = 0; rank < g.most; ++rank) {
+        const int at = a.row * kRanks + rank;
+        const float inner = rank < g.ranks ? g.dp[at] : INFINITY;
         Found best = {0, -1};
         for (int n = a.part; n < Narrow::kN; n += kRowThreads) {
           if (distances[n] > inner && a.negative(s, col0 + n)) {
@@ -86,24 +86,24 @@ struct Semihard {
   }
 };
 
-// The first negative at which the running sum of the weights, in the order of columns, exceeds the
-// share of their total that the positive's number says.
+// Draws a negative: the first at which the running sum of the weights, in column order, exceeds the
+// positive's random number times their total.
 struct Drawn {
-  static constexpr int kBlocks = 1;  // registers for float64
-  // Columns of a tile that a thread takes: a run, as sums go in order.
+  static constexpr int kBlocks = 1;  // float64 needs the registers
+  // Consecutive columns of a tile per thread, because the sum runs in column order.
   static constexpr int kRun = Narrow::kN / kRowThreads;
 
-  // log of the weight of a negative at distance d; -inf where it is 0.
-  __device__ static double log_weight(const DistanceWeights& w, int distance, float d) {
+  // log of the weight of a negative at distance d; -inf for a weight of 0.
+  __device__ static double log_weight(const DistanceWeights& w, Distance distance, float d) {
     double square = d;
-    if (distance == static_cast<int>(Distance::euclidean)) square *= square;
-    if (distance == static_cast<int>(Distance::cosine)) square = square > 0 ? 2 * square : 0;
+    if (distance == Distance::euclidean) square *= square;
+    if (distance == Distance::cosine) square = square > 0 ? 2 * square : 0;
     const double clipped = square > w.low ? square : w.low, rest = 1 - clipped / 4;
     if (!(square < w.high && rest > 0 && clipped > 0)) return -INFINITY;
     return w.closeness * log(clipped) + w.farness * log(rest);
   }
 
-  // visit(j, log weight) for the thread's columns of the tile that may be drawn, until it is false.
+  // Calls visit(j, log weight) for the thread's columns that may be drawn, until it returns false.
   template <class Visit>
   __device__ static void each(const Sides& s, const DistanceWeights& w, const Anchor& a,
                               int64_t col0, const float* scores, const Visit& visit) {
@@ -114,7 +114,7 @@ struct Drawn {
     }
   }
 
-  // log of the largest weight of an anchor, and the sum of all in units of it.
+  // log of an anchor's largest weight, and the sum of its weights relative to that one.
   struct Total {
     double top = -INFINITY, sum = 0;
 
@@ -140,7 +140,7 @@ struct Drawn {
     exchange[threadIdx.x] = mine.top;
     exchange[kThreads + threadIdx.x] = mine.sum;
     __syncwarp();
-    // All threads of an anchor add in one order, and so come to the same bits.
+    // All threads of an anchor add in the same order and so get the same bits.
     Total all;
     const double* parts = exchange + a.row * kRowThreads;
     for (int q = 0; q < kRowThreads; ++q) all.add(parts[q], parts[kThreads + q]);
@@ -151,8 +151,8 @@ struct Drawn {
     auto* exchange = reinterpret_cast<double*>(g.scratch);
     const DistanceWeights& w = in.draw;
     const Total total = total_of(s, w, a, g, exchange);
-    for (int slot = a.part; slot < g.slots; slot += kRowThreads) {
-      g.columns[a.row * kSlots + slot] = -1;
+    for (int rank = a.part; rank < g.ranks; rank += kRowThreads) {
+      g.columns[a.row * kRanks + rank] = -1;
     }
     double running = 0;
     int final_column = -1;
@@ -176,11 +176,11 @@ struct Drawn {
         }
         running = next;
       }
-      for (int slot = 0; slot < g.slots && before < after; ++slot) {
-        const double bound = in.draw.uniform01(in.numbers[a.i], g.base + slot) * total.sum;
+      for (int rank = 0; rank < g.ranks && before < after; ++rank) {
+        const double bound = in.draw.uniform01(in.numbers[a.i], g.base + rank) * total.sum;
         if (!(before <= bound && bound < after)) continue;
         double sum = 0;
-        int& column = g.columns[a.row * kSlots + slot];
+        int& column = g.columns[a.row * kRanks + rank];
         each(s, w, a, col0, g.scores, [&](int j, double weight) {
           const double share = exp(weight - total.top);
           sum += share;
@@ -190,30 +190,30 @@ struct Drawn {
       }
       __syncthreads();
     }
-    // For a number that rounding puts at the total.
+    // Rounding may put the number at the total itself.
     g.fill(a, most_of<kRowThreads>(final_column));
   }
 };
 
-// The terms of the triplets of a group, or what backward needs of them; by warps.
+// Adds the terms of a group's triplets, or stores what backward needs. Called by whole warps.
 __device__ inline void mined_terms(const Sides& s, const Sides& among, const MinedIn& in,
                                    const MinedOut& out, const Anchor& a, const Group& g,
                                    int64_t end, TermSums& sums) {
   const bool forward = in.weight == nullptr;
-  each_slot(s, g.row0, g.base, end, [&](int r, int64_t i, int slot) {
+  each_positive(s, g.row0, g.base, end, [&](int r, int64_t i, int rank) {
     const int row = threadIdx.x / 32 * kRowsOfWarp + r;
-    const int n = g.columns[row * kSlots + slot];
-    const int64_t to = (g.base - in.window.base + slot) * s.rows + i;
+    const int n = g.columns[row * kRanks + rank];
+    const int64_t to = (g.base - in.window.base + rank) * s.rows + i;
     if (n < 0) {
-      if (!forward && a.owns(r, slot)) out.negative[to] = -1;
+      if (!forward && a.owns(r, rank)) out.negative[to] = -1;
       return;
     }
     const Triplet<float>& rule = in.rule;
     const float d_an = pair_distance(s, i, n);
     const float d_pn =
-        rule.swap ? pair_distance(among, positive_at(s, i, g.base + slot), n) : INFINITY;
-    if (!a.owns(r, slot)) return;
-    const float d_ap = g.dp[row * kSlots + slot];
+        rule.swap ? pair_distance(among, positive_at(s, i, g.base + rank), n) : INFINITY;
+    if (!a.owns(r, rank)) return;
+    const float d_ap = g.dp[row * kRanks + rank];
     if (forward) {
       const float violation = rule.violation(d_ap, rule.nearer(d_an, d_pn));
       sums.add(rule.term(violation), hinge(violation));
@@ -245,10 +245,10 @@ __global__ void __launch_bounds__(kThreads, Miner::kBlocks)
   int* columns = reinterpret_cast<int*>(scratch + kTable);
   const int64_t row0 = static_cast<int64_t>(blockIdx.x) * Narrow::kM;
   const Anchor a(s, row0);
-  const int64_t end = least(in.window.base + in.window.slots, most_positives(s, row0));
-  for (int64_t base = in.window.base; base < end; base += kSlots) {
-    const int slots = slots_from(a.count, base, least(end - base, kSlots));
-    const Group group = {row0, base, slots, most_of<32>(slots), dp, scores, scratch, columns};
+  const int64_t end = least(in.window.base + in.window.ranks, most_positives(s, row0));
+  for (int64_t base = in.window.base; base < end; base += kRanks) {
+    const int ranks = ranks_from(a.count, base, least(end - base, kRanks));
+    const Group group = {row0, base, ranks, most_of<32>(ranks), dp, scores, scratch, columns};
     positive_distances(s, row0, a, base, end, dp);
     Miner::mine(s, in, a, group);
     TermSums sums;

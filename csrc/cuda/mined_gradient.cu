@@ -1,32 +1,32 @@
-// Gradients of mined triplets: each row gathers the pairs that it is in. There are so few of them
-// that it is done from differences, without tiles; by warps.
-#include "slots.cuh"
+// Gradients of mined triplets. Each row gathers its own pairs. They are few, so a warp takes them
+// from differences, without tiles.
+#include "windows.cuh"
 
 namespace dmlap::cuda {
 
 namespace {
 
 constexpr int kWarps = kThreads / 32;
-constexpr int kOwned = 4;  // references that a warp gathers the negative pairs of
+constexpr int kOwned = 4;  // references per warp, when it gathers negative pairs
 
 __device__ inline int64_t warp_number() {
   return static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
 }
 
-// The part of the anchors in their pairs.
+// Adds to the gradients of the anchors.
 __global__ void __launch_bounds__(kThreads) anchors_kernel(Sides s, MinedPairs in, float* gx) {
   const int64_t i = warp_number();
-  const int slots = slots_from(positives_of(s, i), in.window.base, in.window.slots);
+  const int ranks = ranks_from(positives_of(s, i), in.window.base, in.window.ranks);
   const bool squares = from_differences(s.distance);
-  if (slots <= 0) return;
+  if (ranks <= 0) return;
   const Positives positives(s, i);
   for (int64_t k = threadIdx.x % 32; k < s.dim; k += 32) {
     const float x = s.x[i * s.dim + k];
     float sum = 0;
-    for (int slot = 0; slot < slots; ++slot) {
-      const int64_t at = slot * s.rows + i, n = in.negative[at];
+    for (int rank = 0; rank < ranks; ++rank) {
+      const int64_t at = rank * s.rows + i, n = in.negative[at];
       if (n < 0) continue;
-      const int64_t p = positives.column(in.window.base + slot);
+      const int64_t p = positives.column(in.window.base + rank);
       sum += pull(squares, in.anchor_positive[at], x, s.y[p * s.dim + k]);
       sum -= pull(squares, in.anchor_negative[at], x, s.y[n * s.dim + k]);
     }
@@ -34,21 +34,21 @@ __global__ void __launch_bounds__(kThreads) anchors_kernel(Sides s, MinedPairs i
   }
 }
 
-// The part of reference j as the positive of the anchors of its class.
+// Adds to the gradient of reference j as the positive of the anchors of its class.
 __device__ inline void add_as_positive(const Sides& s, const MinedPairs& in, int64_t j, float* gy) {
   const int begin = s.col_first[j], end = s.col_last[j];
   if (begin == end) return;
-  // The slot is one less where the anchor itself is before the reference.
+  // The rank is one less if the anchor itself comes before the reference.
   const int64_t place = j - s.first[begin] - in.window.base;
-  if (place < 0 || place > in.window.slots) return;
+  if (place < 0 || place > in.window.ranks) return;
   const bool squares = from_differences(s.distance);
   for (int64_t k = threadIdx.x % 32; k < s.dim; k += 32) {
     const float y = s.y[j * s.dim + k];
     float sum = 0;
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t slot = Positives(s, i).slot(j) - in.window.base;
-      if (slot < 0 || slot >= in.window.slots) continue;
-      const int64_t at = slot * s.rows + i, n = in.negative[at];
+      const int64_t rank = Positives(s, i).rank(j) - in.window.base;
+      if (rank < 0 || rank >= in.window.ranks) continue;
+      const int64_t at = rank * s.rows + i, n = in.negative[at];
       if (n < 0) continue;
       sum += pull(squares, in.anchor_positive[at], y, s.x[i * s.dim + k]);
       if (in.positive_negative == nullptr) continue;
@@ -58,12 +58,12 @@ __device__ inline void add_as_positive(const Sides& s, const MinedPairs& in, int
   }
 }
 
-// The part of a reference as the negative of an anchor's slot.
-__device__ inline void add_as_negative(const Sides& s, const MinedPairs& in, int64_t i, int slot,
+// Adds to the gradient of a reference as the negative that an anchor's positive met.
+__device__ inline void add_as_negative(const Sides& s, const MinedPairs& in, int64_t i, int rank,
                                        int64_t n, float* gy) {
   const bool squares = from_differences(s.distance), swap = in.positive_negative != nullptr;
-  const int64_t at = slot * s.rows + i;
-  const int64_t p = positive_at(s, i, in.window.base + slot);
+  const int64_t at = rank * s.rows + i;
+  const int64_t p = positive_at(s, i, in.window.base + rank);
   for (int64_t k = threadIdx.x % 32; k < s.dim; k += 32) {
     const float y = s.y[n * s.dim + k];
     float sum = pull(squares, in.anchor_negative[at], y, s.x[i * s.dim + k]);
@@ -72,7 +72,7 @@ __device__ inline void add_as_negative(const Sides& s, const MinedPairs& in, int
   }
 }
 
-// Four blocks a multiprocessor: left alone, the compiler spills for a fifth on sm_100.
+// Four blocks per multiprocessor: for a fifth the compiler would spill on sm_100.
 __global__ void __launch_bounds__(kThreads, 4)
     references_kernel(Sides s, MinedPairs in, float* gy) {
   const int64_t from = warp_number() * kOwned, to = least(from + kOwned, s.cols);
@@ -81,14 +81,14 @@ __global__ void __launch_bounds__(kThreads, 4)
   if (from >= to) return;
   for (int64_t i0 = 0; i0 < s.rows; i0 += 32) {
     const int64_t i = i0 + threadIdx.x % 32;
-    const int slots = slots_from(positives_of(s, i), in.window.base, in.window.slots);
-    const int most = most_of<32>(slots);
-    for (int slot = 0; slot < most; ++slot) {
-      const int n = slot < slots ? in.negative[slot * s.rows + i] : -1;
+    const int ranks = ranks_from(positives_of(s, i), in.window.base, in.window.ranks);
+    const int most = most_of<32>(ranks);
+    for (int rank = 0; rank < most; ++rank) {
+      const int n = rank < ranks ? in.negative[rank * s.rows + i] : -1;
       for (unsigned left = __ballot_sync(kWholeWarp, n >= from && n < to); left != 0;
            left &= left - 1) {
         const int lane = __ffs(left) - 1;
-        add_as_negative(s, in, i0 + lane, slot, __shfl_sync(kWholeWarp, n, lane), gy);
+        add_as_negative(s, in, i0 + lane, rank, __shfl_sync(kWholeWarp, n, lane), gy);
       }
     }
   }

@@ -1,21 +1,14 @@
-// Products of small matrices on tensor cores, by warp.
+// Products of small matrices on tensor cores, one warp each.
 //
 // A fragment of a product holds, for a thread with g = lane / 4 and t = lane % 4:
 //   A[16][k]: rows g and g + 8;  B[k][8]: column g;  C[16][8]: rows g, g + 8, columns 2t, 2t + 1
-// Along k a sum may run in any order, so both inputs take the coordinates 2t, 2t + 1 and
-// 2t + 8, 2t + 9 of 16: pairs that lie side by side in memory, whatever the number format.
+// The order of a sum along k is free. So a thread reads coordinates 2t, 2t + 1 and 2t + 8, 2t + 9
+// of 16 of both inputs, which lie in pairs in memory, for every number format.
 #pragma once
 
 #include "runtime.cuh"
 
 namespace dmlap::cuda {
-
-// How products of float32 are taken.
-enum class Precision : int {
-  highest = 0,  // three products of tf32: the accuracy of float32
-  high = 1,     // tf32: 10 bits of mantissa
-  medium = 2    // bf16: 7 bits of mantissa
-};
 
 struct FragmentA {
   float2 low[2], high[2];  // of rows g and g + 8: coordinates 2t, 2t + 1; and 2t + 8, 2t + 9
@@ -78,8 +71,8 @@ __device__ inline float to_tf32(float value) {
 #endif
 }
 
-// C += A B over 8 coordinates, inputs of tf32: (a0, a1) and (b0, b1) at coordinate t, (a2, a3) and
-// b1 at t + 4 of the instruction's own count.
+// C += A B over 8 coordinates in tf32. In the instruction's own numbering a0, a1 and b0 are at
+// coordinate t; a2, a3 and b1 at t + 4.
 __device__ inline void mma_tf32(float (&c)[4], float a0, float a1, float a2, float a3, float b0,
                                 float b1) {
 #ifdef __CUDACC__
@@ -90,7 +83,7 @@ __device__ inline void mma_tf32(float (&c)[4], float a0, float a1, float a2, flo
       : "r"(__float_as_uint(a0)), "r"(__float_as_uint(a1)), "r"(__float_as_uint(a2)),
         "r"(__float_as_uint(a3)), "r"(__float_as_uint(b0)), "r"(__float_as_uint(b1)));
 #else
-  // The instruction reads no more than these bits.
+  // The instruction ignores the other bits.
   const auto cut = [](float v) { return __uint_as_float(__float_as_uint(v) & ~0x1fffu); };
   emulated::product(c, {cut(a0), cut(a2), 0, 0, cut(a1), cut(a3), 0, 0}, {cut(b0), cut(b1), 0, 0},
                     2);
@@ -99,7 +92,7 @@ __device__ inline void mma_tf32(float (&c)[4], float a0, float a1, float a2, flo
 
 #ifdef __CUDACC__
 __device__ inline unsigned to_bf16x2(float2 pair) {
-  unsigned bits;  // the first source goes to the upper half
+  unsigned bits;  // the first operand goes to the upper half
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(pair.y), "f"(pair.x));
   return bits;
 }
@@ -129,7 +122,7 @@ __device__ inline void multiply_half(float (&c)[4], const float2 (&a)[2], float2
   const float2 a1 = {to_tf32(a[1].x), to_tf32(a[1].y)};
   const float2 big = {to_tf32(b.x), to_tf32(b.y)};
   if (kPrecision == Precision::highest) {
-    // The small halves first, so that they are not lost against the large product.
+    // The small parts first, before the large product would swallow them.
     mma_tf32(c, to_tf32(a[0].x - a0.x), to_tf32(a[1].x - a1.x), to_tf32(a[0].y - a0.y),
              to_tf32(a[1].y - a1.y), big.x, big.y);
     mma_tf32(c, a0.x, a1.x, a0.y, a1.y, to_tf32(b.x - big.x), to_tf32(b.y - big.y));

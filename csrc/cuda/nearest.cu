@@ -1,5 +1,5 @@
-// The k nearest columns of each anchor: sorted lists, on the chip where they fit, which the tiles'
-// distances enter in the order of columns. A warp has four rows; all its lanes work on one list.
+// The k nearest columns of each anchor. Each anchor has a sorted list, in shared memory if it fits,
+// and distances enter it in column order. A warp has four anchors; all lanes work on one list.
 #include "dmlap/cuda/sweeps.h"
 #include "tile.cuh"
 
@@ -13,7 +13,7 @@ constexpr int kMostOnChip = 128;
 static_assert((Flat::kFloats + 2 * Flat::kM * kMostOnChip) * sizeof(float) <= kMostShared);
 constexpr int kRowsOfWarp = Flat::kM / (kThreads / 32);
 
-// Ascending; entries not yet found are infinite, with column -1.
+// A list in ascending order. Empty entries are infinite, with column -1.
 struct List {
   float* distances;
   int* columns;
@@ -27,7 +27,7 @@ struct List {
     __syncwarp();
   }
 
-  // Takes an entry that is nearer than the last one, behind those as near; the whole warp calls.
+  // Inserts an entry nearer than the last one, after those that tie. Called by the whole warp.
   __device__ void insert(float d, int column) const {
     const int lane = threadIdx.x % 32;
     int place = 0;
@@ -49,7 +49,7 @@ struct List {
     }
   }
 
-  // Offers one entry a lane, in the order of lanes.
+  // Offers one entry per lane, in lane order.
   __device__ void offer(float d, int column, bool exists) const {
     const bool wanted = exists && d < distances[k - 1];
     for (unsigned left = __ballot_sync(kWholeWarp, wanted); left != 0; left &= left - 1) {
@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
 }
 
-// The lists of all groups into that of the first; one warp a row.
+// Merges the lists of all groups into the first. One warp per row.
 __global__ void __launch_bounds__(kThreads)
     merge_lists_kernel(int64_t rows, int groups, Lists lists) {
   const int64_t row = static_cast<int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;

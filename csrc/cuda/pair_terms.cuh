@@ -10,9 +10,9 @@ struct PairTerm {
   float value, by_exponent, by_neg_lse;
 };
 
-// At e, the log-sum neg_lse of this end and, for lifted, that of the other; -inf for none. For
-// lifted e is the positive's exponent, for nt_xent it is that with the sign turned. `by_exponent`
-// counts this end's half: the other end has its own.
+// A term and its derivatives at exponent e, given neg_lse of this end and, for lifted, of the other
+// (-inf for none). For nt_xent e is the negated exponent of the positive. `by_exponent` is this
+// end's half; the other end adds its own.
 __device__ inline PairTerm pair_term(PairKind kind, float e, float neg_lse, float other) {
   const Dual<float, 2> at = variable<2>(e, 0), own = variable<2>(neg_lse, 1);
   const Dual<float, 2> term = kind == PairKind::nt_xent

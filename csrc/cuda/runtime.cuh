@@ -1,5 +1,5 @@
-// What kernels are launched with. Compiled by nvcc, or by a host compiler after a header that plays
-// CUDA on the CPU (tests/cuda/emulation.h).
+// How kernels are launched. nvcc compiles it, or a host compiler after tests/cuda/emulation.h,
+// which emulates CUDA on the CPU.
 #pragma once
 
 #include <cstddef>
@@ -15,7 +15,7 @@ namespace dmlap::cuda {
 
 constexpr int kThreads = 256;  // of every block
 constexpr unsigned kWholeWarp = 0xffffffffu;
-// Shared memory of a block in bytes, on the GPUs from capability 8.0 on that have the least.
+// Bytes of shared memory that a block can have on every GPU from capability 8.0 on.
 constexpr size_t kMostShared = 99 << 10;
 
 __host__ __device__ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -32,7 +32,7 @@ __device__ inline float* shared_memory() {
 
 #ifdef __CUDACC__
 
-// The runtime linked in here has a current device of its own, whatever other libraries selected.
+// The runtime linked into this extension has its own current device.
 class DeviceGuard {
  public:
   explicit DeviceGuard(int device) {
@@ -59,7 +59,7 @@ int launch(void (*kernel)(Params...), const Queue& queue, dim3 grid, size_t shar
            const Args&... args) {
   const DeviceGuard guard(queue.device);
   if (guard.status() != cudaSuccess) return guard.status();
-  if (shared_bytes > (48 << 10)) {  // more than a block gets unasked
+  if (shared_bytes > (48 << 10)) {  // more must be asked for
     const cudaError_t status = cudaFuncSetAttribute(
         kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
     if (status != cudaSuccess) return status;

@@ -8,8 +8,8 @@ namespace dmlap::cuda {
 
 namespace {
 
-// What an anchor knows of the classes of some centres: the logits of the others, that of its own
-// (-inf: not among them).
+// What an anchor keeps of some classes: the log-sum of the other classes' logits, and the logit of
+// its own (-inf if it is not among them).
 struct Logits {
   LogSum others;
   float own;
@@ -31,7 +31,7 @@ static_assert(sizeof(Logits) == sizeof(ClassScore));
 
 constexpr size_t kTermsShared = (Square::kFloats + kExchangeFloats) * sizeof(float);
 
-// A block has 64 anchors, four threads each, and the classes that begin in a part of the centres.
+// A block has 64 anchors, four threads each, and the classes that begin in its part of the centres.
 __global__ void __launch_bounds__(kThreads, 2)
     logits_kernel(Sides s, SoftTripleIn in, int64_t split_length, Logits* partials) {
   float* scores = shared_memory();
@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int row = threadIdx.x / 4, part = threadIdx.x % 4;
   const int64_t row0 = static_cast<int64_t>(blockIdx.x) * Square::kM, i = row0 + row;
   const bool exists = i < s.rows && s.last[i] > s.first[i];
-  const int64_t own = exists ? s.first[i] : -1;  // where the anchor's class begins
+  const int64_t own = exists ? s.first[i] : -1;  // first centre of the anchor's class
   const Centres centres(in, s.cols, blockIdx.y * split_length, (blockIdx.y + 1) * split_length);
   Logits logits = Logits::empty();
   ClassScore large = ClassScore::empty();
@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   partials[blockIdx.y * s.rows + i] = logits;
 }
 
-// One thread an anchor.
+// One thread per anchor.
 __global__ void __launch_bounds__(kThreads)
     terms_kernel(Sides s, SoftTripleIn in, int splits, const Logits* partials, float* out) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;

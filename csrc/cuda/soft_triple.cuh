@@ -1,5 +1,5 @@
-// Anchors against classes of several centres, which lie side by side. A tile takes whole classes,
-// as many as fit; a class that does not fit has tiles of its own, which are gone through twice.
+// Anchors against classes of several centres. The centres of a class are consecutive. A tile holds
+// as many whole classes as fit; a class that does not fit has tiles of its own, visited twice.
 #pragma once
 
 #include "dmlap/cuda/soft_triple.h"
@@ -18,28 +18,28 @@ struct Centres {
   const int* last;
   int64_t begin, end;
 
-  // Of `count` centres those of the classes that begin in [from, to).
+  // Of `count` centres, those of the classes that begin in [from, to).
   __device__ Centres(const SoftTripleIn& in, int64_t count, int64_t from, int64_t to)
       : first(in.first), last(in.last) {
     begin = class_from(from, count);
     end = class_from(to, count);
   }
 
-  // The tile that begins with a class, or goes on with a large one.
+  // The tile that begins with a class, or continues a large one.
   __device__ CentreTile tile(int64_t j) const {
     if (last[j] - first[j] > Square::kN) return {j, least(j + Square::kN, last[j]), true};
     if (j + Square::kN >= end) return {j, end, false};
     return {j, first[j + Square::kN], false};
   }
-  // Where the first class begins that does not begin before j.
+  // The first beginning of a class that is not below j.
   __device__ int64_t class_from(int64_t j, int64_t count) const {
     if (j >= count) return count;
     return first[j] == j ? j : last[j];
   }
 };
 
-// Of the similarities s of an anchor to the centres of a class: the largest exponent, the sums of
-// e^(exponent - top), and of that times s.
+// Of an anchor's similarities s to the centres of a class: the largest exponent `top`, the sum of
+// e^(exponent - top), and the sum of that times s.
 struct ClassScore {
   float top, sum, weighted;
 
@@ -57,7 +57,7 @@ struct ClassScore {
   __device__ float mean() const { return weighted / sum; }
 };
 
-// The distances of one anchor in a tile, `pitch` apart, and the centres that they are to.
+// The distances of one anchor in a tile, `pitch` apart, and their centres.
 struct CentreStrip {
   float* distances;
   int pitch;
@@ -65,14 +65,14 @@ struct CentreStrip {
 
   __device__ float& at(int64_t centre) const { return distances[(centre - tile.begin) * pitch]; }
 
-  // Adds every fourth centre, from `part` on.
+  // Adds every fourth centre, beginning at `part`.
   __device__ void add_to(ClassScore& score, const SoftTriple<float>& policy, int part) const {
     for (int64_t j = tile.begin + part; j < tile.end; j += 4) {
       score.add(policy.exponent(-at(j)), -at(j));
     }
   }
 
-  // visit(begin, end, score) for every fourth class, from `part` on.
+  // Calls visit(begin, end, score) for every fourth class, beginning at `part`.
   template <class Visit>
   __device__ void each_class(const Centres& centres, const SoftTriple<float>& policy, int part,
                              const Visit& visit) const {
@@ -87,8 +87,8 @@ struct CentreStrip {
   }
 };
 
-// The score of a whole class from those of the four threads of an anchor, `step` apart from `from`
-// on; in one order, so that all come to the same bits.
+// The score of a whole class from the parts of an anchor's four threads, which are `step` apart,
+// beginning at `from`. All add in the same order and so get the same bits.
 __device__ inline ClassScore meet(const ClassScore& mine, ClassScore* exchange, int from,
                                   int step) {
   exchange[threadIdx.x] = mine;

@@ -8,11 +8,11 @@ namespace {
 
 static_assert((kGradientFloats + kExchangeFloats) * sizeof(float) <= kMostShared);
 
-// What the pairs of an anchor get their weights from.
+// What gives the weights of an anchor's pairs.
 struct LogitWeights {
-  int64_t own;  // where its class begins
+  int64_t own;  // first centre of its class
   float other;
-  float by_logits;  // d loss / d logit of all the others; minus that of the own
+  float by_logits;  // d loss / d logit, of all other classes together; minus that of its own
 
   __device__ LogitWeights(const SoftTripleKept& in, int64_t i, int64_t begin, int64_t end)
       : own(begin), other(0), by_logits(0) {
@@ -27,8 +27,8 @@ struct LogitWeights {
     return by_logits * expf(fminf(policy.logit(mean) - other, 0.f));
   }
 
-  // Turns the distances to centres [begin, end) of a class into weights, one in `step`; returns
-  // whether some are not 0.
+  // Turns every `step`-th distance to the centres [begin, end) of a class into a weight. Returns
+  // whether any is not 0.
   __device__ bool weigh(const SoftTriple<float>& policy, const CentreStrip& strip, int64_t first,
                         const ClassScore& score, int64_t begin, int64_t end, int step) const {
     const float mean = score.mean(), by = by_logits == 0 ? 0.f : by_logit(policy, mean, first);
@@ -42,7 +42,7 @@ struct LogitWeights {
   }
 };
 
-// The thread's strip of a tile, its anchor, and the score of the large class that it is in.
+// The thread's part of a tile, its anchor, and the score of the large class, if the tile has one.
 __device__ inline bool weigh_strip(const SoftTripleKept& in, const Centres& centres,
                                    const LogitWeights& anchor, const CentreStrip& strip, int part,
                                    const ClassScore& large) {
@@ -60,7 +60,7 @@ __device__ inline bool weigh_strip(const SoftTripleKept& in, const Centres& cent
   return active;
 }
 
-// Rows are anchors, four threads each; columns are the classes that begin in the block's part.
+// Rows: anchors, four threads each. Columns: the classes that begin in the block's part.
 struct ClassByClass {
   const Sides& s;
   const SoftTripleKept& in;
@@ -102,7 +102,7 @@ __device__ inline void anchors_block(const Sides& s, const SoftTripleKept& in,
                  ClassByClass{s, in, centres, work.row0, exchange, large});
 }
 
-// Rows are the centres of a tile, columns anchors, four threads each.
+// Rows: the centres of a tile. Columns: anchors, four threads each.
 struct AnchorsOfLarge {
   const Sides& s;
   const SoftTripleKept& in;

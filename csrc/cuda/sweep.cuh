@@ -1,14 +1,14 @@
-// The forward sweep: what each anchor keeps of its pairs, by tiles of distances.
+// The forward sweep: goes through tiles of distances and reduces each into a state per anchor.
 //
 // A policy has
 //   State                      what an anchor keeps
-//   Params params(i)           what it knows of anchor i
-//   visit(state, params, strip)   takes a strip of the anchor's pairs
-//   merge(state, other)        takes what another strip left; states are merged in a fixed order
+//   Params params(i)           what it reads of anchor i
+//   visit(state, params, strip)   adds a strip of the anchor's pairs
+//   merge(state, other)        adds another state of the anchor; the order of merges is fixed
 //   empty()                    the state before the first pair
 //   write(i, state)            the results of an anchor
-// In the self case only blocks of groups g <= h of rows are computed, each pair off the diagonal
-// serving its row and its column.
+// In the self case only blocks of row groups g <= h are computed, and each pair off the diagonal
+// counts for its row and for its column.
 #pragma once
 
 #include "dmlap/cuda/sweeps.h"
@@ -18,7 +18,7 @@ namespace dmlap::cuda {
 
 using Wide = Shape<128, 64, 32, 32, 66>;
 
-// Pairs of one anchor with consecutive partners of a tile, or with every second one.
+// Pairs of one anchor with consecutive partners in a tile, or every second one.
 struct Strip {
   const float* distances;
   int pitch;  // between the distances of partners
@@ -33,19 +33,19 @@ struct Strip {
       const int j = first + k * step;
       const float d = distances[k * pitch];
       const bool positive = j >= from && j < to;
-      // Columns that do not exist are infinitely far away.
+      // Columns past the last one are at an infinite distance.
       if (is_left_out(d) || (!positive && d == INFINITY)) continue;
       visit(d, j, positive);
     }
   }
 };
 
-// Which rows and columns a block takes, and where it leaves what it finds.
+// Which rows and columns a block has, and where its states go.
 struct Split {
   int groups;      // of columns; results are [groups][rows]
   int64_t length;  // rows and columns of a group, a multiple of Wide's
   bool triangle;   // the self case, by pairs of groups
-  bool runs;       // the columns of the rows' classes only, one group
+  bool runs;       // only the columns of the rows' classes, in one group
 };
 
 constexpr int64_t kMaxGroups = 32;
@@ -55,7 +55,7 @@ inline Split split_columns(const Sides& s, bool runs) {
   if (runs) return {1, s.cols, false, true};
   if (s.rows == 0) return {0, 0, s.self, false};
   const int64_t tiles = ceil_div(s.cols, Wide::kM);
-  // With many anchors their tiles alone fill a GPU.
+  // Many anchors fill a GPU without splitting the columns.
   const int64_t wanted = s.self ? kMaxGroups : ceil_div(kWantedBlocks, ceil_div(s.rows, Wide::kM));
   const int64_t groups = tiles < wanted ? tiles : (wanted < kMaxGroups ? wanted : kMaxGroups);
   const int64_t length = groups == 0 ? 0 : ceil_div(tiles, groups) * Wide::kM;
@@ -69,7 +69,7 @@ struct Range {
 
 struct Work {
   Range rows, columns;
-  int row_slot, column_slot;  // groups that the results belong to; column_slot -1: rows only
+  int row_group, column_group;  // of the results; column_group -1: rows only
 };
 
 __device__ inline Work block_work(const Sides& s, const Split& split) {
@@ -93,7 +93,7 @@ template <class Policy>
 __device__ inline void visit_row(const Sides& s, const Policy& policy, int64_t i, int64_t col0,
                                  int64_t col_end, const float* scores,
                                  typename Policy::State& own) {
-  // Two threads a row, on alternate columns.
+  // Two threads per row, on alternate columns.
   const int half = threadIdx.x % 2, row = threadIdx.x / 2;
   const int64_t first = col0 + half;
   const int count = static_cast<int>(least((col_end - first + 1) / 2, Wide::kN / 2));
@@ -109,7 +109,7 @@ __device__ inline void visit_row(const Sides& s, const Policy& policy, int64_t i
   own = state;
 }
 
-// Four threads a column, each on a quarter of the rows; then one of them merges.
+// Four threads per column, each on a quarter of the rows; then one of them merges.
 template <class Policy>
 __device__ inline void visit_columns(const Sides& s, const Policy& policy, const Range& rows,
                                      int64_t row0, int64_t col0, const float* scores,
@@ -149,7 +149,8 @@ __global__ void __launch_bounds__(kThreads, 2)
   using State = typename Policy::State;
   float* scores = shared_memory();
   State* exchange = reinterpret_cast<State*>(scores + Wide::kFloats);
-  State& own = exchange[kThreads + threadIdx.x];  // registers are for the products
+  State& own =
+      exchange[kThreads + threadIdx.x];  // in shared memory: the products need the registers
   const Work work = block_work(s, split);
   for (int64_t row0 = work.rows.begin; row0 < work.rows.end; row0 += Wide::kM) {
     const int64_t i = least(row0 + threadIdx.x / 2, s.rows - 1);
@@ -157,9 +158,9 @@ __global__ void __launch_bounds__(kThreads, 2)
     for (int64_t col0 = work.columns.begin; col0 < work.columns.end; col0 += Wide::kN) {
       tile_distances<Wide>(s, row0, col0, scores);
       visit_row(s, policy, i, col0, work.columns.end, scores, own);
-      if (work.column_slot >= 0) {
+      if (work.column_group >= 0) {
         visit_columns(s, policy, work.rows, row0, col0, scores, exchange,
-                      partials + work.column_slot * s.cols);
+                      partials + work.column_group * s.cols);
       }
       __syncthreads();
     }
@@ -169,13 +170,13 @@ __global__ void __launch_bounds__(kThreads, 2)
       const State* halves = exchange + kThreads + 2 * threadIdx.x;
       State both = halves[0];
       policy.merge(both, halves[1]);
-      partials[work.row_slot * s.rows + row] = both;
+      partials[work.row_group * s.rows + row] = both;
     }
     __syncthreads();
   }
 }
 
-// One thread an anchor.
+// One thread per anchor.
 template <class Policy>
 __global__ void __launch_bounds__(kThreads)
     merge_kernel(int64_t rows, Policy policy, int groups, const typename Policy::State* partials) {

@@ -1,4 +1,4 @@
-// Distances of a tile of pairs, by tensor cores.
+// Distances of a tile of pairs, computed by tensor cores.
 #pragma once
 
 #include <cmath>
@@ -9,12 +9,12 @@
 
 namespace dmlap::cuda {
 
-constexpr int kDepth = 16;  // coordinates that a stage holds
+constexpr int kDepth = 16;  // coordinates per stage
 constexpr int kStages = 3;
-// Four rows of float2 by four threads fall into different banks.
+// So four rows, read as float2 by four threads each, fall into different banks.
 constexpr int kPitch = kDepth + 8;
 
-// A tile of kM anchors and kN columns; a warp takes kWarpM x kWarpN of it.
+// A tile of kM anchors and kN columns; a warp has kWarpM x kWarpN of it.
 template <int kM_, int kN_, int kWarpM_, int kWarpN_, int kScorePitch_>
 struct Shape {
   static constexpr int kM = kM_, kN = kN_, kWarpM = kWarpM_, kWarpN = kWarpN_;
@@ -22,43 +22,42 @@ struct Shape {
   static constexpr int kWarpsN = kN / kWarpN;
   static constexpr int kStage = (kM + kN) * kPitch;
   static constexpr int kScores = kM * kScorePitch;
-  // Distances take the place of the stages.
+  // Distances reuse the memory of the stages.
   static constexpr int kFloats = kStages * kStage > kScores ? kStages * kStage : kScores;
   static_assert(kM / kWarpM * kWarpsN * 32 == kThreads);
 };
 
-// Squared distances below this share of the norms are taken from differences: those of the norms
-// and products have lost too many digits.
+// Squared distances below this share of the norms are recomputed from differences: norms and
+// products cancel there.
 constexpr float kNear = 2e-2f;
 
-__device__ inline float distance_of_square(int distance, float square) {
-  return distance == static_cast<int>(Distance::euclidean) ? sqrtf(square) : square;
+__device__ inline float distance_of_square(Distance distance, float square) {
+  return distance == Distance::euclidean ? sqrtf(square) : square;
 }
 
-__device__ inline bool from_differences(int distance) {
-  return distance == static_cast<int>(Distance::euclidean) ||
-         distance == static_cast<int>(Distance::sqeuclidean);
+__device__ inline bool from_differences(Distance distance) {
+  return distance == Distance::euclidean || distance == Distance::sqeuclidean;
 }
 
 __device__ inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// The gradient of a loss with weight w = d loss / d d at a pair (a, b) is `pull` times
-// `pair_factor`: that of squares goes along a - b, that of products along -b.
-__device__ inline float pair_factor(int distance, float w, float d) {
-  if (distance == static_cast<int>(Distance::euclidean)) return d == 0 ? 0.f : w / d;
-  return distance == static_cast<int>(Distance::sqeuclidean) ? 2 * w : w;
+// The gradient at a of a pair (a, b) with weight w = d loss / d d is `pull` times `pair_factor`:
+// along a - b for squares, along -b for products.
+__device__ inline float pair_factor(Distance distance, float w, float d) {
+  if (distance == Distance::euclidean) return d == 0 ? 0.f : w / d;
+  return distance == Distance::sqeuclidean ? 2 * w : w;
 }
 __device__ inline float pull(bool squares, float factor, float a, float b) {
   return squares ? factor * (a - b) : -factor * b;
 }
 
-// The column that is the anchor itself, -1 for none. The pair of the two does not exist.
+// The column that is the anchor itself, -1 for none. This pair does not exist.
 __device__ inline int own_column(const Sides& s, int64_t i) {
   if (s.self) return static_cast<int>(i);
   return s.itself == nullptr ? -1 : s.itself[i];
 }
 
-// In a tile in the place of the distance of such a pair: no number that arithmetic makes.
+// Marks such a pair in a tile of distances. Arithmetic never gives this number.
 constexpr unsigned kLeftOut = 0x7fc0beefu;
 __device__ inline bool is_left_out(float d) { return __float_as_uint(d) == kLeftOut; }
 
@@ -82,7 +81,7 @@ __device__ inline float pair_distance(const Sides& s, int64_t i, int64_t j) {
   return squares ? distance_of_square(s.distance, sum) : s.x_norms[i] + s.y_norms[j] - sum;
 }
 
-// The anchors of a tile: those from a first one on, or those of a list [kM] in shared memory.
+// The anchors of a tile: consecutive ones, or a list [kM] in shared memory.
 struct Consecutive {
   int64_t row0;
   __device__ int64_t operator[](int row) const { return row0 + row; }
@@ -92,7 +91,7 @@ struct Listed {
   __device__ int64_t operator[](int row) const { return anchors[row]; }
 };
 
-// Coordinates k0 and up of the tile's rows go to a stage; rows past the end repeat the last one.
+// Loads coordinates from k0 on of the tile's rows into a stage. Rows past the end repeat the last.
 template <class S, class Rows>
 __device__ inline void load_stage(const Sides& s, const Rows& rows, int64_t col0, int64_t k0,
                                   float* stage) {
@@ -140,7 +139,7 @@ __device__ inline void multiply_rows(const Sides& s, const Rows& rows, int64_t c
   }
   for (int64_t k = 0; k < stages; ++k) {
     wait_copies<kStages - 2>();
-    __syncthreads();  // stage k is there, and nobody reads stage k - 1 any more
+    __syncthreads();  // stage k has arrived, and stage k - 1 is free
     const int64_t next = k + kStages - 1;
     if (next < stages) {
       load_stage<S>(s, rows, col0, next * kDepth, memory + next % kStages * S::kStage);
@@ -152,7 +151,7 @@ __device__ inline void multiply_rows(const Sides& s, const Rows& rows, int64_t c
   __syncthreads();
 }
 
-// Replaces the marked ones (negative) of a warp's distances by those from differences.
+// Recomputes the distances of a warp that are marked (negative) from differences.
 template <class S, class Rows>
 __device__ inline void refine(const Sides& s, const Rows& rows, int64_t col0, int m0, int n0,
                               float* scores) {
@@ -161,7 +160,7 @@ __device__ inline void refine(const Sides& s, const Rows& rows, int64_t col0, in
     for (int n = n0; n < n0 + S::kWarpN; n += 32) {
       const bool marked = n + lane < n0 + S::kWarpN && scores[m * S::kScorePitch + n + lane] < 0;
       unsigned left = __ballot_sync(kWholeWarp, marked);
-      __syncwarp();  // a vote does not order the reads before it and the writes after it
+      __syncwarp();  // a vote does not order reads before it and writes after it
       for (; left != 0; left &= left - 1) {
         const int column = n + __ffs(left) - 1;
         const float d = pair_distance(s, rows[m], col0 + column);
@@ -171,15 +170,15 @@ __device__ inline void refine(const Sides& s, const Rows& rows, int64_t col0, in
   }
 }
 
-// Distances of kM anchors to kN columns from col0 on, into `memory` (S::kFloats) as
-// [kM][kScorePitch], there for the whole block on return. Entries past the last row or column mean
-// nothing. Nobody may still read from `memory` when the block comes here.
+// Writes the distances of kM anchors to kN columns, beginning at col0, into `memory` (S::kFloats)
+// as [kM][kScorePitch]. On return the whole block sees them. Entries past the last row or column
+// are undefined. No thread may still read `memory` when the block calls.
 template <class S, class Rows>
 __device__ inline void distances_of(const Sides& s, const Rows& rows, int64_t col0, float* memory) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int m0 = warp / S::kWarpsN * S::kWarpM, n0 = warp % S::kWarpsN * S::kWarpN;
   float sums[S::kWarpM / 16][S::kWarpN / 8][4] = {};
-  switch (static_cast<Precision>(s.precision)) {
+  switch (s.precision) {
     case Precision::highest:
       multiply_rows<S, Precision::highest>(s, rows, col0, m0, n0, memory, sums);
       break;
@@ -227,7 +226,7 @@ __device__ inline void distances_of(const Sides& s, const Rows& rows, int64_t co
   __syncthreads();
 }
 
-// Marks the pairs of a tile that are those of an anchor and itself; by the whole block.
+// Marks the pairs of an anchor and itself. Called by the whole block.
 template <class S>
 __device__ inline void mark_left_out(const Sides& s, int64_t row0, int64_t col0, float* memory) {
   static_assert(S::kM <= kThreads && S::kN <= kThreads);
@@ -247,7 +246,7 @@ __device__ inline void mark_left_out(const Sides& s, int64_t row0, int64_t col0,
   __syncthreads();
 }
 
-// The same of consecutive anchors, and pairs that do not exist marked.
+// The same for consecutive anchors, with pairs that do not exist marked.
 template <class S>
 __device__ inline void tile_distances(const Sides& s, int64_t row0, int64_t col0, float* memory) {
   distances_of<S>(s, Consecutive{row0}, col0, memory);

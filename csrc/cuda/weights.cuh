@@ -1,6 +1,6 @@
-// Weights of pairs: d loss / d distance. A kind has
-//   Numbers load(table, n, i)                  what an end of a pair brings along
-//   float weight(in, row, column, d, positive)  of a pair; an end without a table has no part
+// Pair weights, d loss / d distance. A kind has
+//   Numbers load(table, n, i)                  the coefficients of one end of a pair
+//   float weight(in, row, column, d, positive)  of a pair; an end without a table adds nothing
 #pragma once
 
 #include "dmlap/policies/hinge.h"
@@ -9,7 +9,7 @@
 
 namespace dmlap::cuda {
 
-// The weight is a sum over the ends.
+// The weight is the sum of both ends' parts.
 template <class Kind>
 struct EachEnd {
   template <class Numbers>
@@ -53,7 +53,7 @@ struct ExponentialWeights : EachEnd<ExponentialWeights<kMined>> {
             kMined ? table[6 * n + i] : INFINITY};
   }
   __device__ static float part(const Weights& in, const Numbers& a, float d, bool positive) {
-    // Where a factor is 0 the exponential may be that of nothing: infinite.
+    // Where the factor is 0 the exponential may be infinite, that of an empty sum.
     if (positive) {
       if (!(d > a.above)) return 0;
       const float share = a.by_pos_lse == 0 ? 0.f : a.by_pos_lse * expf(in.positive(d) - a.pos_lse);

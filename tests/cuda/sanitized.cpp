@@ -4,9 +4,9 @@
 #include <utility>
 #include <vector>
 
-#include "dmlap/cuda/slots.h"
 #include "dmlap/cuda/soft_triple.h"
 #include "dmlap/cuda/sweeps.h"
+#include "dmlap/cuda/windows.h"
 
 using namespace dmlap;
 using namespace dmlap::cuda;
@@ -74,8 +74,8 @@ Sides swapped(const Sides& s) {
   return other;
 }
 
-// Losses of windows of slots, in windows of two sizes.
-int run_slots(const Sides& s, const Sides& among, const Queue& queue) {
+// Losses of windows of ranks, in windows of two sizes.
+int run_windows(const Sides& s, const Sides& among, const Queue& queue) {
   const auto n = static_cast<size_t>(s.rows), m = static_cast<size_t>(s.cols);
   const auto dim = static_cast<size_t>(s.dim);
   const Floats weight(n, 1.f);
@@ -85,11 +85,11 @@ int run_slots(const Sides& s, const Sides& among, const Queue& queue) {
   Floats gx(n * dim), gy(m * dim);
   int64_t largest = s.cols;
   int status = 0;
-  for (const int64_t slots : {int64_t{5}, s.cols}) {
-    const auto kept = static_cast<size_t>(slots) * n;
+  for (const int64_t ranks : {int64_t{5}, s.cols}) {
+    const auto kept = static_cast<size_t>(ranks) * n;
     std::vector<Floats> tables(3, Floats(kept));
     Ints negative(kept);
-    for (const Window window : {Window{0, slots}, Window{slots, slots}}) {
+    for (const Window window : {Window{0, ranks}, Window{ranks, ranks}}) {
       for (const Mining mining : {Mining::semihard, Mining::distance_weighted}) {
         MinedIn in{
             mining, Triplet<float>(params), DistanceWeights(params, s.dim), numbers.data(), window,
@@ -106,28 +106,29 @@ int run_slots(const Sides& s, const Sides& among, const Queue& queue) {
         status |= launch_mined_gradient(s, pairs, false, gx.data(), queue);
         status |= launch_mined_gradient(s, pairs, true, to, queue);
       }
-      for (const SlotKind kind : {SlotKind::triplets, SlotKind::swapped, SlotKind::angular}) {
-        const SlotRule rule{kind, Triplet<float>(params), Angular<float>(0.7)};
-        if (rule.third() && slots > 5) continue;  // a tile for each slot: slow here
-        SlotSumsIn in{rule, window, nullptr};
-        status |= launch_slot_sums(s, among, in, {sums.data(), nullptr, nullptr, nullptr}, queue);
+      for (const WindowKind kind :
+           {WindowKind::triplets, WindowKind::swapped, WindowKind::angular}) {
+        const WindowRule rule{kind, Triplet<float>(params), Angular<float>(0.7)};
+        if (rule.third() && ranks > 5) continue;  // a tile for each rank: slow here
+        WindowSumsIn in{rule, window, nullptr};
+        status |= launch_window_sums(s, among, in, {sums.data(), nullptr, nullptr, nullptr}, queue);
         in.weight = weight.data();
-        const SlotSumsOut backward{nullptr, tables[0].data(), tables[1].data(), tables[2].data()};
-        status |= launch_slot_sums(s, among, in, backward, queue);
-        const auto add = [&](SlotRows which, const Sides& rows) {
+        const WindowSumsOut backward{nullptr, tables[0].data(), tables[1].data(), tables[2].data()};
+        status |= launch_window_sums(s, among, in, backward, queue);
+        const auto add = [&](WindowRows which, const Sides& rows) {
           Floats parts(static_cast<size_t>(gradient_splits(rows) * rows.rows * rows.dim));
-          const SlotPairs pairs{
+          const WindowPairs pairs{
               rule,          window,           &largest,         which,
               weight.data(), tables[0].data(), tables[1].data(), tables[2].data()};
-          status |= launch_slot_gradient(rows, s, among, pairs, parts.data(), queue);
+          status |= launch_window_gradient(rows, s, among, pairs, parts.data(), queue);
         };
         if (s.self) {
-          add(SlotRows::both, s);
+          add(WindowRows::both, s);
         } else {
-          add(SlotRows::anchors, s);
-          add(SlotRows::references, swapped(s));
+          add(WindowRows::anchors, s);
+          add(WindowRows::references, swapped(s));
         }
-        if (rule.third()) add(SlotRows::positives, among);
+        if (rule.third()) add(WindowRows::positives, among);
       }
     }
   }
@@ -181,8 +182,8 @@ int run(int64_t rows, int64_t cols, int64_t dim, bool self, int distance, int pr
                 cols,
                 dim,
                 self,
-                distance,
-                precision,
+                static_cast<Distance>(distance),
+                static_cast<Precision>(precision),
                 named ? itself.data() : nullptr};
   const Queue queue{0, nullptr};
   std::vector<char> workspace(static_cast<size_t>(sweep_workspace(s)));
@@ -230,7 +231,7 @@ int run(int64_t rows, int64_t cols, int64_t dim, bool self, int distance, int pr
   Ints first_among, last_among;
   runs(cols, cols, 3, first_among, last_among);
   const Sides among = among_references(s, y_norms.data(), first_among, last_among);
-  status |= run_slots(s, among, queue);
+  status |= run_windows(s, among, queue);
   return status | run_soft_triple(s, first_among, last_among, queue);
 }
 

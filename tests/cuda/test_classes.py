@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dmlap_kernels.backends.cuda import slots
+from dmlap_kernels.backends.cuda import positive_windows
 from dmlap_kernels.backends.cuda.sweeps import CudaSweeps
 from dmlap_kernels.backends.device.packing import Sides
 from dmlap_kernels.backends.device.sweeps import Triplets
@@ -14,15 +14,15 @@ from tests.cuda import class_formulas as formulas
 from tests.cuda.test_sweeps import assert_near
 
 # Anchors and references (None: the same) of each class, features: around tiles of 32 and 64, groups
-# of 64 slots, chunks of 256 features; classes without anchors, references or negatives; one with
-# more slots than a group.
+# of 64 ranks, chunks of 256 features; classes without anchors, references or negatives; one with
+# more ranks than a group.
 SIDES: dict[str, tuple[list[int], list[int] | None, int, str]] = {
     "one": ([1], None, 1, "euclidean"),
     "no-negatives": ([3], None, 4, "cosine"),
     "self": ([4, 1, 9, 3, 12] + [2] * 19, None, 17, "euclidean"),
     "references": ([5, 0, 3, 1, 8, 20], [6, 40, 0, 2, 11, 12], 33, "cosine"),
     "features": ([2, 3], [4, 3], 272, "euclidean"),
-    "many-slots": ([2, 1, 2], [5, 70, 3], 5, "sqeuclidean"),
+    "many-ranks": ([2, 1, 2], [5, 70, 3], 5, "sqeuclidean"),
 }
 of_sides = pytest.mark.parametrize("name", SIDES)
 
@@ -94,14 +94,14 @@ def assert_angular(sweeps: CudaSweeps, sides: Sides) -> None:
 
 
 @pytest.mark.parametrize("name", ["self", "references"])
-def test_windows_of_few_slots(
+def test_windows_of_few_ranks(
     sweeps: CudaSweeps, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Gradients are sums over windows; some classes reach into several, others into none."""
-    monkeypatch.setattr(slots, "MOST_PAIRS", 1)
-    monkeypatch.setattr(slots, "LEAST_SLOTS", 9)
+    monkeypatch.setattr(positive_windows, "MOST_PAIRS", 1)
+    monkeypatch.setattr(positive_windows, "LEAST_RANKS", 9)
     sides = make(name)
-    assert len(list(slots.windows(sides))) > 5
+    assert len(list(positive_windows.windows(sides))) > 5
     for kind in ("semihard-swap-smooth", "drawn", "all-swap"):
         assert_triplets(sweeps, sides, TRIPLETS[kind])
     assert_angular(sweeps, make(name, "cosine"))

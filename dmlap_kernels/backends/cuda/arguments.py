@@ -6,10 +6,6 @@ import torch
 from torch import Tensor
 
 from dmlap_kernels.backends.device.packing import Sides
-from dmlap_kernels.problem import DISTANCES, PRECISIONS
-
-_DISTANCES = {name: i for i, name in enumerate(DISTANCES)}
-_PRECISIONS = {name: i for i, name in enumerate(PRECISIONS)}
 
 
 class Inputs:
@@ -33,8 +29,8 @@ def arguments_of(sides: Sides) -> tuple:
         addresses_of(*tensors, *runs),
         (sides.anchors, sides.columns, sides.x.shape[1]),
         sides.self_case,
-        _DISTANCES[sides.distance],
-        _PRECISIONS[sides.precision],
+        sides.distance,
+        sides.precision,
         addresses_of(sides.itself, sides.col_itself),
     )
 

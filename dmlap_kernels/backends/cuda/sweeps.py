@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dmlap_kernels.backends.cuda import slots
+from dmlap_kernels.backends.cuda import positive_windows
 from dmlap_kernels.backends.cuda import soft_triple as centres
 from dmlap_kernels.backends.cuda.arguments import (
     Inputs,
@@ -31,16 +31,6 @@ from dmlap_kernels.backends.device.sweeps import (
     PairTerms,
     Triplets,
 )
-
-_PAIR_KINDS = {"nt_xent": 0, "lifted": 1}
-_WEIGHT_KINDS = {
-    "hinge": 0,
-    "squared_hinge": 1,
-    "exponential": 2,
-    "mined": 3,
-    "nt_xent": 4,
-    "lifted": 5,
-}
 
 
 class CudaSweeps:
@@ -92,10 +82,9 @@ class CudaSweeps:
     ) -> PairTerms:
         total, by_neg_lse = floats(sides, 2)
         out = PairTerms(total, counts(sides, 1)[0], by_neg_lse)
-        number = _PAIR_KINDS[kind]
         with Inputs(neg_lse, neg_lse_of_columns, weight_of_columns) as given:
             self._forward(
-                "cuda_pair_terms", sides, number, tuple(exponent), given, addresses_of(*out)
+                "cuda_pair_terms", sides, kind, tuple(exponent), given, addresses_of(*out)
             )
         return out
 
@@ -114,16 +103,16 @@ class CudaSweeps:
         return gx, gy
 
     def triplet_sums(self, sides: Sides, triplets: Triplets) -> Tensor:
-        return slots.triplet_sums(self.extension, sides, triplets)
+        return positive_windows.triplet_sums(self.extension, sides, triplets)
 
     def triplet_gradient(self, sides: Sides, triplets: Triplets, weight: Tensor) -> Both:
-        return slots.triplet_gradient(self.extension, sides, triplets, weight)
+        return positive_windows.triplet_gradient(self.extension, sides, triplets, weight)
 
     def angular_terms(self, sides: Sides, tangent: float) -> Tensor:
-        return slots.angular_terms(self.extension, sides, tangent)
+        return positive_windows.angular_terms(self.extension, sides, tangent)
 
     def angular_gradient(self, sides: Sides, tangent: float, weight: Tensor) -> Both:
-        return slots.angular_gradient(self.extension, sides, tangent, weight)
+        return positive_windows.angular_gradient(self.extension, sides, tangent, weight)
 
     def soft_triple(self, sides: Sides, la: float, gamma: float, margin: float) -> Tensor:
         return centres.soft_triple(self.extension, sides, (la, gamma, margin))
@@ -172,7 +161,7 @@ class CudaSweeps:
         with Inputs(rows, columns) as tables:
             self.extension.cuda_gradient(
                 arguments,
-                _WEIGHT_KINDS[pair_gradient.kind],
+                pair_gradient.kind,
                 *exponents,
                 tables,
                 *addresses_of(out, parts),

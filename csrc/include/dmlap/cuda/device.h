@@ -22,7 +22,7 @@ struct Machine {
 
 Machine describe_machine();
 
-// The runtime's own words for an error code of a launcher, with its name.
+// The runtime's name and text for an error code of a launcher.
 std::string error_text(int code);
 
 }  // namespace dmlap::cuda

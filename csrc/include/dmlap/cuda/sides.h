@@ -3,7 +3,16 @@
 
 #include <cstdint>
 
+#include "dmlap/types.h"
+
 namespace dmlap::cuda {
+
+// The precision of products of float32.
+enum class Precision : int {
+  highest,  // three products in tf32: as accurate as float32
+  high,     // tf32: 10 bits of mantissa
+  medium    // bf16: 7 bits of mantissa
+};
 
 // Anchors x and columns y in label order, as `Sides` of dmlap_kernels/backends/device/packing.py
 // describes them. `dim` is a multiple of 16 and rows are aligned to 16 bytes.
@@ -18,10 +27,10 @@ struct Sides {
   const int* col_last;
   int64_t rows, cols, dim;
   bool self;
-  int distance;   // dmlap::Distance
-  int precision;  // 0 highest, 1 high, 2 medium
-  // With references: [rows], the column that is the anchor itself, -1 for none; and of exchanged
-  // sides [cols], the row that is the column itself. Null where no anchor is a reference.
+  Distance distance;
+  Precision precision;
+  // With references: [rows], the column that is the anchor itself, -1 for none; with exchanged
+  // sides [cols], the row that is the column itself. Null if no anchor is a reference.
   const int* itself = nullptr;
   const int* col_itself = nullptr;
 };

@@ -1,5 +1,6 @@
-// Launchers of SoftTriple, whose references are centres of classes; what they compute is said in
-// dmlap_kernels/backends/device/sweeps.py, what launchers do in sweeps.h.
+// Launchers of SoftTriple, whose references are centres of classes.
+// dmlap_kernels/backends/device/sweeps.py says what they compute, sweeps.h what every launcher
+// does.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +16,7 @@ struct SoftTripleIn {
   const int* last;
 };
 
-// Bytes of device memory that the forward sweep needs as workspace.
+// Bytes of workspace that the forward sweep needs.
 int64_t soft_triple_workspace(const Sides& s);
 // out [3][rows]: terms, the logarithm of the sum over the other classes, the logit of the own one.
 int launch_soft_triple(const Sides& s, const SoftTripleIn& in, float* out, void* workspace,
@@ -28,7 +29,7 @@ struct SoftTripleKept {
   const float* weight;  // [anchors], of the terms
   bool centres;         // whether the gradient is at the centres: rows and columns are exchanged
 };
-// As launch_gradient, of the terms times their weights.
+// As launch_gradient, for the terms times their weights.
 int launch_soft_triple_gradient(const Sides& s, const SoftTripleKept& kept, float* out,
                                 float* workspace, const Queue& queue);
 

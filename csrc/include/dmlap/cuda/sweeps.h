@@ -1,5 +1,5 @@
-// Launchers of the sweeps; what they compute is said in dmlap_kernels/backends/device/sweeps.py.
-// They select the device, allocate nothing and wait for nothing; a cudaError_t comes back.
+// Launchers of the sweeps. dmlap_kernels/backends/device/sweeps.py says what they compute.
+// They select the device, allocate nothing, wait for nothing, and return a cudaError_t.
 #pragma once
 
 #include <cstddef>
@@ -10,10 +10,10 @@
 
 namespace dmlap::cuda {
 
-// Most that a forward sweep keeps of an anchor and a group of columns.
+// The largest state of an anchor in a forward sweep, in bytes.
 constexpr size_t kStateBytes = 24;
 
-// Bytes of device memory that a forward sweep needs as workspace.
+// Bytes of workspace that a forward sweep needs.
 int64_t sweep_workspace(const Sides& s);
 
 struct ExtremesOut {
@@ -21,7 +21,7 @@ struct ExtremesOut {
   int* positive_column;
   float* negative;
   int* negative_column;
-  float* positive_sum;  // null where sums are not asked for
+  float* positive_sum;  // null if no sums are wanted
   float* negative_sum;
 };
 int launch_extremes(const Sides& s, const ExtremesOut& out, void* workspace, const Queue& queue);
@@ -71,7 +71,7 @@ struct PairTermsOut {
 int launch_pair_terms(const Sides& s, const PairTermsIn& in, const PairTermsOut& out,
                       void* workspace, const Queue& queue);
 
-// What gives the weight of a pair: the part of its row, plus that of its column.
+// The weight of a pair is the part of its row plus the part of its column.
 enum class WeightKind : int {
   hinge = 0,
   squared_hinge = 1,
@@ -87,7 +87,7 @@ struct Weights {
   Exponent<float> positive, negative;
 };
 
-// Parts that the columns are split into.
+// The number of parts that the columns are split into.
 int gradient_splits(const Sides& s);
 // The gradient at x into out [rows][dim]; workspace [splits][rows][dim] where splits > 1.
 int launch_gradient(const Sides& s, const Weights& weights, float* out, float* workspace,
@@ -103,7 +103,7 @@ struct ClassScores {
 };
 int launch_class_scores(const Sides& s, const ClassScores& scores, const Queue& queue);
 
-// Parts that the columns are split into.
+// The number of parts that the columns are split into.
 int nearest_groups(const Sides& s);
 // Both [groups][rows][k]; the results are in the first group.
 int launch_nearest(const Sides& s, int k, float* distances, int* columns, const Queue& queue);

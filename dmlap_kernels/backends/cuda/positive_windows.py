@@ -1,9 +1,10 @@
-"""Triplets other than the hardest, and the angular loss: launches over the positives of each
-anchor by number, its slots.
+"""Triplets other than the hardest, and the angular loss: losses in which each positive pair meets
+negatives.
 
-Forward is one launch. Backward keeps numbers of each positive pair, and so goes through windows of
-slots: how many positives the largest class has is known on the device alone, so there are as many
-launches as the largest class possible needs, and those that no class reaches end at once.
+A positive's rank is its number among its anchor's positives. Forward is one launch. Backward stores
+numbers of each positive pair, so it goes through windows of ranks to bound the memory. Only the
+device knows how many positives the largest class has: there are launches for the largest class
+possible, and those that no class reaches end at once.
 """
 
 from __future__ import annotations
@@ -18,17 +19,13 @@ from dmlap_kernels.backends.cuda.arguments import Inputs, addresses_of, argument
 from dmlap_kernels.backends.device.packing import Sides, norms, runs
 from dmlap_kernels.backends.device.sweeps import Both, Triplets
 
-# Positive pairs that numbers are kept of at a time, about, and slots of a window at least.
+# About how many positive pairs a window has, and its ranks at least.
 MOST_PAIRS = 2**22
-LEAST_SLOTS = 64
-
-_MINING = {"semihard": 0, "distance_weighted": 1}
-_KINDS = {"triplets": 0, "swapped": 1, "angular": 2}
-_ROWS = {"both": 0, "anchors": 1, "references": 2, "positives": 3}
+LEAST_RANKS = 64
 
 
 class _Rule(NamedTuple):
-    """What a positive pair and each negative add, as ``csrc/include/dmlap/cuda/slots.h`` says."""
+    """What a positive pair and each negative add, as ``csrc/include/dmlap/cuda/windows.h`` says."""
 
     kind: str
     triplets: Triplets
@@ -42,8 +39,8 @@ class _Rule(NamedTuple):
     def angular(tangent: float) -> _Rule:
         return _Rule("angular", Triplets("all", 0.0), tangent)
 
-    def arguments(self) -> tuple[int, tuple[float, float, float], float]:
-        return _KINDS[self.kind], _numbers(self.triplets), self.tangent
+    def arguments(self) -> tuple[str, tuple[float, float, float], float]:
+        return self.kind, _numbers(self.triplets), self.tangent
 
 
 def triplet_sums(extension: Any, sides: Sides, triplets: Triplets) -> Tensor:
@@ -67,7 +64,7 @@ def triplet_gradient(extension: Any, sides: Sides, triplets: Triplets, weight: T
     # Whether it is the references' part, and where that goes.
     parts = (False, gx), (True, gx if sides.self_case else gy)
     among, most = references_of(sides), largest(sides)
-    shape = slots_of(sides), sides.anchors
+    shape = ranks_of(sides), sides.anchors
     pairs = [sides.x.new_empty(shape) if one else None for one in (True, True, triplets.swap)]
     negative = sides.first.new_empty(shape)
     miner = _Miner(extension, sides, among, triplets, weight, [None, *pairs, negative])
@@ -93,18 +90,18 @@ def angular_gradient(extension: Any, sides: Sides, tangent: float, weight: Tenso
     return _gradient(extension, sides, _Rule.angular(tangent), weight)
 
 
-def slots_of(sides: Sides) -> int:
-    """Slots of a window."""
+def ranks_of(sides: Sides) -> int:
+    """Ranks of a window."""
     most = max(0, sides.columns - int(sides.self_case))
-    return min(most, max(LEAST_SLOTS, MOST_PAIRS // max(1, sides.anchors)))
+    return min(most, max(LEAST_RANKS, MOST_PAIRS // max(1, sides.anchors)))
 
 
 def windows(sides: Sides) -> Iterator[tuple[int, int]]:
-    """The first slot of every window, and how many slots it has."""
-    slots = slots_of(sides)
-    if sides.anchors and slots:
-        for base in range(0, sides.columns - int(sides.self_case), slots):
-            yield base, slots
+    """The first rank of each window, and its number of ranks."""
+    ranks = ranks_of(sides)
+    if sides.anchors and ranks:
+        for base in range(0, sides.columns - int(sides.self_case), ranks):
+            yield base, ranks
 
 
 def largest(sides: Sides) -> Tensor:
@@ -133,7 +130,8 @@ def references_of(sides: Sides) -> Sides:
 
 
 class _Miner:
-    """Mines the slots of windows: adds to the sums, or given weights (B,) differentiates."""
+    """Mines negatives for windows of positives, to add to the sums or, with weights (B,), to
+    differentiate."""
 
     def __init__(
         self,
@@ -148,7 +146,7 @@ class _Miner:
         numbers = sides.order_x.contiguous()
         draw = float(triplets.cutoff), float(triplets.beyond), float(triplets.seed)
         parameters = (*_numbers(triplets), *draw)
-        mining = _MINING[triplets.mining], parameters, sides.features, numbers.data_ptr()
+        mining = triplets.mining, parameters, sides.features, numbers.data_ptr()
         weight = None if weight is None else weight.float().contiguous()
         self.given = arguments_of(sides), arguments_of(among), mining
         self.outputs = [*addresses_of(weight), addresses_of(*out), queue_of(sides.x)]
@@ -168,7 +166,7 @@ def _sums(extension: Any, sides: Sides, rule: _Rule) -> Tensor:
     sums = sides.x.new_zeros(sides.anchors, 5, dtype=torch.float64)
     among = references_of(sides)
     if sides.anchors and sides.columns:
-        extension.cuda_slot_sums(
+        extension.cuda_window_sums(
             arguments_of(sides),
             arguments_of(among),
             rule.arguments(),
@@ -191,22 +189,22 @@ def _gradient(extension: Any, sides: Sides, rule: _Rule, weight: Tensor) -> Both
     parts = [("both" if sides.self_case else "anchors", sides, gx)]
     parts.append(("references", sides.swapped(), gy))
     parts.append(("positives", among, of_references if rule.kind != "triplets" else None))
-    shape = slots_of(sides), sides.anchors
+    shape = ranks_of(sides), sides.anchors
     wanted = True, True, rule.kind == "angular"
     tables = [sides.x.new_empty(shape) if one else None for one in wanted]
     of_sides, of_among, numbers = arguments_of(sides), arguments_of(among), rule.arguments()
     queue, largest_at, outputs = queue_of(sides.x), most.data_ptr(), addresses_of(None, *tables)
     with Inputs(weight) as (weights,):
         calls = [
-            ([arguments_of(rows), of_sides, of_among], _ROWS[name], to.parts.data_ptr())
+            ([arguments_of(rows), of_sides, of_among], name, to.parts.data_ptr())
             for name, rows, to in parts
             if to is not None
         ]
         inputs = [weights, *addresses_of(*tables)]
         for window in windows(sides):
-            extension.cuda_slot_sums(of_sides, of_among, numbers, window, weights, outputs, queue)
+            extension.cuda_window_sums(of_sides, of_among, numbers, window, weights, outputs, queue)
             for of_all, rows_are, to in calls:
-                extension.cuda_slot_gradient(
+                extension.cuda_window_gradient(
                     of_all, numbers, window, largest_at, rows_are, inputs, to, queue
                 )
     return (None if gx is None else gx.total(), None if gy is None else gy.total())
