@@ -1,18 +1,18 @@
-// Anchors one by one, each with its distances to every reference: for losses that sort or draw, and
-// for anchors with more positives than a sweep can keep something for.
+// Anchors one by one, each with its distances to every reference. For losses that sort or draw
+// negatives, and for anchors with more positives than a sweep can hold.
 #pragma once
 
 #include "losses/mined_triplets.h"
 
 namespace dmlap::cpu::DMLAP_ISA {
 
-// A distance as an integer of the same order, and where it was.
+// A distance as an integer that sorts the same way, and its position.
 template <class T>
 struct Keyed {
   using Int = typename Simd<T>::Int;
   Int key, at;
 
-  // Numbers that are not negative are ordered as their bits are.
+  // The bits of numbers that are not negative sort like the numbers.
   Keyed() = default;
   Keyed(T value, int64_t position) : at(static_cast<Int>(position)) {
     const T clamped = value < 0 ? T(0) : value;
@@ -25,8 +25,7 @@ struct Keyed {
   }
 };
 
-// Radix sort from the lowest digit: linear in the length of a row, equal distances keep their
-// order.
+// Radix sort from the lowest digit. Linear in the length of a row, and stable.
 template <class T>
 class Sorter {
   static constexpr int kBits = 8;
@@ -35,7 +34,7 @@ class Sorter {
  public:
   explicit Sorter(int64_t capacity) : a_(capacity), b_(capacity), start_(kBuckets) {}
 
-  // In ascending order, until the next call.
+  // Ascending; valid until the next call.
   const Keyed<T>* sort(const T* values, int64_t n) {
     Keyed<T>*from = a_.get(), *to = b_.get();
     for (int64_t i = 0; i < n; ++i) from[i] = Keyed<T>(values[i], i);
@@ -103,8 +102,8 @@ class DistanceRows {
   Buffer<uint64_t> recomputed_;
 };
 
-// Calls f(miner, anchor, its squared distances) for each anchor that wanted(anchor) names, and
-// computes no other tile rows. `Miner` is made of the problem, once a thread.
+// Calls f(miner, anchor, its squared distances) for each anchor for which wanted(anchor) is true,
+// and computes only their tile rows. Each thread makes one `Miner` from the problem.
 template <class T, class Miner, class Wanted, class F>
 inline void each_anchor_row(const Prepared<T>& p, const LossOptions& options, Wanted wanted, F f) {
   using P = Tile<T>;
@@ -126,15 +125,15 @@ inline void each_anchor_row(const Prepared<T>& p, const LossOptions& options, Wa
   });
 }
 
-// A pair of references whose distance stands in for an anchor's.
+// A pair of references whose distance replaces that of the anchor and a negative (`swap`).
 template <class T>
 struct SwappedPair {
   int64_t positive, negative;
   T push;
 };
 
-// Triplets of one anchor with a negative for each positive. Choice::choose(anchor, d2) says how
-// many it has, and leaves their positions in `positive` and `negative`.
+// Triplets of one anchor with one negative per positive. Choice::choose(anchor, d2) returns their
+// number and writes their positions to `positive` and `negative`.
 template <class T, class Choice>
 class RowMiner {
  public:
@@ -168,7 +167,7 @@ class RowMiner {
   }
 
  private:
-  // Distances that a swap compares are all taken from differences: equal ones are then equal.
+  // All distances that a swap compares come from differences, so that ties are exact.
   ChosenTriplet<T> chosen(int64_t i, const T* d2, int64_t m) const {
     const T d_ap = p_.from_squared(d2[positive(m)]);
     if (!policy_.swap) return {policy_, d_ap, p_.from_squared(d2[negative(m)]), kInf<T>};
@@ -182,12 +181,12 @@ class RowMiner {
   Choice choice_;
 };
 
-// The gradient of anchors with many positives, some panels of them at a time: their pair weights
-// are laid out as rows of tiles, dense tiles go through products, the pairs of sparse tiles and
-// recomputed pairs through differences.
+// The gradient of anchors with many positives, a few panels of anchors at a time. Their pair
+// weights are stored as rows of tiles. Dense tiles become products; pairs of sparse tiles and
+// recomputed pairs are added by differences.
 //
-// Miner::weigh(anchor, d2, upstream, w, swapped) fills w [y.n] with d loss / d (x_i - y_j) over
-// (x_i - y_j) and returns how many pairs it wrote to `swapped`.
+// Miner::weigh(anchor, d2, upstream, w, swapped) writes the factors c of d loss / d x_i =
+// sum_j c_j (x_i - y_j) to w [y.n], and returns the number of pairs it wrote to `swapped`.
 template <class T, class Miner>
 class AnchorBlocks {
   using P = Tile<T>;
@@ -280,7 +279,7 @@ class AnchorBlocks {
     });
   }
 
-  // Copies a tile's weights, and notes whether it is dense and which of its pairs go one by one.
+  // Copies a tile's weights. Notes whether it is dense, and which pairs are added one by one.
   void lay_out(int64_t tile_row, int64_t py, const T* w, const DistanceRows<T>& rows) {
     T* out = tile(tile_row, py);
     uint64_t some[P::kRows];
@@ -302,7 +301,7 @@ class AnchorBlocks {
     }
   }
 
-  // Pairs one by one, on a slice of the features.
+  // Adds pairs one by one, for a slice of the features.
   void pairwise(int64_t k0, int64_t width) {
     const Side<T>& y = p_.y();
     for (int64_t i = first_panel_ * W; i < last_anchor(); ++i) {
@@ -327,7 +326,7 @@ class AnchorBlocks {
     }
   }
 
-  // The weights of a dense tile without those that were applied one by one.
+  // The weights of a dense tile, without those of pairs added one by one.
   void drop_pairwise(int64_t tile_row, int64_t py) {
     T* w = tile(tile_row, py);
     for (int r = 0; r < P::kRows; ++r) {
@@ -385,13 +384,13 @@ class AnchorBlocks {
   int64_t y_panels_, held_, panels_ = 0, first_panel_ = 0;
   bool swap_;
   Buffer<T> weights_;          // [held panels][y panels][W][W]
-  Buffer<uint64_t> pairwise_;  // [held panels * W][y panels] a bit a column
+  Buffer<uint64_t> pairwise_;  // [held panels * W][y panels] one bit per column
   Buffer<uint8_t> dense_;      // [held panels * kPerPanel][y panels]
   Buffer<int64_t> swapped_first_, swapped_count_;
   Buffer<SwappedPair<T>> swapped_;
 };
 
-// The gradient of mined triplets: few positives by scattering, many by AnchorBlocks.
+// The gradient of mined triplets: scattered for few positives, by AnchorBlocks for many.
 template <class T, class Choice>
 inline void backward_mined(const Prepared<T>& p, const MinedTriplets<T>& mined,
                            const LossOptions& options, const BackwardArgs<T>& args) {

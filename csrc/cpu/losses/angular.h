@@ -1,4 +1,4 @@
-// Angular loss: a pair of rows of a class and every column of another.
+// Angular loss: each pair of rows of a class against every column of another class.
 #pragma once
 
 #include "dmlap/policies/angular.h"
@@ -6,7 +6,7 @@
 
 namespace dmlap::cpu::DMLAP_ISA {
 
-// Of a row and a column: e^(spread cosine), whose products over two rows are the terms of a sum.
+// e^(spread * cosine) of a row and a column. Its product over two rows is a term of the pair's sum.
 template <class T>
 struct AngularTerms {
   using V = typename Simd<T>::V;

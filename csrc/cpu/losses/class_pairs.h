@@ -1,5 +1,5 @@
 // Losses of two rows of a class and a column of another: classes that fit into a panel, and the
-// forward and backward of a loss.
+// entries of forward and backward for all sizes.
 #pragma once
 
 #include "losses/class_pairs_large.h"
@@ -14,7 +14,7 @@ struct SmallShared {
   Blocks rows, columns;
 };
 
-// Which of two panels have pairs of rows to serve.
+// Which of two panels have pairs of rows.
 template <class T>
 struct SmallPanels {
   bool rows, columns;
@@ -25,7 +25,7 @@ struct SmallPanels {
   }
 };
 
-// sums: [places][kSums], over all columns.
+// Sums over all columns, sums [places][kSums].
 template <class T, class Terms>
 class SmallForward {
   using P = Tile<T>;
@@ -138,7 +138,7 @@ class SmallForward {
   Buffer<Sums> row_sums_, column_sums_;
 };
 
-// coefficients: [places]; pulls: null, or [places] to which d loss / d (own distance) is added.
+// coefficients: [places]. pulls: null, or [places], to which d loss / d (own distance) is added.
 template <class T, class Terms>
 class SmallBackward {
   using P = Tile<T>;
@@ -245,7 +245,7 @@ class SmallBackward {
   PanelGradient<T> panels_;
 };
 
-// The pairs of rows that lie within a panel.
+// The pairs of rows within a panel.
 template <class T, class Terms>
 struct SmallPairs {
   const RunProblem<T>& problem;
@@ -382,7 +382,7 @@ struct RunKernels {
       gx.out = args.gx;
       fill(gx.out, nx * p.dim, T(0));
     } else {
-      // Rows of y are rows and columns: what they gather as columns is kept apart.
+      // Rows of y are both rows and columns. Their sums as columns are separate.
       gx.make_own(nx + ny, p.dim);
       references.reset(p.y().panels, p.packed_dim);
       references.out = args.gy;

@@ -1,5 +1,5 @@
 // Classes larger than a panel: blocks of their rows against blocks of their rows, over all columns.
-// Distances are taken anew for each pair of blocks, so that memory stays bounded.
+// Each pair of blocks computes its distances again, which bounds the memory.
 #pragma once
 
 #include "losses/class_runs.h"
@@ -55,7 +55,7 @@ class LargeSums {
     b_.fill(kRows * W, T(0));
   }
 
-  // Of the rows of `block` with those of the panels first .. stop - 1 of its class.
+  // The rows of `block` with those of panels [first, stop) of its class.
   void run(const LargeBlock& block, int64_t first, int64_t stop) {
     const Prepared<T>& p = problem_.p;
     fill_own(block, first, stop);
@@ -72,7 +72,7 @@ class LargeSums {
     }
   }
 
-  // Rows counted from the first of the block and from the first of the other panels.
+  // Row numbers count from the first row of the block and of the other panels.
   T own(int64_t i, int64_t q) const { return own_[i * kRows + q]; }
   const double* sums(int64_t i, int64_t q) const { return sums_.get() + (i * kRows + q) * K; }
 
@@ -86,7 +86,7 @@ class LargeSums {
     });
   }
 
-  // A column a row of `to`, the panel's rows its lanes.
+  // Each column becomes a row of `to`; the panel's rows are its lanes.
   void fill(int64_t px, int64_t py, const Buffer<T>& to, int64_t slot) {
     const Prepared<T>& p = problem_.p;
     const int used = problem_.layout.used[px];
@@ -167,7 +167,7 @@ inline void large_forward(const RunProblem<T>& problem, const Terms& terms, Term
   });
 }
 
-// Of the pairs of a block's rows with all rows of their class: [rows][stride].
+// Of each pair of a block's row and a row of its class: [rows][stride].
 template <class T>
 struct LargeTables {
   int64_t stride;
@@ -221,7 +221,7 @@ class LargeBackward {
   static constexpr int64_t W = P::kWidth;
 
  public:
-  // recomputed: [rows of the block][dim]; x: sums of the block's panels; y: of all columns.
+  // recomputed: [rows of the block][dim]. x: sums of the block's panels. y: sums of all columns.
   LargeBackward(const RunProblem<T>& problem, const Terms& terms, const LargeBlock& block,
                 const LargeTables<T>& tables, T* recomputed, GradientSide<T>& x, GradientSide<T>& y)
       : problem_(problem),
@@ -295,8 +295,8 @@ class LargeBackward {
   PanelGradient<T> panels_;
 };
 
-// upstream: [rows of x], by position. Columns are cut into as many parts on any machine, each with
-// sums of its own for the block's rows, which are added in order.
+// upstream: [rows of x], by position. The number of parts of the columns does not depend on the
+// machine; each part sums for the block's rows on its own, and parts are added in order.
 template <class T, class Terms>
 inline void large_backward(const RunProblem<T>& problem, const Terms& terms, const T* upstream,
                            GradientSide<T>& gx, GradientSide<T>& gy) {

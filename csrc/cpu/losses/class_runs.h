@@ -1,8 +1,8 @@
-// Panels of whole classes, for losses whose terms mix several rows of one class against a column:
-// how rows are laid out, and what rows, columns and pairs of rows such a loss has.
+// Panels of whole classes, for losses whose terms mix two rows of a class with a column: the layout
+// of rows, and the rows, columns and pairs of rows of such a loss.
 //
-// A loss gives a struct of terms. `a` and `b` are what it keeps of the pairs of two rows of one
-// class with a column of another, `own` is what it keeps of the pair of rows itself:
+// A loss gives a struct of terms. `a` and `b` are its values of two rows of a class with a column
+// of another class, `own` is its value of the pair of rows itself:
 //   value(d2) -> V                a or b of squared distances, +inf where there is no pair
 //   own(d2) -> T                  of a pair of rows
 //   kNoPair                       the `own` of rows that are no pair
@@ -24,14 +24,15 @@
 
 namespace dmlap::cpu::DMLAP_ISA {
 
-// Where the rows of a side lie once its classes are aligned to panels. A class of at most kWidth
-// rows lies in one panel; a larger one has panels of its own.
+// The layout of a side with its classes aligned to panels. A class of at most kWidth rows lies in
+// one panel; a larger one has its own panels.
 template <class T>
 struct RunLayout {
   int64_t panels = 0;
-  Buffer<int32_t> used;     // [panels] rows before the padding
-  Buffer<int32_t> longest;  // [panels] rows of its largest class; 0: its class is larger than it
-  Buffer<int32_t> begin;    // [panels * kWidth] the lanes of each row's class
+  Buffer<int32_t> used;  // [panels] rows before the padding
+  Buffer<int32_t>
+      longest;  // [panels] rows of its largest class; 0: part of a class larger than a panel
+  Buffer<int32_t> begin;  // [panels * kWidth] the first lane of each row's class
   Buffer<int32_t> end;
   Buffer<int32_t> last;  // [panels] the last panel of its class, if that is larger than a panel
 
@@ -83,7 +84,7 @@ DMLAP_ONCE void describe_runs(const Side<T>& side, RunLayout<T>& layout) {
   }
 }
 
-// Packs p.x anew, its classes aligned to panels; x.n then counts the padding.
+// Packs p.x again with its classes aligned to panels. x.n then includes the padding.
 template <class T>
 DMLAP_ONCE void align_runs(Prepared<T>& p, RunLayout<T>& layout) {
   constexpr int64_t W = Tile<T>::kWidth;
@@ -132,7 +133,7 @@ DMLAP_ONCE void align_runs(Prepared<T>& p, RunLayout<T>& layout) {
   describe_runs(side, layout);
 }
 
-// Blocks of panels that keep a class together.
+// Blocks of panels that do not split a class.
 template <class T>
 class RunBlocks {
  public:
@@ -155,8 +156,8 @@ class RunBlocks {
   Buffer<int64_t> first_;
 };
 
-// Something of every pair of two panels: a row of lanes for each row of the first. Lanes before
-// the first row and behind the last may be read.
+// A value of each pair of two panels: a row of lanes for each row of the first. Lanes before the
+// first row and after the last may be read.
 template <class T>
 class PairBuffer {
   using P = Tile<T>;
@@ -186,8 +187,8 @@ class PairBuffer {
     }
   }
 
-  bool has_recomputed = false;  // some pair was taken again, from differences
-  uint64_t recomputed[W] = {};  // which pairs, one bit a column
+  bool has_recomputed = false;  // some pair was recomputed from differences
+  uint64_t recomputed[W] = {};  // which pairs, one bit per column
 
  private:
   Buffer<T> values_;
@@ -224,7 +225,7 @@ struct RunProblem {
   }
 
   bool is_anchor(int64_t at) const { return p.x.order[at] < anchors; }
-  // Whether two positions of one class hold an anchor and a positive of it.
+  // Whether two positions of a class are an anchor and its positive.
   bool is_pair(int64_t a, int64_t b) const {
     if (p.self) return a != b;
     const int64_t i = p.x.order[a], j = p.x.order[b];
@@ -278,9 +279,9 @@ inline PanelPair panel_pair_of(const RunProblem<T>& problem, int64_t px, int64_t
           0,  rows};
 }
 
-// A place for every pair of rows of a class that lies in one panel: by panel, by the distance
-// 1, 2, ... of their lanes, by the first lane. Lanes whose partner is of another class have places
-// as well, and so do some behind the last lane and before the first panel.
+// Numbers the pairs of rows of a class within one panel: by panel, then by the difference 1, 2, ...
+// of their lanes, then by the first lane. Lanes whose partner is of another class have a number
+// too, and so do some lanes after the last and before the first panel.
 template <class T>
 struct PairPlaces {
   static constexpr int64_t kStride = (Tile<T>::kVectors + 1) * Tile<T>::kLanes;
@@ -315,7 +316,7 @@ inline void each_pair(const RunProblem<T>& problem, const PairPlaces<T>& places,
   }
 }
 
-// `own` of every place.
+// `own` of every pair.
 template <class T, class Terms>
 inline void own_values(const RunProblem<T>& problem, const PairPlaces<T>& places,
                        const Terms& terms, Buffer<T>& own) {
@@ -330,13 +331,13 @@ inline void own_values(const RunProblem<T>& problem, const PairPlaces<T>& places
   });
 }
 
-// Whether the weights of a loss belong to differences of rows: see Prepared::products.
+// Whether the weights of a loss multiply differences of rows: see Prepared::products.
 template <class Terms, class T>
 inline bool takes_differences(const Prepared<T>& p) {
   return Terms::kDifferences && !p.products();
 }
 
-// What the pair of two positions adds to the gradient at the first.
+// Adds the pair of two positions to the gradient at the first.
 template <class T, class Terms>
 inline void pull_row(const Prepared<T>& p, int64_t to, int64_t from, T w, T* out) {
   if (takes_differences<Terms>(p)) {
@@ -346,7 +347,7 @@ inline void pull_row(const Prepared<T>& p, int64_t to, int64_t from, T w, T* out
   }
 }
 
-// Closes the weights of two panels; false if all of them are 0.
+// Finishes the weights of two panels. False if all are 0.
 template <class T, class Terms>
 inline bool close_weights(const Terms& terms, const PairBuffer<T>& values,
                           const PairBuffer<T>& weights, int rows) {
@@ -362,8 +363,8 @@ inline bool close_weights(const Terms& terms, const PairBuffer<T>& values,
   return bits(some) != 0;
 }
 
-// Takes the recomputed pairs out of the weights and adds them by their differences; out(r) is the
-// gradient of row r of the panel.
+// Moves the recomputed pairs from the weights to sums of differences; out(r) is the gradient of row
+// r of the panel.
 template <class T, class Out>
 inline void take_recomputed(const Prepared<T>& p, const PairBuffer<T>& values,
                             const PairBuffer<T>& weights, int64_t px, int rows, int64_t py, Out out,

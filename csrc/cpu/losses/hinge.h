@@ -10,8 +10,8 @@ namespace dmlap::cpu::DMLAP_ISA {
 // The bounds of every anchor, by position.
 template <class T>
 struct HingeBounds {
-  Buffer<T> positive;  // [x.n]: a positive beyond it is a violation
-  Buffer<T> negative;  // [x.panels * kWidth]: a negative before it is one; -inf beyond x.n
+  Buffer<T> positive;  // [x.n]: a positive farther away is a violation
+  Buffer<T> negative;  // [x.panels * kWidth]: a nearer negative is one; -inf beyond x.n
   T reach = -kInf<T>;  // the largest bound of a negative, squared
   bool uniform = true;
 
@@ -105,7 +105,7 @@ class HingeAccumulator {
 // What forward leaves for backward.
 template <class T>
 struct SavedHinge {
-  int64_t* nonzero;  // [2][n] active terms of each anchor, where anchors bring numbers along
+  int64_t* nonzero;  // [2][n] active terms of each anchor, if anchors have numbers of their own
   uint8_t* active;   // [panel pairs]
 
   static constexpr int64_t counts(int64_t n, bool anchor_params) {
@@ -135,7 +135,7 @@ struct HingePairGradient {
     own = push[i];
     own_bound = bounds->negative[i];
   }
-  // Among tiles with an active pair most vectors have none.
+  // Even in tiles with an active pair most vectors have none.
   bool idle(V d2) const { return !bits(d2 < splat<T>(bounds->reach)); }
 
   V slope(V violation, V coefficient) const {

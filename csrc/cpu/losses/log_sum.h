@@ -37,7 +37,8 @@ struct SavedLogSums {
   }
 };
 
-// Exponents gathered a vector at a time: the log of their sum of exponentials, and their sum.
+// Accumulates exponents, a vector at a time: the log of the sum of their exponentials, and their
+// sum.
 template <class T>
 class ExponentSum {
  public:
@@ -150,7 +151,7 @@ struct LogSumKernels {
   }
 
  private:
-  // What the weights of a side's negatives are made of, padded to whole panels.
+  // Gives the weights of a side's negatives; padded to whole panels.
   struct Anchors {
     Buffer<T> push, neg_lse, reach;  // [panels * kWidth]
     explicit Anchors(int64_t panels) {
@@ -168,12 +169,12 @@ struct LogSumKernels {
     return !policy.mined || d + policy.epsilon > nearest_negative;
   }
 
-  // With its derivatives by the exponent and by the log-sum of the negatives.
+  // The term with its derivatives by the exponent and by the negatives' log-sum.
   static Dual<T, 2> pair_term(const Policy& policy, T exponent, T neg_lse) {
     return policy.pair(variable<2>(exponent, 0), variable<2>(neg_lse, 1));
   }
 
-  // Log-sum of the negatives that the pair of anchor i and reference j sees.
+  // Log-sum of the negatives in the term of anchor i and reference j.
   static T pair_neg_lse(const Prepared<T>& p, const SavedLogSums<T>& saved, int64_t i, int64_t j) {
     if (!Policy::kBothEnds) return saved.neg_lse[i];
     return log_add(saved.neg_lse[i], p.self ? saved.neg_lse[j] : saved.column_lse[j]);
@@ -300,7 +301,7 @@ struct LogSumKernels {
     }
   }
 
-  // Where a pair sees the negatives of both of its ends, push follows from the pairs.
+  // Where a term sees the negatives of both ends, push follows from the pairs.
   static void both_ends(const Policy& policy, const Prepared<T>& p, const SavedLogSums<T>& saved,
                         const Buffer<T>& pull, Anchors& x, Anchors& y) {
     const T* column_lse = p.self ? saved.neg_lse : saved.column_lse;

@@ -1,5 +1,5 @@
-// Sums of exponentials over the negatives: how exponents are kept in range, the accumulator of the
-// forward sweep and the pair gradient of the backward sweep.
+// Sums of exponentials over negatives: the range of exponents, the accumulator of the forward
+// sweep, and the pair gradient of the backward sweep.
 #pragma once
 
 #include "dmlap/policies/exponent.h"
@@ -8,13 +8,12 @@
 
 namespace dmlap::cpu::DMLAP_ISA {
 
-// How the exponents of a problem's negatives are kept in range.
+// The range of the exponents of a problem's negatives, and how they are kept from overflowing.
 template <class T>
 struct ExponentRange {
   Exponent<T> exponent;
-  // Where all exponents lie within half the range of exp around `shift`, e^(exponent - shift) is
-  // taken once for a pair and serves both of its anchors. Elsewhere every anchor has a top of its
-  // own.
+  // If all exponents lie within half the range of exp around `shift`, e^(exponent - shift) is
+  // computed once per pair, for both of its anchors. Else each anchor has a running maximum.
   T shift = 0;
   bool bounded = false;
 
@@ -36,7 +35,7 @@ struct ExponentRange {
   }
 
  private:
-  // Between which all distances lie, from the sizes of the rows.
+  // Bounds of all distances, from the norms of the rows.
   static void distance_bounds(const Prepared<T>& p, T& low, T& high) {
     const T x = largest_size(p.x), y = largest_size(p.y());
     const T sum = (std::sqrt(x) + std::sqrt(y)) * T(1.001);
@@ -87,7 +86,7 @@ class LogSumAccumulator {
   struct Options {
     const ExponentRange<T>* range;
     const T*
-        reach;  // null, or [x.panels * kWidth]: negatives at this distance or beyond are left out
+        reach;  // null, or [x.panels * kWidth]: negatives at this distance or farther are left out
   };
 
   LogSumAccumulator(const ForwardShared<T>& shared, const Options& options)
@@ -183,17 +182,16 @@ class LogSumAccumulator {
   LogSum<T> columns_[P::kVectors];
 };
 
-// Weights of the negatives: push_i e^(exponent - neg_lse_i), and in a problem whose references are
-// anchors as well, the same of the column.
+// Weights of negatives: push_i e^(exponent - neg_lse_i), plus the column's if references are
+// anchors too.
 template <class T>
 struct LogSumPairGradient {
   using V = typename Tile<T>::V;
   const Prepared<T>* p;
   const ExponentRange<T>* range;
-  // [panels * kWidth] of each side; where exponents are bounded push holds push e^(shift -
-  // neg_lse).
+  // [panels * kWidth] of each side. If exponents are bounded, push holds push e^(shift - neg_lse).
   const T *push, *neg_lse, *reach;
-  const T *column_push, *column_lse, *column_reach;  // null: the columns are no anchors
+  const T *column_push, *column_lse, *column_reach;  // null if the columns are no anchors
   T own = 0, own_lse = 0, own_reach = 0;
 
   void row(int64_t i) {

@@ -1,5 +1,5 @@
-// Triplets that were chosen, one for each positive pair: their terms, and their gradient by one
-// gather and scatter a triplet.
+// Mined triplets, one per positive pair: their terms, and their gradient by a gather and a scatter
+// per triplet.
 #pragma once
 
 #include "dmlap/policies/triplet.h"
@@ -9,8 +9,8 @@
 
 namespace dmlap::cpu::DMLAP_ISA {
 
-// A triplet whose negative is as near as it is to the anchor, or with a swap to the nearer one of
-// the anchor and the positive. d_pn: +inf without a swap.
+// A triplet. With `swap` the negative's distance is the smaller of those to the anchor and to the
+// positive; without it d_pn is +inf.
 template <class T>
 struct ChosenTriplet {
   T d_n, violation, term;
@@ -31,7 +31,7 @@ struct ChosenTriplet {
   }
 };
 
-// Writes the loss of triplets, and the statistics that were asked for. terms: [x.n]
+// Writes the loss of the triplets and the statistics asked for. terms: [x.n]
 template <class T>
 inline void finish_triplets(const ForwardState<T>& state, const LossOptions& options,
                             const TermSums* terms, const ForwardOut<T>& out) {
@@ -42,7 +42,7 @@ inline void finish_triplets(const ForwardState<T>& state, const LossOptions& opt
   if (out.stat_counts != nullptr) sweep_statistics(state, T(options.params[0]), out);
 }
 
-// The triplets of the anchors with few positives. Rows are those of the caller.
+// The triplets of anchors with few positives. Rows are numbered as the caller has them.
 template <class T>
 struct MinedTriplets {
   int64_t anchors = 0;
@@ -52,9 +52,9 @@ struct MinedTriplets {
   Buffer<int64_t> negative;  // [triplets] row of y, -1 where none was found
   Buffer<T> pull;            // [triplets] d term / d d_ap * factor of the pair (anchor, positive)
   Buffer<T> push;            // [triplets] the same for (anchor, negative)
-  Buffer<T> between;         // [triplets] and for (positive, negative), which a swap may take
+  Buffer<T> between;         // [triplets] and for (positive, negative), with `swap`
 
-  // Room for the triplets of the anchors for which few(anchor) positives count.
+  // Allocates for the triplets of each anchor's few(anchor) positives.
   explicit MinedTriplets(const Prepared<T>& p) : anchors(p.x.n), first(p.x.n + 1), anchor(p.x.n) {
     first[0] = 0;
     for (int64_t i = 0; i < anchors; ++i) {
@@ -74,13 +74,13 @@ struct MinedTriplets {
            size() * int64_t{2 * sizeof(int64_t) + 3 * sizeof(T)};
   }
 
-  // Takes triplet m of an anchor, given by positions in label order; negative_at may be -1.
+  // Stores triplet m of an anchor, given by positions in label order; negative_at may be -1.
   void set(const Prepared<T>& p, int64_t i, int64_t m, int64_t positive_at, int64_t negative_at) {
     positive[first[i] + m] = p.y().order[positive_at];
     negative[first[i] + m] = negative_at < 0 ? -1 : p.y().order[negative_at];
   }
 
-  // Terms and weights from the differences of the rows. `totals` may be null.
+  // Terms and weights, from differences of rows. `totals` may be null.
   void weigh(const Prepared<T>& p, const Triplet<T>& policy, TermSums* totals) {
     parallel_for(p.threads, (anchors + 31) / 32, [&](int64_t block) {
       const int64_t last = block * 32 + 32 < anchors ? block * 32 + 32 : anchors;
@@ -111,7 +111,7 @@ struct MinedTriplets {
   }
 };
 
-// Mined triplets that the backward sweep need not mine again.
+// Mined triplets, kept so that backward need not mine again.
 template <class T>
 struct KeptTriplets : Kept {
   MinedTriplets<T> mined;
@@ -119,7 +119,7 @@ struct KeptTriplets : Kept {
   explicit KeptTriplets(const Prepared<T>& p)
       : Kept{[](Kept* k) { delete static_cast<KeptTriplets*>(k); }}, mined(p) {}
 
-  // Half of the inputs and a little is what they may take; anchors with many positives have none.
+  // They may take about half the size of the inputs. Anchors with many positives keep none.
   bool fits(const Prepared<T>& p) const {
     const int64_t rows = p.x.n + (p.self ? 0 : p.y_storage.n);
     const int64_t limit = rows * p.dim * int64_t{sizeof(T)} / 2 + (int64_t{16} << 20);
@@ -129,8 +129,8 @@ struct KeptTriplets : Kept {
 
 constexpr int64_t kFeatureSlice = 64;
 
-// Calls f(first feature, width) for slices of the features. Each slice is one thread's, so that
-// whatever is scattered into rows is summed in one order.
+// Calls f(first feature, width) for slices of the features. One thread has each slice, so that
+// scattered sums have a fixed order.
 template <class F>
 inline void feature_slices(int threads, int64_t dim, F f) {
   parallel_for(threads, (dim + kFeatureSlice - 1) / kFeatureSlice, [&](int64_t slice) {
@@ -139,8 +139,8 @@ inline void feature_slices(int threads, int64_t dim, F f) {
   });
 }
 
-// gx, gy = the gradient of the mined triplets, before the normalisation. `upstream(anchor, row)` is
-// d loss / d term.
+// Writes the gradient of mined triplets, at the normalised rows, to gx and gy. `upstream(anchor,
+// row)` is d loss / d term.
 template <class T, class F>
 inline void scatter_triplets(const Prepared<T>& p, const MinedTriplets<T>& mined,
                              const BackwardArgs<T>& args, F upstream) {

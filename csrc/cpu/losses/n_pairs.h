@@ -5,7 +5,7 @@
 
 namespace dmlap::cpu::DMLAP_ISA {
 
-// The rows that take part, copied; class c is label c on both sides.
+// Copies of the rows that take part; class c has label c on both sides.
 template <class T>
 struct FirstPairs {
   int64_t n = 0;
@@ -57,7 +57,7 @@ struct NPairsKernels {
 
   using Inner = LogSumKernels<T, NPairs<T>>;
 
-  // Pairs of the self case are anchors against references, at most half as many as its rows.
+  // The self case becomes anchors against references, at most half of the rows each.
   static constexpr SavedSize saved_size(bool) { return Inner::saved_size(false); }
 
   static void forward(const Pairs<T>& pairs, const LossOptions& options, const ForwardOut<T>& out) {
@@ -69,14 +69,14 @@ struct NPairsKernels {
     T values[3];
     ForwardOut<T> inner = out;
     inner.thresholds = nullptr;
-    inner.kept = nullptr;  // of rows that are copies
+    inner.kept = nullptr;  // the rows are copies
     if (each) inner.loss = loss.get();
     if (out.stat_counts) {
       inner.stat_counts = counts.get();
       inner.stat_values = values;
     }
     Inner::forward(chosen.problem(pairs), options, inner);
-    // Rows that take no part may hold numbers that are not finite.
+    // Rows that take no part may hold non-finite numbers.
     const bool nonfinite = any_nonfinite(pairs);
     const T none = or_nan<T>(nonfinite, 0);
     if (each) {
@@ -87,7 +87,7 @@ struct NPairsKernels {
     }
     reinterpret_cast<SavedHeader*>(out.saved)->nonfinite = nonfinite;
     if (!out.stat_counts) return;
-    // Distances and hardest pairs are those of the whole batch.
+    // Statistics of distances and hardest pairs are of the whole batch.
     sweep_statistics(ForwardState<T>(pairs), T(0), out);
     out.stat_counts[0] = counts[0];
     out.stat_counts[1] = counts[1];

@@ -1,14 +1,14 @@
-// Positive windows: the positives of anchors that have few of them, panel by panel, nearest first.
+// Positive windows: the positives of anchors that have few, panel by panel, nearest first.
 #pragma once
 
 #include "engine/tile.h"
 
 namespace dmlap::cpu::DMLAP_ISA {
 
-// Up to this many positives, an anchor keeps something for each of them during a sweep and every
-// pair is compared with all of them. Beyond it, anchors are taken one by one (triplets_rows.h),
-// which costs a sort of each row: as much as 60 positives or so. Never more than the size of the
-// input and 32 MiB is kept.
+// Up to this many positives, a sweep holds a value for each positive of an anchor and compares
+// every pair with all of them. With more, anchors go one by one (anchor_rows.h), which costs a sort
+// of each row, about as much as 60 positives. The values take at most the size of the input and 32
+// MiB.
 template <class T>
 inline int64_t few_limit(const Prepared<T>& p) {
   constexpr int64_t kLeast = 16, kMost = 64, kBytesEach = 66;
@@ -17,7 +17,7 @@ inline int64_t few_limit(const Prepared<T>& p) {
   return limit < kLeast ? kLeast : (limit > kMost ? kMost : limit);
 }
 
-// The positives of an anchor that has few, or many of them, and a negative; else 0.
+// The number of positives of an anchor that has a negative and few (or many) positives; else 0.
 template <class T>
 inline int64_t few_positives(const Prepared<T>& p, int64_t anchor) {
   const int64_t n = p.positives(anchor);
@@ -35,15 +35,14 @@ inline bool any_many_positives(const Prepared<T>& p) {
   return any;
 }
 
-// Window m of a panel holds the m-th nearest positive of each of its rows, a lane a row. Distances
-// are those of the tiles, so that rows that are equal are equally far, whether they are positives
-// or negatives.
+// Window m of a panel holds the m-th nearest positive of each of its rows, one lane per row.
+// Distances come from tiles, like those of negatives, so that equal rows tie.
 template <class T>
 struct PositiveWindows {
   using P = Tile<T>;
   static constexpr int64_t W = P::kWidth;
 
-  Buffer<int64_t> offset;  // [panels + 1] where the windows of a panel begin
+  Buffer<int64_t> offset;  // [panels + 1] the first window of a panel
   Buffer<T> d2;            // [windows][W] +inf beyond an anchor's positives
   Buffer<int64_t> at;      // [windows][W] their positions
 
@@ -94,7 +93,7 @@ struct PositiveWindows {
     }
   }
 
-  // Keeps the positives of an anchor sorted; equal distances stay in the order of their positions.
+  // Inserts into the sorted positives of an anchor; ties stay in the order of positions.
   void insert(int64_t anchor, int64_t m, T value, int64_t position) {
     for (; m > 0 && d2[index(anchor, m - 1)] > value; --m) {
       d2[index(anchor, m)] = d2[index(anchor, m - 1)];

@@ -1,4 +1,4 @@
-// SoftTriple: rows are centres, a class a run; columns are samples.
+// SoftTriple: rows are centres, one run per class; columns are samples.
 #pragma once
 
 #include "dmlap/policies/soft_triple.h"
@@ -6,7 +6,7 @@
 
 namespace dmlap::cpu::DMLAP_ISA {
 
-// By anchor row: the logarithm of the sum of e^logit over the classes, +inf where it has no term.
+// By anchor row: log of the sum of e^logit over the classes; +inf for no term.
 template <class T>
 struct SavedSoftTriple {
   T* log_sum;  // [n]
@@ -49,7 +49,7 @@ struct SampleLogits {
   }
 };
 
-// One thread's similarities of centres and samples, and what a class's centres make of them.
+// One thread's similarities of centres and samples, and the classes' similarities from them.
 template <class T>
 class CentreRuns {
   using P = Tile<T>;
@@ -58,9 +58,8 @@ class CentreRuns {
   static constexpr int W = P::kWidth;
 
  public:
-  // Running softmax over the centres of a class, a lane a sample. Exponents are taken of
-  // differences of similarities: those of large ones are rounded by more than 1, and not always
-  // alike.
+  // Running softmax over the centres of a class, one lane per sample. Exponents are of differences
+  // of similarities: products of large ones with the rate would round by more than 1.
   struct Class {
     V top[P::kVectors];       // similarity
     V sum[P::kVectors];       // of e^exponent(similarity - top)
@@ -227,7 +226,7 @@ class SoftTripleBackward {
   }
 
  private:
-  // The class that begins in px is larger than a panel: its sums before its weights.
+  // For a class that begins in px and is larger than a panel: its sums, before its weights.
   void gather(int64_t px, int64_t py) {
     class_.clear();
     for (int64_t at = px; at <= problem_.layout.last[px]; ++at) {
@@ -311,7 +310,7 @@ struct SoftTripleKernels {
       const bool counted = present[samples.rank[j]];
       const double above = double(logits[j].top) - double(logits[j].own);
       const double loss = counted ? above + std::log(logits[j].sum) : 0.0;
-      const double term = loss < 0 ? 0.0 : loss;  // rounding of a sum that own logit dominates
+      const double term = loss < 0 ? 0.0 : loss;  // rounding, if its own logit dominates the sum
       const bool taken = counted && takes(options.reduction, term);
       saved.log_sum[row] = taken ? logits[j].top + T(std::log(logits[j].sum)) : kInf<T>;
       const TermSums terms{term, term, counted, term > 0, term > 0};

@@ -1,5 +1,5 @@
-// All triplets (1503.03832): a negative is compared with the threshold d_ap + margin of every
-// positive of its anchor; backward also counts for each positive how many triplets it is active in.
+// All triplets (1503.03832). Each negative is compared with the threshold d_ap + margin of every
+// positive of its anchor. Backward also counts the active triplets of each positive.
 #pragma once
 
 #include "engine/simd_math.h"
@@ -29,7 +29,7 @@ struct TripletThresholds {
       reach[panel] = smooth && windows.depth(panel) > 0 ? kInf<T> : p.to_squared(most);
     }
   }
-  // Whether a tile of these panels has a pair that adds something.
+  // Whether any pair of a tile of these panels may add something.
   bool active(const DistanceTile<T>& tile, int64_t px, int64_t py, bool both) const {
     const T far = both && reach[py] > reach[px] ? reach[py] : reach[px];
     return bits(tile.least < splat<T>(far)) != 0;
@@ -136,8 +136,8 @@ class TripletAllAccumulator {
   Sums columns_[P::kVectors];
 };
 
-// All triplets of one anchor. Hinges are counted along the sorted distances; a softplus is taken of
-// every triplet.
+// All triplets of one anchor. Hinges are summed along the sorted distances; softplus terms one by
+// one.
 template <class T>
 class AllMiner {
   using V = typename Simd<T>::V;
@@ -220,7 +220,7 @@ class AllMiner {
   void hinge_slopes() {
     int64_t below = 0;
     for (int64_t m = 0; m < positives_; ++m) {
-      // The negatives before `below` lie beyond the thresholds before m, and no others.
+      // Exactly the negatives before `below` are farther than the thresholds before m.
       while (below < negatives_ && negative_[below] < threshold_[m]) {
         negative_slope_[below++] = T(positives_ - m);
       }
@@ -247,7 +247,7 @@ class AllMiner {
   Sorter<T> sorter_;
   int64_t positives_ = 0, negatives_ = 0;
   Buffer<T> threshold_, slope_;          // [positives]
-  Buffer<T> negative_, negative_slope_;  // [negatives], and a vector beyond
+  Buffer<T> negative_, negative_slope_;  // [negatives], padded by a vector
   Buffer<int64_t> positive_at_, negative_at_;
 };
 
@@ -304,7 +304,7 @@ struct TripletAllPairGradient {
   }
 };
 
-// out += the gradient of the positive pairs of anchors with few.
+// out += the gradient of the positive pairs of anchors with few positives.
 template <class T>
 inline void scatter_positives(const Prepared<T>& p, const PositiveWindows<T>& windows,
                               const T* slopes, const T* coefficient, T* gx, T* gy) {

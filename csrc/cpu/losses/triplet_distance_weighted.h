@@ -6,7 +6,7 @@
 
 namespace dmlap::cpu::DMLAP_ISA {
 
-// The triplets of one anchor. Weights and their running sums are double, whatever the rows are.
+// The triplets of one anchor. Weights and running sums are double for every type of rows.
 template <class T>
 class WeightedChoice {
   using V = Simd<double>::V;
@@ -39,7 +39,7 @@ class WeightedChoice {
   }
 
  private:
-  // Weights up to a factor of the anchor's, and their sums; false if all are 0.
+  // Weights, up to a common factor, and their running sums. False if all are 0.
   bool weigh(int64_t i, const T* d2) {
     const int64_t n = p_.y().n, padded = segments_ * kSegment;
     const double inf = kInf<double>;
@@ -74,7 +74,7 @@ class WeightedChoice {
 
   // The first position at which the running sum exceeds the target, which is below the total.
   int64_t first_beyond(double target) const {
-    int64_t low = 0, high = segments_ - 1;  // the segment at whose end it does
+    int64_t low = 0, high = segments_ - 1;  // the first segment whose end exceeds it
     while (low < high) {
       const int64_t middle = (low + high) / 2;
       if (before_[middle + 1] > target) {
@@ -100,8 +100,8 @@ class WeightedChoice {
   Buffer<double> before_;  // [segments + 1] sum of the weights before a segment
 };
 
-// Draws for every anchor. Triplets of anchors with few positives are kept; those of the others are
-// added to `totals`, if there are any.
+// Draws for every anchor. Stores the triplets of anchors with few positives; adds those of the
+// others to `totals`, unless it is null.
 template <class T>
 inline void mine_distance_weighted(const Prepared<T>& p, const LossOptions& options,
                                    MinedTriplets<T>& mined, TermSums* totals) {

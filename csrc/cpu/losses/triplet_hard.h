@@ -5,14 +5,14 @@
 
 namespace dmlap::cpu::DMLAP_ISA {
 
-// Triplet hard: rows of the triplet and its pair weights, by anchor row.
+// By anchor row: the rows of its triplet and their pair weights.
 template <class T>
 struct SavedTriplet {
   int64_t* positive;  // [n] row of y, -1 where the anchor has no term
   int64_t* negative;  // [n]
   T* pull;            // [n] d term / d d_ap * factor of the pair (anchor, positive)
   T* push;            // [n] the same for (anchor, negative)
-  T* between;         // [n] and for (positive, negative), which a swap may take instead
+  T* between;         // [n] and for (positive, negative), with `swap`
 
   static constexpr SavedSize size() {
     return {sizeof(SavedHeader), 2 * sizeof(int64_t) + 3 * sizeof(T)};
@@ -50,7 +50,7 @@ struct TripletHardKernels {
       sweep_negatives<T, NearestAccumulator<T>>(shared);
     }
 
-    // The chosen pairs again, from differences.
+    // The chosen pairs are recomputed from differences.
     parallel_for(p.row_threads, p.x.n, [&](int64_t i) {
       AnchorState<T>& a = anchors[i];
       const int64_t row = p.x.order[i];
@@ -79,8 +79,8 @@ struct TripletHardKernels {
     if (stats) write_statistics(state, out);
   }
 
-  // One triplet an anchor: gather and scatter in O(B * D). Threads own slices of the features, so
-  // every element is summed in the order of the anchors.
+  // One triplet per anchor: gather and scatter in O(B * D). Threads own slices of the features, so
+  // each element is summed in the order of the anchors.
   static void backward(const Pairs<T>& pairs, const LossOptions& options,
                        const BackwardArgs<T>& args) {
     const int64_t n = pairs.x.n, dim = pairs.dim;

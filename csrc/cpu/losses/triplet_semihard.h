@@ -6,7 +6,7 @@
 
 namespace dmlap::cpu::DMLAP_ISA {
 
-// One bit a lane: low < v < high.
+// One bit per lane: low < v < high.
 template <class T>
 inline uint32_t between(typename Simd<T>::V v, typename Simd<T>::V low, typename Simd<T>::V high) {
   return bits((v > low) & (v < high));
@@ -22,7 +22,7 @@ inline uint32_t between<double>(Simd<double>::V v, Simd<double>::V low, Simd<dou
 }
 #endif
 
-// The next larger number; infinity stays. v is not negative.
+// The next larger number, or infinity. v is not negative.
 template <class T>
 inline T just_above(T v) {
   typename Simd<T>::Int i;
@@ -32,12 +32,12 @@ inline T just_above(T v) {
   return v;
 }
 
-// The negative chosen for each place in the positive windows. Ties go to the lower position.
+// The negative chosen for each positive of the windows. Ties go to the lower position.
 template <class T>
 struct NearestBeyond {
-  Buffer<T> d2;        // [windows][W] +inf where there is none yet
-  Buffer<T> limit;     // [windows][W] just above d2: what is not below it cannot be better
-  Buffer<int64_t> at;  // [windows][W] position, -1 where there is none
+  Buffer<T> d2;        // [windows][W] +inf for none yet
+  Buffer<T> limit;     // [windows][W] just above d2: a better one must be below
+  Buffer<int64_t> at;  // [windows][W] position, -1 for none
 
   explicit NearestBeyond(int64_t size) : d2(size), limit(size), at(size) {
     d2.fill(size, kInf<T>);
@@ -60,7 +60,7 @@ struct NearestBeyondShared {
   Blocks rows, columns;
 };
 
-// A place's choice settles quickly, so that most tiles only find out that they cannot improve any.
+// Choices settle quickly: most tiles only find that they cannot improve any.
 template <class T>
 class NearestBeyondWorker {
   using P = Tile<T>;
@@ -153,15 +153,15 @@ class NearestBeyondWorker {
   NearestBeyondShared<T> s_;
 };
 
-// Where a positive is farther than every negative: the farthest negative. Few anchors have such a
-// positive, so that only their tiles are computed again.
+// A positive farther than every negative gets the farthest negative. Few anchors have such a
+// positive, and only their tiles are computed again.
 template <class T>
 inline void farthest_for_the_rest(const Prepared<T>& p, const PositiveWindows<T>& windows,
                                   NearestBeyond<T>& best) {
   using P = Tile<T>;
   constexpr int64_t W = P::kWidth;
   const auto lacks = [&](int64_t i) {
-    // Negatives beyond the farthest positive serve every other one as well.
+    // A negative beyond the farthest positive serves the nearer ones, too.
     const int64_t few = few_positives(p, i);
     return few > 0 && best.at[windows.index(i, few - 1)] < 0;
   };
@@ -226,7 +226,7 @@ class SemihardChoice {
   int64_t choose(int64_t i, const T* d2) {
     const Keyed<T>* sorted = sorter_.sort(d2, p_.y().n);
     const int64_t itself = p_.itself(i);
-    // From the farthest down, by groups of equal distance.
+    // From the farthest down, in groups of equal distance.
     int64_t count = 0;
     Int beyond = -1, farthest = -1;
     for (int64_t stop = p_.y().n; stop > 0;) {

@@ -1,4 +1,4 @@
-// All triplets with the distance of the negative taken from the anchor or from the positive.
+// All triplets with `swap`: a negative's distance is the smaller of those to anchor and positive.
 #pragma once
 
 #include "dmlap/policies/triplet.h"
@@ -6,9 +6,9 @@
 
 namespace dmlap::cpu::DMLAP_ISA {
 
-// Of a row and a column: their distance; of a pair of rows as well. Of rows that are no pair -inf,
-// so that they violate nothing. kOwn: some anchor is no pair with a reference of another class, so
-// that a column may be at the distance +inf of one row of a pair alone.
+// The value of a row and a column, and of a pair of rows, is their distance; of rows that are no
+// pair it is -inf, which violates nothing. kOwn: some anchor forms no pair with a reference of
+// another class (itself), so a column may be at distance +inf from one row of a pair only.
 template <class T, bool kSmooth, bool kOwn>
 struct SwapTerms {
   using V = typename Simd<T>::V;
@@ -116,7 +116,7 @@ struct TripletSwapKernels {
   }
 };
 
-// All triplets: with the swap the kernels above, without it those of Plain.
+// All triplets: the kernels above with `swap`, those of Plain without.
 template <class T, class Plain>
 struct WithSwapKernels {
   static constexpr bool kSkipsReferences = false;

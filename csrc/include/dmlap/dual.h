@@ -1,5 +1,5 @@
-// Dual numbers: a value with its derivatives. Losses state the value of a term, as a template over
-// the type of its numbers; duals in place of plain numbers give the derivatives.
+// Dual numbers: a value with its derivatives. A loss states the value of a term as a template over
+// the type of its numbers; with duals it also gives the derivatives.
 #pragma once
 
 #include <cmath>
@@ -8,13 +8,13 @@
 
 namespace dmlap {
 
-// A value and its derivatives by n variables. V: a scalar, or a vector of the CPU's.
+// A value and its derivatives by n variables. V: a scalar or a SIMD vector.
 template <class V, int n>
 struct Dual {
   V value;
   V by[n];
 
-  // Of scalars; friends, so that they hide nothing from plain numbers.
+  // With scalars. Friends, so that they do not hide the operators of plain numbers.
   friend DMLAP_HD Dual exp(const Dual& x) {
     const V e = std::exp(x.value);
     return chain(x, e, e);
@@ -36,7 +36,7 @@ DMLAP_HD Dual<V, n> variable(V value, int k) {
   return variable<n>(value, k, V{} + 1);
 }
 
-// f(x) of the value f and the derivative `slope` there.
+// f(x), given the value f and the derivative `slope`.
 template <class V, int n>
 DMLAP_HD Dual<V, n> chain(const Dual<V, n>& x, V f, V slope) {
   Dual<V, n> y{f, {}};
@@ -115,7 +115,7 @@ DMLAP_HD Dual<V, n> softplus(const Dual<V, n>& t) {
   return chain(t, softplus(t.value), sigmoid(t.value));
 }
 
-// [t]+; a NaN passes. The derivative at 0 is 0.
+// [t]+; NaN stays NaN. The derivative at 0 is 0.
 template <class V>
 DMLAP_HD V hinge(V t) {
   return t < 0 ? V{} : t;
@@ -127,7 +127,7 @@ DMLAP_HD Dual<V, n> hinge(const Dual<V, n>& t) {
   return y;
 }
 
-// The smaller one. Equal ones share the derivative, as those of torch.minimum do.
+// The smaller one. Ties share the derivative, as in torch.minimum.
 template <class V>
 DMLAP_HD V minimum(V a, V b) {
   return a < b ? a : b;
@@ -142,7 +142,7 @@ DMLAP_HD Dual<V, n> minimum(const Dual<V, n>& a, const Dual<V, n>& b) {
   return y;
 }
 
-// log(e^a + e^b) of scalars; -inf if both are, and then without derivatives.
+// log(e^a + e^b) of scalars. If both are -inf, it is -inf with derivatives 0.
 template <class V>
 DMLAP_HD V log_add(V a, V b) {
   const V top = a > b ? a : b, low = a > b ? b : a;

@@ -1,4 +1,4 @@
-// Angular loss (1708.01682): a positive pair against what is near both of its rows.
+// Angular loss (1708.01682): a positive pair against the negatives near its two rows.
 #pragma once
 
 #include "dmlap/dual.h"
@@ -6,7 +6,7 @@
 namespace dmlap {
 
 // The term of a pair at cosine s is log(1 + e^(-pull s) sum_n E_in E_pn) with E = e^(spread cos).
-// An angle of at most 70 degrees keeps E E within the range of a float.
+// An angle of at most 70 degrees keeps E_in E_pn within the range of a float.
 template <class T>
 struct Angular {
   T spread;  // 4 tan(alpha)^2
@@ -29,7 +29,7 @@ struct Angular {
     using std::log1p;
     return log1p(exp(cosine * -double(pull)) * sum);
   }
-  // Derivatives of the term by the cosine of the pair itself and by the sum.
+  // Derivatives of the term by the pair's own cosine and by the sum.
   DMLAP_HD Dual<double, 2> derive(double cosine, double sum) const {
     return term(variable<2>(cosine, 0), variable<2>(sum, 1));
   }

@@ -1,13 +1,12 @@
-// What losses of log-sums make of a single pair: its exponent, and the term that a positive pair
-// has of its own.
+// Single pairs in losses of log-sums: the exponent of a pair, and the term of a positive pair.
 #pragma once
 
 #include "dmlap/dual.h"
 
 namespace dmlap {
 
-// e(d) = rate (d - zero), or with a side: rate [side (d - pivot)]+ (d - zero), whose bracket counts
-// as a constant in the derivative.
+// e(d) = rate (d - zero), or with a side: rate [side (d - pivot)]+ (d - zero), where the bracket is
+// a constant in the derivative.
 template <class T>
 struct Exponent {
   T rate = 0, zero = 0;
@@ -34,7 +33,7 @@ DMLAP_HD N nt_xent_term(N exponent, N neg_lse) {
   return softplus(neg_lse - exponent);
 }
 
-// Lifted structure (1511.06452, eq. 4), neg_lse of the negatives of both ends. Without any, neg_lse
+// Lifted structure (1511.06452, eq. 4). neg_lse is over the negatives of both ends; without any it
 // is -inf and the term 0.
 template <class N>
 DMLAP_HD N lifted_term(N exponent, N neg_lse) {

@@ -1,6 +1,6 @@
-// Hinges on single pairs: contrastive and margin loss. A policy has the bounds beyond which a
-// positive and before which a negative pair violates, the term of a violation, and
-//   kAnchorParams     whether each anchor brings a number along, from which its bounds follow
+// Hinges on single pairs: contrastive and margin loss. A policy has two bounds (a positive beyond
+// its bound violates, and a negative before its bound), the term of a violation, and
+//   kAnchorParams     whether each anchor has a number of its own that gives its bounds
 //   kJoint            whether both groups of terms are divided by one common count
 //   share(group, positives, negatives)   weight of an anchor's positive (0) and negative (1) terms
 #pragma once
@@ -39,7 +39,7 @@ struct Contrastive {
   DMLAP_HD double share(int, int64_t, int64_t) const { return 1; }
 };
 
-// Margin loss (1706.07567): the bounds lie about a boundary beta that each anchor brings along.
+// Margin loss (1706.07567): the bounds lie on both sides of the anchor's boundary beta.
 template <class T>
 struct Margin {
   static constexpr bool kAnchorParams = true;
@@ -53,7 +53,7 @@ struct Margin {
   DMLAP_HD T positive_bound(T beta) const { return beta - margin; }
   DMLAP_HD T negative_bound(T beta) const { return beta + margin; }
 
-  // The terms are those of the triplets: a positive counts once for each negative, and vice versa.
+  // Terms count as in triplets: a positive once for each negative, and vice versa.
   DMLAP_HD double share(int group, int64_t positives, int64_t negatives) const {
     return double(group == 0 ? negatives : positives);
   }

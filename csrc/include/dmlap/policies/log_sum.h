@@ -1,25 +1,25 @@
-// Losses of log-sums: of an anchor's positives and negatives they see pos_lse = log sum_p
-// e^exponent(d_p) and neg_lse likewise, or each positive by itself. A policy has
+// Losses of log-sums. A term is of an anchor's pos_lse = log sum_p e^exponent(d_p) over its
+// positives and neg_lse over its negatives, or of neg_lse and a single positive. A policy has
 //
 //   Exponent<T> positive, negative     the exponents, as functions of the distance
 //   bool mined; T epsilon              whether easy pairs are left out, as in multi-similarity
 //   kGroups                            1 or 2 groups of terms; the second is of the negatives
 //   terms(AnchorSums) -> AnchorTerms   unless kPairTerms
 //   kPairTerms, pair(exponent, neg_lse)  a term for each positive pair instead
-//   kBothEnds                          the pair also sees the negatives of its positive
+//   kBothEnds                          neg_lse is over the negatives of both rows of the pair
 //
-// Terms are values alone, of plain numbers or of duals. Anchors without positives or negatives, and
-// the -inf of their log-sums, are the policy's to mind.
+// A term states its value, for plain numbers and for duals. It must handle anchors without
+// positives or negatives, whose log-sums are -inf.
 #pragma once
 
 #include "dmlap/policies/exponent.h"
 
 namespace dmlap {
 
-// An anchor as its terms see it.
+// What the terms of an anchor are made of.
 template <class N>
 struct AnchorSums {
-  N pos_lse, neg_lse;  // -inf where there is nothing to sum
+  N pos_lse, neg_lse;  // -inf for an empty sum
   N exponent_sum;      // of the positives
   int64_t positives, negatives;
 };

@@ -30,8 +30,8 @@ struct SoftTriple {
   }
   DMLAP_HD T own_offset() const { return la * margin; }
 
-  // d logit / d similarity to a centre, where the centre's share in the class is `share` and the
-  // class has similarity `mean`.
+  // d logit / d similarity to a centre, given the centre's softmax weight `share` and the class's
+  // similarity `mean`.
   template <class V>
   DMLAP_HD V slope(V share, V similarity, V mean) const {
     return la * share * (T(1) + sharpness * (similarity - mean));

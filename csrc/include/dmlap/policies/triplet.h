@@ -1,12 +1,12 @@
-// Triplets of an anchor, a positive and a negative: their term, the swap, and the weights by which
-// negatives are drawn.
+// Triplets of an anchor, a positive and a negative: their term, `swap`, and the weights for drawing
+// negatives.
 #pragma once
 
 #include "dmlap/dual.h"
 
 namespace dmlap {
 
-// The term of a triplet that is violated by `violation`: a hinge, or a softplus in its place.
+// The term of a violation: a hinge, or its softplus.
 template <bool kSmooth, class N>
 DMLAP_HD N triplet_term(N violation) {
   if constexpr (kSmooth) {
@@ -25,18 +25,18 @@ struct Triplet {
   DMLAP_HD explicit Triplet(const double* params)
       : margin(static_cast<T>(params[0])), smooth(params[1] != 0), swap(params[2] != 0) {}
 
-  // With the swap a negative is as near as it is to the anchor or to the positive.
+  // With `swap`, the smaller of the negative's distances to the anchor and to the positive.
   template <class N>
   DMLAP_HD static N nearer(N d_an, N d_pn) {
     return minimum(d_an, d_pn);
   }
 
-  // A negative before it violates the triplet.
+  // A nearer negative violates the triplet.
   template <class N>
   DMLAP_HD N threshold(N d_ap) const {
     return d_ap + margin;
   }
-  // By how much. Long distances that are alike lose nothing, as they would in a threshold.
+  // By how much. Unlike a threshold, it does not round when both distances are large.
   template <class N>
   DMLAP_HD N violation(N d_ap, N d_n) const {
     return d_ap - d_n + margin;
@@ -46,7 +46,7 @@ struct Triplet {
     return smooth ? triplet_term<true>(violation) : triplet_term<false>(violation);
   }
 
-  // Derivatives of the term by d_ap, d_an and d_pn; d_pn is +inf without the swap.
+  // Derivatives of the term by d_ap, d_an and d_pn; d_pn is +inf without `swap`.
   DMLAP_HD Dual<T, 3> derive(T d_ap, T d_an, T d_pn) const {
     const auto d_n = nearer(variable<3>(d_an, 1), variable<3>(d_pn, 2));
     return term(violation(variable<3>(d_ap, 0), d_n));
@@ -56,7 +56,7 @@ struct Triplet {
 // Distance-weighted negatives (1706.07567): drawn with probability ~ 1 / density of the distances
 // of unit vectors; counter-based, so that a seed means the same draws everywhere.
 struct DistanceWeights {
-  double low, high;           // squared: distances below count as it, from `high` on nothing does
+  double low, high;  // squared: smaller distances count as `low`; from `high` on the weight is 0
   double closeness, farness;  // log w = closeness * log d^2 + farness * log(1 - d^2 / 4)
   uint64_t seed;
 
@@ -74,7 +74,7 @@ struct DistanceWeights {
     z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
     return z ^ (z >> 31);
   }
-  // The number in [0, 1) of the k-th positive of an anchor.
+  // The random number in [0, 1) of the k-th positive of an anchor.
   DMLAP_HD double uniform01(int64_t anchor, int64_t k) const {
     const uint64_t own = splitmix64(splitmix64(seed) ^ uint64_t(anchor));
     return double(splitmix64(own ^ uint64_t(k)) >> 11) * 0x1p-53;
