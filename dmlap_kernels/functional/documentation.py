@@ -60,10 +60,19 @@ RuntimeError: a second derivative, or a forward-mode one, was asked for.""",
 }
 
 
+_SECTIONS = ("Args:", "Returns:", "Raises:", "Example:")
+# Of these a docstring may place the one that fits, or describe the argument itself.
+_REDUCTIONS = ("{reduction}", "{two_groups}", "reduction:")
+
+
 def documented(function: F) -> F:
-    """Fills the lines ``{part}`` of a docstring, indented as they are."""
+    """Fills the lines ``{part}`` of a docstring, indented as they are.
+
+    A part that the docstring does not place goes where it belongs: to the arguments that all losses
+    share, in the order of the signature, to what is returned and to what is raised.
+    """
     lines = []
-    for line in (function.__doc__ or "").splitlines():
+    for line in _with_every_part(function):
         text = line.strip()
         part = _PARTS.get(text[1:-1]) if text.startswith("{") and text.endswith("}") else None
         if part is None:
@@ -71,5 +80,31 @@ def documented(function: F) -> F:
             continue
         indent = line[: len(line) - len(line.lstrip())]
         lines += [indent + one if one else one for one in part.splitlines()]
-    function.__doc__ = inspect.cleandoc("\n".join(lines))
+    function.__doc__ = "\n".join(lines)
     return function
+
+
+def _with_every_part(function: F) -> list[str]:
+    """The lines of a docstring, in which each part has its place."""
+    sections: dict[str, list[str]] = {name: [] for name in ("", *_SECTIONS)}
+    section = ""
+    for line in inspect.cleandoc(function.__doc__ or "").splitlines():
+        if line in _SECTIONS:
+            section = line
+        else:
+            sections[section].append(line)
+    names = inspect.signature(function).parameters
+    told = [line.strip() for lines in sections.values() for line in lines]
+    first = "{proxies}" if "proxies" in names else "{pairs}"
+    last = ["{normalize}"] if "normalize" in names else []
+    last += [] if any(line.startswith(_REDUCTIONS) for line in told) else ["{reduction}"]
+    for name, before, after in (
+        ("Args:", [first], [*last, "{run}"]),
+        ("Returns:", ["{returns}"], []),
+        ("Raises:", ["{raises}"], []),
+    ):
+        while sections[name] and not sections[name][-1]:
+            sections[name].pop()
+        before, after = ([f"    {p}" for p in parts if p not in told] for parts in (before, after))
+        sections[name] = [*before, *sections[name], *after, ""]
+    return [line for name, lines in sections.items() for line in (*([name] * bool(name)), *lines)]
