@@ -57,6 +57,12 @@ of another number by one more sweep, in plain PyTorch.""",
     "raises": """\
 ValueError, TypeError: an argument is not as above; the message names it, and no kernel has run.
 RuntimeError: a second derivative, or a forward-mode one, was asked for.""",
+    "example": """\
+>>> import torch
+>>> from dmlap_kernels import FUNCTION
+>>> embeddings = torch.randn(8, 16, requires_grad=True)
+>>> labels = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
+>>> FUNCTION(embeddings, labels).backward()""",
 }
 
 
@@ -69,7 +75,8 @@ def documented(function: F) -> F:
     """Fills the lines ``{part}`` of a docstring, indented as they are.
 
     A part that the docstring does not place goes where it belongs: to the arguments that all losses
-    share, in the order of the signature, to what is returned and to what is raised.
+    share, in the order of the signature, to what is returned and what is raised; and where it has
+    no example, the shortest call is one.
     """
     lines = []
     for line in _with_every_part(function):
@@ -79,6 +86,7 @@ def documented(function: F) -> F:
             lines.append(line)
             continue
         indent = line[: len(line) - len(line.lstrip())]
+        part = part.replace("FUNCTION", function.__name__)
         lines += [indent + one if one else one for one in part.splitlines()]
     function.__doc__ = "\n".join(lines)
     return function
@@ -102,6 +110,7 @@ def _with_every_part(function: F) -> list[str]:
         ("Args:", [first], [*last, "{run}"]),
         ("Returns:", ["{returns}"], []),
         ("Raises:", ["{raises}"], []),
+        ("Example:", [] if any(sections["Example:"]) else ["{example}"], []),
     ):
         while sections[name] and not sections[name][-1]:
             sections[name].pop()

@@ -113,13 +113,6 @@ def fused_n_pairs_loss(
     Returns:
         Agrees with pytorch-metric-learning's ``NPairsLoss``, defaults included, which takes no
         references.
-
-    Example:
-        >>> import torch
-        >>> from dmlap_kernels import fused_n_pairs_loss
-        >>> embeddings = torch.randn(8, 16, requires_grad=True)
-        >>> labels = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
-        >>> fused_n_pairs_loss(embeddings, labels).backward()
     """
     problem = checks.pair_problem(embeddings, labels, ref_embeddings, ref_labels, self_index)
     options = distance, SIMILARITY, normalize, reduction, backend, precision, return_stats
@@ -244,13 +237,6 @@ def fused_angular_loss(
         Agrees with pytorch-metric-learning's ``AngularLoss``, defaults included, for rows of length
         1. That library brings anchors and positives to this length, but not negatives, so that for
         other rows its default gives another number; the paper's rows all have length 1.
-
-    Example:
-        >>> import torch
-        >>> from dmlap_kernels import fused_angular_loss
-        >>> embeddings = torch.randn(8, 16, requires_grad=True)
-        >>> labels = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
-        >>> fused_angular_loss(embeddings, labels).backward()
     """
     problem = checks.pair_problem(embeddings, labels, ref_embeddings, ref_labels, self_index)
     options = "cosine", SIMILARITY, False, reduction, backend, precision, return_stats

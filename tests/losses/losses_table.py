@@ -256,6 +256,13 @@ def _angular_slope(options: dict[str, Any], largest: float) -> tuple[float, floa
 
 _SWAPS = {"smooth": (False, True), "swap": (False, True)}
 _SHARP = {"sharpness": SHARPNESS}
+# Of a loss whose exponents are d / temperature, which `_temperature` chooses.
+_TEMPERED: dict[str, Any] = {
+    "levels": _SHARP,
+    "slope": lambda options, largest: (1 / options["temperature"],) * 2,
+    "positive": ("temperature",),
+    "extreme": {"temperature": 0.005},
+}
 
 
 def _smooth(options: dict[str, Any], largest: float) -> tuple[float, float]:
@@ -350,20 +357,14 @@ LOSSES: dict[str, Row] = {
         Row(
             "nt_xent",
             _temperature,
-            levels=_SHARP,
-            positive=("temperature",),
-            slope=lambda options, largest: (1 / options["temperature"],) * 2,
+            **_TEMPERED,
             distances=ALL,
-            extreme={"temperature": 0.005},
         ),
         Row(
             "sup_con",
             _temperature,
-            levels=_SHARP,
-            positive=("temperature",),
-            slope=lambda options, largest: (1 / options["temperature"],) * 2,
+            **_TEMPERED,
             distances=ALL,
-            extreme={"temperature": 0.005},
             cancels=True,
         ),
         Row(
