@@ -1,14 +1,16 @@
 """Who takes part in a comparison: ours, eager, torch.compile of eager, a library, the yardstick.
 
-`LOSSES` and `SEARCHES` say what is compared; a new loss is a row. A candidate is a function without
-arguments that does the work of one step and returns tensors by which it is checked: loss and
-gradients for losses, values for searches. G, the yardstick, is ``torch.mm(x, y.T, out=buffer)``:
-one product that materialises every pair; y is x but for losses with proxies.
+`LOSSES` and `SEARCHES` say what is compared; a loss without a row is measured against the formula
+of the tests. A candidate is a function without arguments that does the work of one step and returns
+tensors by which it is checked: loss and gradients for losses, values for searches. G, the
+yardstick, is ``torch.mm(x, y.T, out=buffer)``: one product that materialises every pair; y is x but
+for losses with proxies.
 """
 
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +21,7 @@ from torch import Tensor
 import dmlap_kernels
 from benchmarks import eager, peers
 from benchmarks.batch import Absent, Batch, make_batch
+from dmlap_kernels import functional
 
 Step = Callable[[], tuple[Tensor, ...]]
 CANDIDATES = ("ours", "revision", "eager", "compile", "library", "G")
@@ -150,6 +153,25 @@ PAIRED: dict[str, Loss] = {
         paired=True, precision="high"),
 }
 # fmt: on
+
+
+def by_reference(function: str) -> Loss:
+    """A loss without a row: its defaults, the formula of the tests, and no library."""
+    keywords = inspect.signature(getattr(dmlap_kernels, function)).parameters
+    distance = keywords["distance"].default if "distance" in keywords else "cosine"
+    plain = eager.of_reference(function.removeprefix("fused_").removesuffix("_loss"), distance)
+    own: dict[str, Any] = {"reduction": "mean"}
+    if "normalize" in keywords:
+        own["normalize"] = False
+    return Loss(function, plain, peers.none, own=own, proxies=int("proxies" in keywords))
+
+
+_LISTED = {row.function for row in LOSSES.values()}
+LOSSES |= {
+    function[len("fused_") : -len("_loss")].replace("_", "-"): by_reference(function)
+    for function in functional.__all__
+    if function not in _LISTED
+}
 SEARCHES = ("nearest", "hard-classes")
 OPS = (*LOSSES, *SEARCHES)
 

@@ -8,10 +8,15 @@ of the losses spends time on the case that it has not.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from tests.reference.losses import FORMULAS
+from tests.reference.pairs import Pairs, reduce_terms
 
 # Up to this batch triplets are compared in a B x B x B cube, beyond it pair by pair.
 CUBE_ROWS = 256
@@ -34,6 +39,36 @@ def log_sum_exp(logits: Tensor, kept: Tensor, dim: int = 1) -> Tensor:
 
 def log_one_plus_sum_exp(logits: Tensor, kept: Tensor, dim: int = 1) -> Tensor:
     return F.softplus(log_sum_exp(logits, kept, dim))
+
+
+def of_reference(name: str, distance: str) -> Callable[..., Tensor]:
+    """The mean of the terms by the formula of the tests, distances from one product of matrices."""
+
+    def loss(
+        x: Tensor,
+        labels: Tensor,
+        y: Tensor | None = None,
+        y_labels: Tensor | None = None,
+        **options: Any,
+    ) -> Tensor:
+        unit = distance == "cosine"
+        x, y = (F.normalize(t) if unit and t is not None else t for t in (x, y))
+        refs = x if y is None else y
+        if y_labels is None:
+            positive, negative = masks(labels)
+        else:
+            positive = labels[:, None] == y_labels
+            negative = ~positive
+        if distance in ("cosine", "dot"):
+            d = float(unit) - x @ refs.T
+        else:
+            d = torch.cdist(x, refs)
+            d = d.square() if distance == "sqeuclidean" else d
+        sides = x, labels, refs, labels if y_labels is None else y_labels
+        pairs = Pairs(*sides, d, positive, negative, distance, y is None)
+        return reduce_terms(FORMULAS[name](pairs, **options), "mean")
+
+    return loss
 
 
 def triplet_hard(x: Tensor, labels: Tensor, *, margin: float) -> Tensor:

@@ -61,6 +61,10 @@ def _with_miner(loss: Any, miner: Any) -> Loss:
     return lambda x, labels: loss(x, labels, miner(x, labels))
 
 
+def none(batch: Batch, **options: Any) -> Loss:
+    raise Absent("no library that we know of has it")
+
+
 def triplet_hard(batch: Batch, *, margin: float) -> Loss:
     loss = _mean("TripletMarginLoss", euclidean=True, margin=margin)
     return _with_miner(loss, _pml().miners.BatchHardMiner(distance=loss.distance))

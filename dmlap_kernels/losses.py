@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from dmlap_kernels import checks, functional
 from dmlap_kernels.backends.registry import NAMES as BACKENDS
 from dmlap_kernels.problem import PairStats
+
+_Module = TypeVar("_Module", bound="_Loss")
 
 
 class _Loss(nn.Module):
@@ -74,9 +76,29 @@ def _empty(options: dict[str, Any]) -> tuple[Tensor, Tensor]:
     return rows, torch.empty(0, dtype=torch.int64, device=device)
 
 
+# What is said of a module that has nothing else to say than its function.
+_TWIN = """`dmlap_kernels.{function}` as a module: its keywords are given once.
+
+``forward(embeddings, labels, ref_embeddings=None, ref_labels=None, self_index=None)``. A number
+that is an `nn.Parameter` is a parameter of the module.
+
+Example:
+    >>> import torch
+    >>> from dmlap_kernels.losses import {name}
+    >>> criterion = {name}()
+    >>> embeddings = torch.randn(8, 16, requires_grad=True)
+    >>> criterion(embeddings, torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])).backward()
+"""
+
+
 class PairLoss(_Loss):
     """``forward(embeddings, labels, ref_embeddings=None, ref_labels=None, self_index=None)`` is the
     function with the keywords that the module was made with."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if cls.__doc__ is None and "function" in vars(cls):
+            cls.__doc__ = _TWIN.format(function=cls.function.__name__, name=cls.__name__)
 
     def __init__(self, **options: Any) -> None:
         super().__init__(options)
@@ -95,36 +117,10 @@ class PairLoss(_Loss):
 
 
 class TripletLoss(PairLoss):
-    """`dmlap_kernels.fused_triplet_loss` as a module: its keywords are given once.
-
-    ``forward(embeddings, labels, ref_embeddings=None, ref_labels=None, self_index=None)``. A number
-    that is an `nn.Parameter` is a parameter of the module.
-
-    Example:
-        >>> import torch
-        >>> from dmlap_kernels.losses import TripletLoss
-        >>> criterion = TripletLoss(margin=0.2, mining="semihard")
-        >>> embeddings = torch.randn(8, 16, requires_grad=True)
-        >>> criterion(embeddings, torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])).backward()
-    """
-
     function = staticmethod(functional.fused_triplet_loss)
 
 
 class ContrastiveLoss(PairLoss):
-    """`dmlap_kernels.fused_contrastive_loss` as a module: its keywords are given once.
-
-    ``forward(embeddings, labels, ref_embeddings=None, ref_labels=None, self_index=None)``. A number
-    that is an `nn.Parameter` is a parameter of the module.
-
-    Example:
-        >>> import torch
-        >>> from dmlap_kernels.losses import ContrastiveLoss
-        >>> criterion = ContrastiveLoss(neg_margin=0.8)
-        >>> embeddings = torch.randn(8, 16, requires_grad=True)
-        >>> criterion(embeddings, torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])).backward()
-    """
-
     function = staticmethod(functional.fused_contrastive_loss)
 
 
@@ -176,53 +172,14 @@ class MarginLoss(PairLoss):
 
 
 class MultiSimilarityLoss(PairLoss):
-    """`dmlap_kernels.fused_multi_similarity_loss` as a module: its keywords are given once.
-
-    ``forward(embeddings, labels, ref_embeddings=None, ref_labels=None, self_index=None)``. A number
-    that is an `nn.Parameter` is a parameter of the module.
-
-    Example:
-        >>> import torch
-        >>> from dmlap_kernels.losses import MultiSimilarityLoss
-        >>> criterion = MultiSimilarityLoss(epsilon=0.1)
-        >>> embeddings = torch.randn(8, 16, requires_grad=True)
-        >>> criterion(embeddings, torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])).backward()
-    """
-
     function = staticmethod(functional.fused_multi_similarity_loss)
 
 
 class LiftedStructureLoss(PairLoss):
-    """`dmlap_kernels.fused_lifted_structure_loss` as a module: its keywords are given once.
-
-    ``forward(embeddings, labels, ref_embeddings=None, ref_labels=None, self_index=None)``. A number
-    that is an `nn.Parameter` is a parameter of the module.
-
-    Example:
-        >>> import torch
-        >>> from dmlap_kernels.losses import LiftedStructureLoss
-        >>> criterion = LiftedStructureLoss()
-        >>> embeddings = torch.randn(8, 16, requires_grad=True)
-        >>> criterion(embeddings, torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])).backward()
-    """
-
     function = staticmethod(functional.fused_lifted_structure_loss)
 
 
 class NPairsLoss(PairLoss):
-    """`dmlap_kernels.fused_n_pairs_loss` as a module: its keywords are given once.
-
-    ``forward(embeddings, labels, ref_embeddings=None, ref_labels=None, self_index=None)``. A number
-    that is an `nn.Parameter` is a parameter of the module.
-
-    Example:
-        >>> import torch
-        >>> from dmlap_kernels.losses import NPairsLoss
-        >>> criterion = NPairsLoss()
-        >>> embeddings = torch.randn(8, 16, requires_grad=True)
-        >>> criterion(embeddings, torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])).backward()
-    """
-
     function = staticmethod(functional.fused_n_pairs_loss)
 
 
@@ -246,53 +203,14 @@ class NTXentLoss(PairLoss):
 
 
 class SupConLoss(PairLoss):
-    """`dmlap_kernels.fused_sup_con_loss` as a module: its keywords are given once.
-
-    ``forward(embeddings, labels, ref_embeddings=None, ref_labels=None, self_index=None)``. A number
-    that is an `nn.Parameter` is a parameter of the module.
-
-    Example:
-        >>> import torch
-        >>> from dmlap_kernels.losses import SupConLoss
-        >>> criterion = SupConLoss(temperature=0.1)
-        >>> embeddings = torch.randn(8, 16, requires_grad=True)
-        >>> criterion(embeddings, torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])).backward()
-    """
-
     function = staticmethod(functional.fused_sup_con_loss)
 
 
 class AngularLoss(PairLoss):
-    """`dmlap_kernels.fused_angular_loss` as a module: its keywords are given once.
-
-    ``forward(embeddings, labels, ref_embeddings=None, ref_labels=None, self_index=None)``. A number
-    that is an `nn.Parameter` is a parameter of the module.
-
-    Example:
-        >>> import torch
-        >>> from dmlap_kernels.losses import AngularLoss
-        >>> criterion = AngularLoss(alpha=45)
-        >>> embeddings = torch.randn(8, 16, requires_grad=True)
-        >>> criterion(embeddings, torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])).backward()
-    """
-
     function = staticmethod(functional.fused_angular_loss)
 
 
 class CircleLoss(PairLoss):
-    """`dmlap_kernels.fused_circle_loss` as a module: its keywords are given once.
-
-    ``forward(embeddings, labels, ref_embeddings=None, ref_labels=None, self_index=None)``. A number
-    that is an `nn.Parameter` is a parameter of the module.
-
-    Example:
-        >>> import torch
-        >>> from dmlap_kernels.losses import CircleLoss
-        >>> criterion = CircleLoss(m=0.25, gamma=256)
-        >>> embeddings = torch.randn(8, 16, requires_grad=True)
-        >>> criterion(embeddings, torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])).backward()
-    """
-
     function = staticmethod(functional.fused_circle_loss)
 
 
@@ -426,20 +344,11 @@ def _at_least_one(argument: str, value: Any) -> None:
         raise ValueError(f"{argument} must be at least 1, got {value}")
 
 
-LOSSES: dict[str, type[PairLoss]] = {
-    "triplet": TripletLoss,
-    "contrastive": ContrastiveLoss,
-    "margin": MarginLoss,
-    "multi_similarity": MultiSimilarityLoss,
-    "lifted_structure": LiftedStructureLoss,
-    "n_pairs": NPairsLoss,
-    "nt_xent": NTXentLoss,
-    "sup_con": SupConLoss,
-    "angular": AngularLoss,
-    "circle": CircleLoss,
-}
-PROXY_LOSSES: dict[str, type[ProxyLoss]] = {
-    "proxy_nca": ProxyNCALoss,
-    "proxy_anchor": ProxyAnchorLoss,
-    "soft_triple": SoftTripleLoss,
-}
+def _by_name(modules: list[type[_Module]]) -> dict[str, type[_Module]]:
+    """By the X of ``fused_X_loss``."""
+    names = (module.function.__name__ for module in modules)
+    return dict(zip((n[len("fused_") : -len("_loss")] for n in names), modules, strict=True))
+
+
+LOSSES = _by_name(PairLoss.__subclasses__())
+PROXY_LOSSES = _by_name(ProxyLoss.__subclasses__())

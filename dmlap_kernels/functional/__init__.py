@@ -8,38 +8,12 @@ cosine or the inner product, and -d for the other two.
 
 from __future__ import annotations
 
-from dmlap_kernels.functional.distances import (
-    fused_contrastive_loss,
-    fused_lifted_structure_loss,
-    fused_margin_loss,
-    fused_triplet_loss,
-)
-from dmlap_kernels.functional.proxies import (
-    fused_proxy_anchor_loss,
-    fused_proxy_nca_loss,
-    fused_soft_triple_loss,
-)
-from dmlap_kernels.functional.similarities import (
-    fused_angular_loss,
-    fused_circle_loss,
-    fused_multi_similarity_loss,
-    fused_n_pairs_loss,
-    fused_nt_xent_loss,
-    fused_sup_con_loss,
-)
+from dmlap_kernels.functional import distances, proxies, similarities
+from dmlap_kernels.functional.distances import *
+from dmlap_kernels.functional.proxies import *
+from dmlap_kernels.functional.similarities import *
 
-__all__ = [
-    "fused_angular_loss",
-    "fused_circle_loss",
-    "fused_contrastive_loss",
-    "fused_lifted_structure_loss",
-    "fused_margin_loss",
-    "fused_multi_similarity_loss",
-    "fused_n_pairs_loss",
-    "fused_nt_xent_loss",
-    "fused_proxy_anchor_loss",
-    "fused_proxy_nca_loss",
-    "fused_soft_triple_loss",
-    "fused_sup_con_loss",
-    "fused_triplet_loss",
-]
+__all__: list[str] = []
+__all__ += distances.__all__
+__all__ += proxies.__all__
+__all__ += similarities.__all__

@@ -16,6 +16,13 @@ _NONZERO_LOSS_CUTOFF = 1.4
 # A seed travels to the backends as a float64, which holds every integer below 2^53.
 _LAST_SEED = 2**53 - 1
 
+__all__ = [
+    "fused_contrastive_loss",
+    "fused_lifted_structure_loss",
+    "fused_margin_loss",
+    "fused_triplet_loss",
+]
+
 
 @documented
 def fused_triplet_loss(
@@ -44,7 +51,6 @@ def fused_triplet_loss(
     ``[d(i, p) - d(i, n) + margin]+`` for the triplets (i, p, n) that ``mining`` picks.
 
     Args:
-        {pairs}
         margin: finite number, in units of the distance.
         mining: ``"hard"``: the farthest positive and the nearest negative of each anchor.
             ``"semihard"``: each positive pair with the nearest negative that is farther than the
@@ -64,20 +70,13 @@ def fused_triplet_loss(
             every backend. None takes one from torch's default generator (`torch.manual_seed`);
             under `torch.compile` a new one at each call as well.
         distance: ``"euclidean"``, ``"sqeuclidean"`` or ``"cosine"``.
-        {normalize}
-        {reduction}
-        {run}
 
     Returns:
-        {returns}
         Agrees with pytorch-metric-learning's ``TripletMarginLoss`` on all triplets and after
         ``BatchHardMiner`` and ``DistanceWeightedMiner`` (which draws other negatives), and with
         sentence-transformers' ``BatchSemiHardTripletLoss``; but for ``swap`` with references, where
         the former looks the distance up in the matrix of the anchors. Its defaults are others:
         ``mining="all"``, ``margin=0.05``, ``normalize=True`` and ``reduction="mean_nonzero"``.
-
-    Raises:
-        {raises}
 
     Example:
         >>> import torch
@@ -106,18 +105,8 @@ def fused_triplet_loss(
             f"mining='distance_weighted', got mining={mining!r} with cutoff={cutoff!r}, "
             f"nonzero_loss_cutoff={nonzero_loss_cutoff!r} and seed={seed!r}"
         )
-    return run(
-        f"triplet_{mining}",
-        params,
-        problem,
-        distance=distance,
-        accepted=DISTANCE,
-        normalize=normalize,
-        reduction=reduction,
-        backend=backend,
-        precision=precision,
-        return_stats=return_stats,
-    )
+    options = distance, DISTANCE, normalize, reduction, backend, precision, return_stats
+    return run(f"triplet_{mining}", params, problem, *options)
 
 
 def _seed(seed: int | None) -> Number:
@@ -152,7 +141,6 @@ def fused_contrastive_loss(
     are ordered: (i, j) and (j, i) both count in the self case.
 
     Args:
-        {pairs}
         pos_margin, neg_margin: finite numbers, in units of the distance.
         squared: square every hinge (the form of the paper).
         distance: ``"euclidean"``, ``"sqeuclidean"`` or ``"cosine"``.
@@ -161,11 +149,7 @@ def fused_contrastive_loss(
         {run}
 
     Returns:
-        {returns}
         Agrees with pytorch-metric-learning's ``ContrastiveLoss``, defaults included.
-
-    Raises:
-        {raises}
 
     Example:
         >>> import torch
@@ -183,18 +167,8 @@ def fused_contrastive_loss(
         checks.number("neg_margin", neg_margin),
         checks.flag("squared", squared),
     )
-    return run(
-        "contrastive",
-        params,
-        problem,
-        distance=distance,
-        accepted=DISTANCE,
-        normalize=normalize,
-        reduction=reduction,
-        backend=backend,
-        precision=precision,
-        return_stats=return_stats,
-    )
+    options = distance, DISTANCE, normalize, reduction, backend, precision, return_stats
+    return run("contrastive", params, problem, *options)
 
 
 @documented
@@ -220,7 +194,6 @@ def fused_margin_loss(
     a positive pair counts once for each negative of its anchor, and the other way round.
 
     Args:
-        {pairs}
         margin: finite number, in units of the distance.
         beta: the boundary between positive and negative distances: a number, or a floating tensor
             on the device of the embeddings, to which the gradient flows: () or (1,) for one
@@ -233,12 +206,8 @@ def fused_margin_loss(
         {run}
 
     Returns:
-        {returns}
         Agrees with pytorch-metric-learning's ``MarginLoss`` with ``triplets_per_anchor="all"``,
         defaults included.
-
-    Raises:
-        {raises}
 
     Example:
         >>> import torch
@@ -252,18 +221,8 @@ def fused_margin_loss(
     """
     problem = checks.pair_problem(embeddings, labels, ref_embeddings, ref_labels, self_index)
     problem = problem.changed(anchor_params=checks.per_anchor("beta", beta, problem))
-    return run(
-        "margin",
-        (checks.number("margin", margin),),
-        problem,
-        distance=distance,
-        accepted=DISTANCE,
-        normalize=normalize,
-        reduction=reduction,
-        backend=backend,
-        precision=precision,
-        return_stats=return_stats,
-    )
+    options = distance, DISTANCE, normalize, reduction, backend, precision, return_stats
+    return run("margin", (checks.number("margin", margin),), problem, *options)
 
 
 @documented
@@ -294,22 +253,14 @@ def fused_lifted_structure_loss(
     where the logarithm of an empty sum counts as 0; every anchor is a term.
 
     Args:
-        {pairs}
         pos_margin, neg_margin: finite numbers, in units of the distance.
         form: ``"original"`` or ``"generalized"``.
         distance: ``"euclidean"``, ``"sqeuclidean"`` or ``"cosine"``.
-        {normalize}
-        {reduction}
-        {run}
 
     Returns:
-        {returns}
         Agrees with pytorch-metric-learning's ``LiftedStructureLoss``, defaults included, and
         ``GeneralizedLiftedStructureLoss``; of the former without references, as it compares indices
         of anchors with indices of references.
-
-    Raises:
-        {raises}
 
     Example:
         >>> import torch
@@ -321,15 +272,10 @@ def fused_lifted_structure_loss(
     problem = checks.pair_problem(embeddings, labels, ref_embeddings, ref_labels, self_index)
     checks.choice("form", form, LIFTED_FORMS)
     params = (checks.number("pos_margin", pos_margin), checks.number("neg_margin", neg_margin))
+    options = distance, DISTANCE, normalize, reduction, backend, precision, return_stats
     return run(
         "lifted_structure" if form == "generalized" else "lifted_structure_original",
         params,
         problem,
-        distance=distance,
-        accepted=DISTANCE,
-        normalize=normalize,
-        reduction=reduction,
-        backend=backend,
-        precision=precision,
-        return_stats=return_stats,
+        *options,
     )

@@ -57,19 +57,63 @@ of another number by one more sweep, in plain PyTorch.""",
     "raises": """\
 ValueError, TypeError: an argument is not as above; the message names it, and no kernel has run.
 RuntimeError: a second derivative, or a forward-mode one, was asked for.""",
+    "example": """\
+>>> import torch
+>>> from dmlap_kernels import FUNCTION
+>>> embeddings = torch.randn(8, 16, requires_grad=True)
+>>> labels = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
+>>> FUNCTION(embeddings, labels).backward()""",
 }
 
 
+_SECTIONS = ("Args:", "Returns:", "Raises:", "Example:")
+# Of these a docstring may place the one that fits, or describe the argument itself.
+_REDUCTIONS = ("{reduction}", "{two_groups}", "reduction:")
+
+
 def documented(function: F) -> F:
-    """Fills the lines ``{part}`` of a docstring, indented as they are."""
+    """Fills the lines ``{part}`` of a docstring, indented as they are.
+
+    A part that the docstring does not place goes where it belongs: to the arguments that all losses
+    share, in the order of the signature, to what is returned and what is raised; and where it has
+    no example, the shortest call is one.
+    """
     lines = []
-    for line in (function.__doc__ or "").splitlines():
+    for line in _with_every_part(function):
         text = line.strip()
         part = _PARTS.get(text[1:-1]) if text.startswith("{") and text.endswith("}") else None
         if part is None:
             lines.append(line)
             continue
         indent = line[: len(line) - len(line.lstrip())]
+        part = part.replace("FUNCTION", function.__name__)
         lines += [indent + one if one else one for one in part.splitlines()]
-    function.__doc__ = inspect.cleandoc("\n".join(lines))
+    function.__doc__ = "\n".join(lines)
     return function
+
+
+def _with_every_part(function: F) -> list[str]:
+    """The lines of a docstring, in which each part has its place."""
+    sections: dict[str, list[str]] = {name: [] for name in ("", *_SECTIONS)}
+    section = ""
+    for line in inspect.cleandoc(function.__doc__ or "").splitlines():
+        if line in _SECTIONS:
+            section = line
+        else:
+            sections[section].append(line)
+    names = inspect.signature(function).parameters
+    told = [line.strip() for lines in sections.values() for line in lines]
+    first = "{proxies}" if "proxies" in names else "{pairs}"
+    last = ["{normalize}"] if "normalize" in names else []
+    last += [] if any(line.startswith(_REDUCTIONS) for line in told) else ["{reduction}"]
+    for name, before, after in (
+        ("Args:", [first], [*last, "{run}"]),
+        ("Returns:", ["{returns}"], []),
+        ("Raises:", ["{raises}"], []),
+        ("Example:", [] if any(sections["Example:"]) else ["{example}"], []),
+    ):
+        while sections[name] and not sections[name][-1]:
+            sections[name].pop()
+        before, after = ([f"    {p}" for p in parts if p not in told] for parts in (before, after))
+        sections[name] = [*before, *sections[name], *after, ""]
+    return [line for name, lines in sections.items() for line in (*([name] * bool(name)), *lines)]

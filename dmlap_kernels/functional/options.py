@@ -37,7 +37,6 @@ def run(
     loss: str,
     params: tuple[Number | bool, ...],
     problem: PairProblem,
-    *,
     distance: Any,
     accepted: tuple[str, ...],
     normalize: Any,
@@ -72,7 +71,15 @@ def run(
     return value, stats
 
 
-def run_exponents(loss: str, number: Number, problem: PairProblem, **options: Any) -> Result:
+def run_exponents(
+    loss: str,
+    number: Number,
+    problem: PairProblem,
+    distance: Any,
+    accepted: tuple[str, ...],
+    normalize: Any,
+    *others: Any,
+) -> Result:
     """`run` of a loss with one number, the temperature or the scale of its exponents.
 
     Such a loss only sees the quotient or product with the distance, less what is the same for all
@@ -80,14 +87,14 @@ def run_exponents(loss: str, number: Number, problem: PairProblem, **options: An
     gradient is that of an ordinary multiplication.
     """
     if not isinstance(number, Tensor):
-        return run(loss, (number,), problem, **options)
+        return run(loss, (number,), problem, distance, accepted, normalize, *others)
     scale = number if loss == "proxy_nca" else 1 / number
-    distance = checks.choice("distance", options["distance"], options["accepted"])
-    unit = checks.flag("normalize", options["normalize"]) or distance == "cosine"
-    options |= {"distance": "dot" if distance == "cosine" else distance, "normalize": False}
+    distance = checks.choice("distance", distance, accepted)
+    unit = checks.flag("normalize", normalize) or distance == "cosine"
     x = _scaled(problem.x, scale, distance, unit)
     y = None if problem.y is None else _scaled(problem.y, scale, distance, unit)
-    result = run(loss, (1.0,), problem.changed(rows=(x, y)), **options)
+    raw = "dot" if distance == "cosine" else distance
+    result = run(loss, (1.0,), problem.changed(rows=(x, y)), raw, accepted, False, *others)
     if isinstance(result, Tensor):
         return result
     return result[0], _unscaled(result[1], scale.detach(), distance)

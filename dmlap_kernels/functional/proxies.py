@@ -17,6 +17,12 @@ from dmlap_kernels.functional.options import (
 )
 from dmlap_kernels.problem import PairProblem
 
+__all__ = [
+    "fused_proxy_anchor_loss",
+    "fused_proxy_nca_loss",
+    "fused_soft_triple_loss",
+]
+
 
 @documented
 def fused_proxy_nca_loss(
@@ -39,19 +45,11 @@ def fused_proxy_nca_loss(
     proxies of its label and all proxies. Embeddings of a label without proxies are left out.
 
     Args:
-        {proxies}
         softmax_scale: more than 0.
         distance: ``"sqeuclidean"``, ``"euclidean"``, ``"cosine"`` or ``"dot"``.
-        {normalize}
-        {reduction}
-        {run}
 
     Returns:
-        {returns}
         Agrees with pytorch-metric-learning's ``ProxyNCALoss``, defaults included.
-
-    Raises:
-        {raises}
 
     Example:
         >>> import torch
@@ -64,17 +62,9 @@ def fused_proxy_nca_loss(
         torch.Size([4, 16])
     """
     problem = checks.proxy_problem(embeddings, labels, proxies, proxy_labels)
+    options = distance, SIMILARITY, normalize, reduction, backend, precision, return_stats
     return run_exponents(
-        "proxy_nca",
-        checks.number("softmax_scale", softmax_scale, above=0),
-        problem,
-        distance=distance,
-        accepted=SIMILARITY,
-        normalize=normalize,
-        reduction=reduction,
-        backend=backend,
-        precision=precision,
-        return_stats=return_stats,
+        "proxy_nca", checks.number("softmax_scale", softmax_scale, above=0), problem, *options
     )
 
 
@@ -100,7 +90,6 @@ def fused_proxy_anchor_loss(
     ``log(1 + sum_N e^(alpha (s + margin)))``: two groups of terms. The proxies are the anchors.
 
     Args:
-        {proxies}
         margin: finite number, in units of the similarity.
         alpha: scale of the similarities, more than 0.
         distance: ``"cosine"`` or ``"dot"``.
@@ -111,11 +100,7 @@ def fused_proxy_anchor_loss(
         {run}
 
     Returns:
-        {returns}
         Agrees with pytorch-metric-learning's ``ProxyAnchorLoss``, defaults included.
-
-    Raises:
-        {raises}
 
     Example:
         >>> import torch
@@ -133,18 +118,8 @@ def fused_proxy_anchor_loss(
     margin = operand(checks.number("margin", margin))
     alpha = checks.number("alpha", alpha, above=0)
     offset = most_similar(distance)
-    return run(
-        "proxy_anchor",
-        (alpha, offset - margin, offset + margin),
-        problem,
-        distance=distance,
-        accepted=INNER_PRODUCT,
-        normalize=normalize,
-        reduction=reduction,
-        backend=backend,
-        precision=precision,
-        return_stats=return_stats,
-    )
+    options = distance, INNER_PRODUCT, normalize, reduction, backend, precision, return_stats
+    return run("proxy_anchor", (alpha, offset - margin, offset + margin), problem, *options)
 
 
 @documented
@@ -172,21 +147,13 @@ def fused_soft_triple_loss(
     out.
 
     Args:
-        {proxies}
         la: scale of the similarities, more than 0.
         gamma: temperature between the centres of a class, more than 0.
         margin: finite number, in units of the similarity.
         distance: ``"cosine"`` or ``"dot"``.
-        {normalize}
-        {reduction}
-        {run}
 
     Returns:
-        {returns}
         Agrees with pytorch-metric-learning's ``SoftTripleLoss``, defaults included.
-
-    Raises:
-        {raises}
 
     Example:
         >>> import torch
@@ -204,15 +171,5 @@ def fused_soft_triple_loss(
         checks.number("gamma", gamma, above=0),
         checks.number("margin", margin),
     )
-    return run(
-        "soft_triple",
-        params,
-        problem,
-        distance=distance,
-        accepted=INNER_PRODUCT,
-        normalize=normalize,
-        reduction=reduction,
-        backend=backend,
-        precision=precision,
-        return_stats=return_stats,
-    )
+    options = distance, INNER_PRODUCT, normalize, reduction, backend, precision, return_stats
+    return run("soft_triple", params, problem, *options)

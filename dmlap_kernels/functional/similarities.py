@@ -16,6 +16,15 @@ from dmlap_kernels.functional.options import (
     run_exponents,
 )
 
+__all__ = [
+    "fused_angular_loss",
+    "fused_circle_loss",
+    "fused_multi_similarity_loss",
+    "fused_n_pairs_loss",
+    "fused_nt_xent_loss",
+    "fused_sup_con_loss",
+]
+
 _LARGEST_ANGLE = 70.0
 
 
@@ -44,7 +53,6 @@ def fused_multi_similarity_loss(
     e^(beta (s - base)))``; every anchor is a term.
 
     Args:
-        {pairs}
         alpha, beta: sharpness for positives and negatives, more than 0.
         base: finite number: the similarity (for Euclidean distances: the distance) at which a pair
             weighs half.
@@ -52,17 +60,10 @@ def fused_multi_similarity_loss(
             similar than the most similar negative by ``epsilon``, and the other way round. An
             anchor without negatives then keeps no positives, and vice versa.
         distance: ``"cosine"``, ``"dot"``, ``"euclidean"`` or ``"sqeuclidean"``.
-        {normalize}
-        {reduction}
-        {run}
 
     Returns:
-        {returns}
         Agrees with pytorch-metric-learning's ``MultiSimilarityLoss``, defaults included, and
         ``MultiSimilarityMiner``.
-
-    Raises:
-        {raises}
 
     Example:
         >>> import torch
@@ -80,18 +81,8 @@ def fused_multi_similarity_loss(
         epsilon is not None,
         0.0 if epsilon is None else checks.constant("epsilon", epsilon),
     )
-    return run(
-        "multi_similarity",
-        params,
-        problem,
-        distance=distance,
-        accepted=SIMILARITY,
-        normalize=normalize,
-        reduction=reduction,
-        backend=backend,
-        precision=precision,
-        return_stats=return_stats,
-    )
+    options = distance, SIMILARITY, normalize, reduction, backend, precision, return_stats
+    return run("multi_similarity", params, problem, *options)
 
 
 @documented
@@ -117,40 +108,15 @@ def fused_n_pairs_loss(
     take part: per positive pair ``log(1 + sum_N e^(s(i, n) - s(i, p)))``.
 
     Args:
-        {pairs}
         distance: ``"dot"``, ``"cosine"``, ``"euclidean"`` or ``"sqeuclidean"``.
-        {normalize}
-        {reduction}
-        {run}
 
     Returns:
-        {returns}
         Agrees with pytorch-metric-learning's ``NPairsLoss``, defaults included, which takes no
         references.
-
-    Raises:
-        {raises}
-
-    Example:
-        >>> import torch
-        >>> from dmlap_kernels import fused_n_pairs_loss
-        >>> embeddings = torch.randn(8, 16, requires_grad=True)
-        >>> labels = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
-        >>> fused_n_pairs_loss(embeddings, labels).backward()
     """
     problem = checks.pair_problem(embeddings, labels, ref_embeddings, ref_labels, self_index)
-    return run(
-        "n_pairs",
-        (),
-        problem,
-        distance=distance,
-        accepted=SIMILARITY,
-        normalize=normalize,
-        reduction=reduction,
-        backend=backend,
-        precision=precision,
-        return_stats=return_stats,
-    )
+    options = distance, SIMILARITY, normalize, reduction, backend, precision, return_stats
+    return run("n_pairs", (), problem, *options)
 
 
 @documented
@@ -175,19 +141,11 @@ def fused_nt_xent_loss(
     against the anchor's negatives, without its other positives.
 
     Args:
-        {pairs}
         temperature: more than 0, in units of the similarity.
         distance: ``"cosine"``, ``"dot"``, ``"euclidean"`` or ``"sqeuclidean"``.
-        {normalize}
-        {reduction}
-        {run}
 
     Returns:
-        {returns}
         Agrees with pytorch-metric-learning's ``NTXentLoss``, defaults included.
-
-    Raises:
-        {raises}
 
     Example:
         >>> import torch
@@ -201,18 +159,8 @@ def fused_nt_xent_loss(
     """
     problem = checks.pair_problem(embeddings, labels, ref_embeddings, ref_labels, self_index)
     temperature = checks.number("temperature", temperature, above=0)
-    return run_exponents(
-        "nt_xent",
-        temperature,
-        problem,
-        distance=distance,
-        accepted=SIMILARITY,
-        normalize=normalize,
-        reduction=reduction,
-        backend=backend,
-        precision=precision,
-        return_stats=return_stats,
-    )
+    options = distance, SIMILARITY, normalize, reduction, backend, precision, return_stats
+    return run_exponents("nt_xent", temperature, problem, *options)
 
 
 @documented
@@ -238,21 +186,13 @@ def fused_sup_con_loss(
     of one class. Anchors without positives are terms of 0.
 
     Args:
-        {pairs}
         temperature: more than 0, in units of the similarity.
         distance: ``"cosine"``, ``"dot"``, ``"euclidean"`` or ``"sqeuclidean"``.
-        {normalize}
-        {reduction}
-        {run}
 
     Returns:
-        {returns}
         Agrees with pytorch-metric-learning's ``SupConLoss``, defaults included, but for an anchor
         without negatives: there the paper's softmax is over the positives alone, which is the term
         here, and the library has a loss of 0.
-
-    Raises:
-        {raises}
 
     Example:
         >>> import torch
@@ -264,18 +204,8 @@ def fused_sup_con_loss(
     """
     problem = checks.pair_problem(embeddings, labels, ref_embeddings, ref_labels, self_index)
     temperature = checks.number("temperature", temperature, above=0)
-    return run_exponents(
-        "sup_con",
-        temperature,
-        problem,
-        distance=distance,
-        accepted=SIMILARITY,
-        normalize=normalize,
-        reduction=reduction,
-        backend=backend,
-        precision=precision,
-        return_stats=return_stats,
-    )
+    options = distance, SIMILARITY, normalize, reduction, backend, precision, return_stats
+    return run_exponents("sup_con", temperature, problem, *options)
 
 
 @documented
@@ -298,40 +228,23 @@ def fused_angular_loss(
     ``t = tan(alpha)^2``.
 
     Args:
-        {pairs}
         alpha: upper bound of the angle at the negative, in degrees; more than 0, at most 70.
         {reduction}
         {run}
             Distances in them are cosine ones.
 
     Returns:
-        {returns}
         Agrees with pytorch-metric-learning's ``AngularLoss``, defaults included, for rows of length
         1. That library brings anchors and positives to this length, but not negatives, so that for
         other rows its default gives another number; the paper's rows all have length 1.
-
-    Raises:
-        {raises}
-
-    Example:
-        >>> import torch
-        >>> from dmlap_kernels import fused_angular_loss
-        >>> embeddings = torch.randn(8, 16, requires_grad=True)
-        >>> labels = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
-        >>> fused_angular_loss(embeddings, labels).backward()
     """
     problem = checks.pair_problem(embeddings, labels, ref_embeddings, ref_labels, self_index)
+    options = "cosine", SIMILARITY, False, reduction, backend, precision, return_stats
     return run(
         "angular",
         (checks.number("alpha", alpha, above=0, maximum=_LARGEST_ANGLE),),
         problem,
-        distance="cosine",
-        accepted=SIMILARITY,
-        normalize=False,
-        reduction=reduction,
-        backend=backend,
-        precision=precision,
-        return_stats=return_stats,
+        *options,
     )
 
 
@@ -357,7 +270,6 @@ def fused_circle_loss(
     that lack positives or negatives are terms of 0.
 
     Args:
-        {pairs}
         m: relaxation, a finite number.
         gamma: scale of the similarities, more than 0.
         {reduction}
@@ -365,11 +277,7 @@ def fused_circle_loss(
             Distances in them are cosine ones.
 
     Returns:
-        {returns}
         Agrees with pytorch-metric-learning's ``CircleLoss``, defaults included.
-
-    Raises:
-        {raises}
 
     Example:
         >>> import torch
@@ -379,15 +287,7 @@ def fused_circle_loss(
         >>> fused_circle_loss(embeddings, labels, gamma=64).backward()
     """
     problem = checks.pair_problem(embeddings, labels, ref_embeddings, ref_labels, self_index)
+    options = "cosine", SIMILARITY, False, reduction, backend, precision, return_stats
     return run(
-        "circle",
-        (checks.number("m", m), checks.number("gamma", gamma, above=0)),
-        problem,
-        distance="cosine",
-        accepted=SIMILARITY,
-        normalize=False,
-        reduction=reduction,
-        backend=backend,
-        precision=precision,
-        return_stats=return_stats,
+        "circle", (checks.number("m", m), checks.number("gamma", gamma, above=0)), problem, *options
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,8 @@ EUCLIDEAN = ("euclidean", "sqeuclidean", "cosine")
 ALL = (*EUCLIDEAN, "dot")
 PRODUCTS = ("cosine", "dot")
 SHARPNESS = ("mild", "sharp")
+# How the public functions annotate a number that can be learned.
+NUMBER = "float | Tensor"
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,6 @@ class Row:
 
     Attributes:
         name: of the formula in `tests.reference.FORMULAS`, and of the policy.
-        function: name of the public function, called with the keywords ``fixed``.
         levels: of the loss's own factors, for covering arrays.
         choose: keywords of the loss from a `Draw` and one level of each factor; margins such that
             some hinges are active and others are not.
@@ -73,7 +75,9 @@ class Row:
             the rounding error of a distance is multiplied with.
         distances: accepted; () for a loss that takes neither ``distance`` nor ``normalize`` and
             works on cosines.
-        default_distance, default_normalize: of the function.
+        variant_of: X of the public function ``fused_X_loss`` where it is not the name, called with
+            the keywords ``fixed``.
+        positive: numbers that must be greater than 0; others need only be finite.
         proxies: whether references are proxies, without which there is no loss.
         max_rows: of a batch; less where the reference is cubic or a kink too likely.
         spread: standard deviation to which un-normalised points scale their distances, for
@@ -87,14 +91,13 @@ class Row:
     """
 
     name: str
-    function: str
     choose: Callable[..., dict[str, Any]]
     fixed: dict[str, Any] = field(default_factory=dict)
     levels: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     slope: Callable[[dict[str, Any], float], tuple[float, float]] = lambda options, largest: (1, 0)
     distances: tuple[str, ...] = EUCLIDEAN
-    default_distance: str = "euclidean"
-    default_normalize: bool = False
+    variant_of: str = ""
+    positive: tuple[str, ...] = ()
     proxies: bool = False
     max_rows: int = 257
     spread: float | None = None
@@ -105,11 +108,40 @@ class Row:
     cancels: bool = False
     extreme: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def loss(self) -> str:
+        return self.variant_of or self.name
+
+    @property
+    def function(self) -> str:
+        return f"fused_{self.loss}_loss"
+
+    @property
+    def keywords(self) -> dict[str, inspect.Parameter]:
+        """Of the function."""
+        parameters = inspect.signature(getattr(dmlap_kernels, self.function)).parameters
+        return {n: p for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """Those of the function that can be learned, at their defaults."""
+        return {n: p.default for n, p in self.keywords.items() if p.annotation == NUMBER}
+
+    @property
+    def other_numbers(self) -> dict[str, float]:
+        """The numbers away from their defaults."""
+        return {name: 1.25 * value for name, value in self.numbers.items()}
+
+    @property
+    def default_distance(self) -> str:
+        return self.keywords["distance"].default if self.distances else "cosine"
+
+    @property
+    def default_normalize(self) -> bool:
+        return self.keywords["normalize"].default if self.distances else False
+
     def fused(self, *args: Any, **keywords: Any) -> Any:
         return getattr(dmlap_kernels, self.function)(*args, **self.fixed, **keywords)
-
-    def exists(self) -> bool:
-        return hasattr(dmlap_kernels, self.function)
 
     def geometry(self, keywords: dict[str, Any]) -> dict[str, Any]:
         """Distance and normalize of a call with these keywords."""
@@ -224,6 +256,13 @@ def _angular_slope(options: dict[str, Any], largest: float) -> tuple[float, floa
 
 _SWAPS = {"smooth": (False, True), "swap": (False, True)}
 _SHARP = {"sharpness": SHARPNESS}
+# Of a loss whose exponents are d / temperature, which `_temperature` chooses.
+_TEMPERED: dict[str, Any] = {
+    "levels": _SHARP,
+    "slope": lambda options, largest: (1 / options["temperature"],) * 2,
+    "positive": ("temperature",),
+    "extreme": {"temperature": 0.005},
+}
 
 
 def _smooth(options: dict[str, Any], largest: float) -> tuple[float, float]:
@@ -235,34 +274,34 @@ LOSSES: dict[str, Row] = {
     for row in (
         Row(
             "triplet_hard",
-            "fused_triplet_loss",
             _triplet,
+            variant_of="triplet",
             levels=_SWAPS,
             slope=_smooth,
         ),
         Row(
             "triplet_semihard",
-            "fused_triplet_loss",
             _triplet,
             {"mining": "semihard"},
+            variant_of="triplet",
             levels=_SWAPS,
             slope=_smooth,
             max_rows=49,
         ),
         Row(
             "triplet_all",
-            "fused_triplet_loss",
             _triplet,
             {"mining": "all"},
+            variant_of="triplet",
             levels=_SWAPS,
             slope=_smooth,
             max_rows=49,
         ),
         Row(
             "triplet_distance_weighted",
-            "fused_triplet_loss",
             _triplet,
             {"mining": "distance_weighted"},
+            variant_of="triplet",
             levels=_SWAPS | {"seeded": (True,), "nonzero_loss_cutoff": (1.4, 1.8)},
             slope=_smooth,
             max_rows=49,
@@ -271,139 +310,116 @@ LOSSES: dict[str, Row] = {
         ),
         Row(
             "contrastive",
-            "fused_contrastive_loss",
             _contrastive,
             levels={"squared": (False, True), "active": ("all", "half", "few")},
             slope=_squared(1),
-            default_normalize=True,
             sum_over_references=True,
         ),
         Row(
             "margin",
-            "fused_margin_loss",
             _margin,
             levels={"beta": ("number", "0-d", "1-d", "classes"), "active": ("half", "all")},
-            default_normalize=True,
             max_rows=130,
         ),
         Row(
             "multi_similarity",
-            "fused_multi_similarity_loss",
             _multi_similarity,
             levels=_SHARP | {"mined": (False, True)},
+            positive=("alpha", "beta"),
             slope=lambda options, largest: (1, max(options["alpha"], options["beta"])),
             distances=ALL,
-            default_distance="cosine",
             extreme={"alpha": 1e3, "beta": 1e4},
         ),
         Row(
             "lifted_structure",
-            "fused_lifted_structure_loss",
             _lifted,
             {"form": "generalized"},
             slope=lambda options, largest: (1, 1),
-            default_normalize=True,
             spread=1.5,
         ),
         Row(
             "lifted_structure_original",
-            "fused_lifted_structure_loss",
             _lifted,
             {"form": "original"},
+            variant_of="lifted_structure",
             slope=_squared(2),
-            default_normalize=True,
             spread=1.5,
             max_rows=130,
         ),
         Row(
             "n_pairs",
-            "fused_n_pairs_loss",
             _given,
             slope=lambda options, largest: (1, 1),
             distances=ALL,
-            default_distance="dot",
-            default_normalize=True,
             spread=2.0,
             ordered=True,
         ),
         Row(
             "nt_xent",
-            "fused_nt_xent_loss",
             _temperature,
-            levels=_SHARP,
-            slope=lambda options, largest: (1 / options["temperature"],) * 2,
+            **_TEMPERED,
             distances=ALL,
-            default_distance="cosine",
-            extreme={"temperature": 0.005},
         ),
         Row(
             "sup_con",
-            "fused_sup_con_loss",
             _temperature,
-            levels=_SHARP,
-            slope=lambda options, largest: (1 / options["temperature"],) * 2,
+            **_TEMPERED,
             distances=ALL,
-            default_distance="cosine",
-            extreme={"temperature": 0.005},
             cancels=True,
         ),
         Row(
             "angular",
-            "fused_angular_loss",
             _given,
             levels={"alpha": (20.0, 40.0, 60.0)},
+            positive=("alpha",),
             slope=_angular_slope,
             distances=(),
-            default_distance="cosine",
             max_rows=130,
             extreme={"alpha": 70.0},
         ),
         Row(
             "circle",
-            "fused_circle_loss",
             _circle,
             levels={"m": (0.25, 0.4), "gamma": (5.0, 80.0)},
+            positive=("gamma",),
             slope=_circle_slope,
             distances=(),
-            default_distance="cosine",
             detached=True,
             extreme={"gamma": 1e4},
         ),
         Row(
             "proxy_nca",
-            "fused_proxy_nca_loss",
             lambda draw, sharpness: {"softmax_scale": draw.rate(sharpness)},
             levels=_SHARP,
+            positive=("softmax_scale",),
             slope=lambda options, largest: (options["softmax_scale"],) * 2,
             distances=ALL,
-            default_distance="sqeuclidean",
-            default_normalize=True,
             proxies=True,
             extreme={"softmax_scale": 1e4},
             cancels=True,
         ),
         Row(
             "proxy_anchor",
-            "fused_proxy_anchor_loss",
             _proxy_anchor,
             levels=_SHARP,
+            positive=("alpha",),
             slope=lambda options, largest: (options["alpha"],) * 2,
             distances=PRODUCTS,
-            default_distance="cosine",
             proxies=True,
             extreme={"alpha": 1e4},
         ),
         Row(
             "soft_triple",
-            "fused_soft_triple_loss",
             _soft_triple,
             levels=_SHARP,
+            positive=("la", "gamma"),
             slope=lambda options, largest: (options["la"] * (1 + largest / options["gamma"]),) * 2,
             distances=PRODUCTS,
-            default_distance="cosine",
             proxies=True,
             extreme={"la": 1e4, "gamma": 1e-4},
             cancels=True,
         ),
     )
 }
+# One row for each public function, by its X of ``fused_X_loss``.
+FUNCTIONS: dict[str, Row] = {row.loss: row for row in reversed(LOSSES.values())}

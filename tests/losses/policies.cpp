@@ -1,10 +1,12 @@
 // Prints the terms of every policy with their derivatives, by duals and by central differences of
-// the plain values, for anchors with and without positives and negatives.
+// the plain values, for anchors with and without positives and negatives. The losses are those of
+// losses.h; only a kind of policy that is new must be told of.
 #include <cstdio>
 #include <initializer_list>
 #include <limits>
 #include <type_traits>
 
+#include "dmlap/losses.h"
 #include "dmlap/policies/angular.h"
 #include "dmlap/policies/hinge.h"
 #include "dmlap/policies/log_sum.h"
@@ -65,40 +67,76 @@ void pairs(const char* name, const Policy& policy) {
   show<2>(name, "no-negatives", {0.6, -kInf}, term);
 }
 
+using T = double;
+constexpr double kParams[kMaxParams] = {0.25, 0.8, 0.3, 1, 0.1};
+
+// What losses.h names, by what it can show of a policy; in the library these run the sweeps.
+struct Elsewhere {
+  static void show_terms(const char*) {}
+};
+template <class, class Policy>
+struct LogSumKernels {
+  static void show_terms(const char* name) {
+    if constexpr (Policy::kPairTerms) {
+      pairs(name, Policy(kParams));
+    } else {
+      anchors(name, Policy(kParams));
+    }
+  }
+};
+template <class, class Policy>
+struct HingeKernels {
+  static void show_terms(const char* name) {
+    const auto term = [](const auto& x) { return Policy(kParams).term(x[0]); };
+    show<1>(name, "violated", {0.4}, term);
+    show<1>(name, "kept", {-0.4}, term);
+    show<1>(name, "no-pair", {-kInf}, term);
+  }
+};
+template <class>
+struct NPairsKernels : LogSumKernels<T, NPairs<T>> {};
+template <class>
+struct AngularKernels {
+  static void show_terms(const char* name) {
+    const double degrees[kMaxParams] = {40};
+    const auto term = [&](const auto& x) { return Angular<T>(degrees).term(x[0], x[1]); };
+    show<2>(name, "both", {0.3, 5.0}, term);
+    show<2>(name, "no-negatives", {0.3, 0.0}, term);
+  }
+};
+template <class>
+struct TripletHardKernels {
+  static void show_terms(const char* name) {
+    for (const double smooth : {0, 1}) {
+      const double params[kMaxParams] = {0.2, smooth, 1};
+      const Triplet<T> policy(params);
+      const auto term = [&](const auto& x) {
+        return policy.term(policy.violation(x[0], policy.nearer(x[1], x[2])));
+      };
+      show<3>(name, "anchor-nearer", {0.9, 0.6, 0.8}, term);
+      show<3>(name, "positive-nearer", {0.9, 0.8, 0.6}, term);
+      show<3>(name, "tie", {0.9, 0.7, 0.7}, term);
+      show<3>(name, "no-swap", {0.9, 0.7, kInf}, term);
+      show<3>(name, "kept", {0.1, 0.9, 0.8}, term);
+    }
+  }
+};
+// The triplets' terms are those of the hard ones.
+template <class>
+struct TripletSemihardKernels : Elsewhere {};
+template <class>
+struct TripletAllKernels;
+template <class, class>
+struct WithSwapKernels : Elsewhere {};
+template <class>
+struct TripletDistanceWeightedKernels : Elsewhere {};
+// Has no policy of a term.
+template <class>
+struct SoftTripleKernels : Elsewhere {};
+
 }  // namespace
 
 int main() {
-  const double mined[8] = {2, 50, 0.5, 1, 0.1}, one[8] = {0.25, 0.8, 0.3};
-  anchors("multi_similarity", MultiSimilarity<double>(mined));
-  anchors("lifted_structure", LiftedStructure<double>(one));
-  anchors("sup_con", SupCon<double>(one));
-  anchors("circle", Circle<double>(one));
-  anchors("proxy_nca", ProxyNCA<double>(one));
-  anchors("proxy_anchor", ProxyAnchor<double>(one));
-  pairs("nt_xent", NTXent<double>(one));
-  pairs("n_pairs", NPairs<double>(one));
-  pairs("lifted_structure_original", LiftedStructureOriginal<double>(one));
-  for (const bool squared : {false, true}) {
-    const auto term = [&](const auto& x) { return HingeTerm{squared}(x[0]); };
-    show<1>("hinge", "violated", {0.4}, term);
-    show<1>("hinge", "kept", {-0.4}, term);
-    show<1>("hinge", "no-pair", {-kInf}, term);
-  }
-  for (const double smooth : {0, 1}) {
-    const double params[8] = {0.2, smooth, 1};
-    const Triplet<double> policy(params);
-    const auto term = [&](const auto& x) {
-      return policy.term(policy.violation(x[0], policy.nearer(x[1], x[2])));
-    };
-    show<3>("triplet", "anchor-nearer", {0.9, 0.6, 0.8}, term);
-    show<3>("triplet", "positive-nearer", {0.9, 0.8, 0.6}, term);
-    show<3>("triplet", "tie", {0.9, 0.7, 0.7}, term);
-    show<3>("triplet", "no-swap", {0.9, 0.7, kInf}, term);
-    show<3>("triplet", "kept", {0.1, 0.9, 0.8}, term);
-  }
-  const double degrees[8] = {40};
-  const Angular<double> angular(degrees);
-  const auto term = [&](const auto& x) { return angular.term(x[0], x[1]); };
-  show<2>("angular", "both", {0.3, 5.0}, term);
-  show<2>("angular", "no-negatives", {0.3, 0.0}, term);
+#define DMLAP_SHOW(name, ...) __VA_ARGS__::show_terms(#name);
+  DMLAP_LOSSES(DMLAP_SHOW)
 }

@@ -19,8 +19,10 @@ from dmlap_kernels.losses import LOSSES, PROXY_LOSSES, MarginLoss, NTXentLoss
 from dmlap_kernels.problem import PairProblem, PairSpec
 from tests import reference
 from tests.losses.calls import Call
+from tests.losses.losses_table import FUNCTIONS
 
-# A loss, its numbers, and what else it is called with; by the name of the reference formula.
+# The name of the reference formula, and the loss with its numbers and what else it is called with.
+# A loss that is not listed is called with numbers near its defaults.
 NUMBERS: dict[str, tuple[str, Call]] = {
     "hard": ("triplet_hard", Call("triplet", {"margin": 0.9})),
     "hard-smooth-swap": (
@@ -69,11 +71,15 @@ NUMBERS: dict[str, tuple[str, Call]] = {
         "sup_con",
         Call("sup_con", {"temperature": 3.0, "distance": "sqeuclidean"}),
     ),
-    "angular": ("angular", Call("angular", {"alpha": 35.0})),
     "circle": ("circle", Call("circle", {"m": 0.3, "gamma": 10.0})),
-    "proxy_nca": ("proxy_nca", Call("proxy_nca", {"softmax_scale": 2.0})),
     "proxy_anchor": ("proxy_anchor", Call("proxy_anchor", {"margin": 0.2, "alpha": 8.0})),
     "soft_triple": ("soft_triple", Call("soft_triple", {"la": 9.0, "gamma": 0.2, "margin": 0.1})),
+}
+LISTED = {call.loss for _, call in NUMBERS.values()}
+NUMBERS |= {
+    loss: (row.name, Call(loss, row.other_numbers))
+    for loss, row in FUNCTIONS.items()
+    if row.numbers and loss not in LISTED
 }
 # These only pick pairs or draws.
 WITHOUT_GRADIENT = ("seed", "epsilon", "cutoff", "nonzero_loss_cutoff")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import weakref
-from typing import Any
 
 import pytest
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 import dmlap_kernels.functional
 from dmlap_kernels import PairStats
 from tests.losses.calls import CALLS, EVERY_CALL, Call
+from tests.losses.losses_table import FUNCTIONS
 
 REFS = pytest.mark.parametrize("refs", [False, True], ids=["self", "refs"])
 
@@ -229,66 +229,38 @@ def test_draws_follow_the_default_generator(backend: str) -> None:
     assert len({value(seed, 0).item() for seed in range(5)}) > 1
 
 
-OWN_KEYWORDS: dict[str, dict[str, Any]] = {
-    "triplet": {
-        **{"margin": 0.2, "mining": "hard", "smooth": False, "swap": False},
-        **{"cutoff": 0.5, "nonzero_loss_cutoff": 1.4, "seed": None, "distance": "euclidean"},
-    },
-    "contrastive": {
-        **{"pos_margin": 0.0, "neg_margin": 1.0, "squared": False, "distance": "euclidean"},
-        **{"normalize": True, "reduction": "mean_nonzero"},
-    },
-    "margin": {
-        **{"margin": 0.2, "beta": 1.2, "distance": "euclidean"},
-        **{"normalize": True, "reduction": "mean_nonzero"},
-    },
-    "multi_similarity": {
-        **{"alpha": 2.0, "beta": 50.0, "base": 0.5, "epsilon": None, "distance": "cosine"},
-    },
-    "lifted_structure": {
-        **{"pos_margin": 0.0, "neg_margin": 1.0, "form": "original", "distance": "euclidean"},
-        **{"normalize": True},
-    },
-    "n_pairs": {"distance": "dot", "normalize": True},
-    "nt_xent": {"temperature": 0.07, "distance": "cosine"},
-    "sup_con": {"temperature": 0.1, "distance": "cosine", "reduction": "mean_nonzero"},
-    "angular": {"alpha": 40.0},
-    "circle": {"m": 0.4, "gamma": 80.0, "reduction": "mean_nonzero"},
-    "proxy_nca": {"softmax_scale": 1.0, "distance": "sqeuclidean", "normalize": True},
-    "proxy_anchor": {"margin": 0.1, "alpha": 32.0, "distance": "cosine"},
-    "soft_triple": {"la": 20.0, "gamma": 0.1, "margin": 0.01, "distance": "cosine"},
-}
-
-
-@pytest.mark.parametrize("loss", OWN_KEYWORDS)
+@pytest.mark.parametrize("loss", FUNCTIONS)
 def test_signatures(loss: str) -> None:
-    """The public surface: names, order and defaults."""
-    own = dict(OWN_KEYWORDS[loss])
-    proxies = loss in ("proxy_nca", "proxy_anchor", "soft_triple")
-    normalize = {} if "distance" not in own else {"normalize": own.pop("normalize", False)}
-    reduction = {"reduction": own.pop("reduction", "mean")}
-    shared = {"backend": "auto", "precision": None, "return_stats": False}
-    expected = ({} if proxies else {"self_index": None}) | own | normalize | reduction | shared
-    function = getattr(dmlap_kernels, f"fused_{loss}_loss")
-    assert function is getattr(dmlap_kernels.functional, f"fused_{loss}_loss")
-    parameters = inspect.signature(function).parameters.values()
-    keywords = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-    assert list(keywords.items()) == list(expected.items())
-    references = ["ref_embeddings", "ref_labels"]
-    if proxies:
-        references = ["proxies", "proxy_labels"]
-    positional = {p.name: p.default for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD}
-    assert list(positional) == ["embeddings", "labels", *references]
-    empty = inspect.Parameter.empty
-    first = empty if references[0] == "proxies" else None
-    assert list(positional.values()) == [empty, empty, first, None]
+    """What all losses share: names, order and defaults. `tests/test_documents.py` holds what a loss
+    has of its own against its page."""
+    row = FUNCTIONS[loss]
+    function = getattr(dmlap_kernels, row.function)
+    assert function is getattr(dmlap_kernels.functional, row.function)
     assert function.__name__ in dmlap_kernels.__all__
+    parameters = inspect.signature(function).parameters.values()
+    empty = inspect.Parameter.empty
+    references = {"ref_embeddings": None, "ref_labels": None}
+    if row.proxies:
+        references = {"proxies": empty, "proxy_labels": None}
+    positional = {p.name: p.default for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD}
+    expected = {"embeddings": empty, "labels": empty} | references
+    assert list(positional.items()) == list(expected.items())
+    keywords = list(row.keywords)
+    if not row.proxies:
+        assert keywords.pop(0) == "self_index" and row.keywords["self_index"].default is None
+    shared = {"reduction": None, "backend": "auto", "precision": None, "return_stats": False}
+    last = [*(["distance", "normalize"] if row.distances else []), *shared]
+    assert keywords[-len(last) :] == last
+    assert row.keywords["reduction"].default in ("mean", "mean_nonzero")
+    for name in ("backend", "precision", "return_stats"):
+        assert row.keywords[name].default == shared[name]
+    assert row.default_distance in (row.distances or ("cosine",))
+    assert "distance" in keywords or not row.distances
 
 
-def test_every_function_is_in_the_table_of_signatures() -> None:
+def test_every_function_has_a_row() -> None:
     public = [name for name in dmlap_kernels.__all__ if name.startswith("fused_")]
-    assert sorted(public) == sorted(f"fused_{loss}_loss" for loss in OWN_KEYWORDS)
-    assert sorted(public) == sorted(dmlap_kernels.functional.__all__)
+    assert sorted(public) == sorted(row.function for row in FUNCTIONS.values())
 
 
 def test_a_loss_lets_go_of_its_batch_after_backward(backend: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -10,27 +11,14 @@ from torch import Tensor
 from tests.reference import exponentials, margins, proxies, triplets
 from tests.reference.pairs import Pairs, Terms, make_pairs, reduce_terms
 
+# Every public function of these modules that returns the terms of a loss.
 FORMULAS: dict[str, Callable[..., Terms]] = {
-    formula.__name__: formula
-    for formula in (
-        triplets.triplet_hard,
-        triplets.triplet_semihard,
-        triplets.triplet_all,
-        triplets.triplet_distance_weighted,
-        margins.contrastive,
-        margins.margin,
-        exponentials.multi_similarity,
-        exponentials.lifted_structure,
-        exponentials.lifted_structure_original,
-        exponentials.n_pairs,
-        exponentials.nt_xent,
-        exponentials.sup_con,
-        exponentials.angular,
-        exponentials.circle,
-        proxies.proxy_nca,
-        proxies.proxy_anchor,
-        proxies.soft_triple,
-    )
+    name: formula
+    for module in (triplets, margins, exponentials, proxies)
+    for name, formula in vars(module).items()
+    if inspect.isfunction(formula)
+    and not name.startswith("_")
+    and formula.__annotations__.get("return") == "Terms"
 }
 
 

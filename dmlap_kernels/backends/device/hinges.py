@@ -8,6 +8,7 @@ from torch import Tensor
 from dmlap_kernels.backends.device.sweeps import HingeSums, PairGradient
 from dmlap_kernels.backends.device.terms import (
     Call,
+    Family,
     Found,
     Group,
     PackedGradients,
@@ -80,6 +81,9 @@ class Margin:
         (margin,), beta = call.spec.params, call.anchor_params
         assert beta is not None
         return beta - margin, beta + margin
+
+
+FAMILIES: dict[str, Family] = {"contrastive": Contrastive(), "margin": Margin()}
 
 
 def _found(

@@ -15,6 +15,7 @@ from torch import Tensor
 from dmlap_kernels.backends.device.sweeps import Exponent, LogSums, PairGradient
 from dmlap_kernels.backends.device.terms import (
     Call,
+    Family,
     Found,
     Group,
     PackedGradients,
@@ -158,6 +159,16 @@ class LogSumLoss:
         kind = "exponential" if policy.epsilon is None else "mined"
         pair_gradient = PairGradient(kind, coefficients, None, policy.positive, policy.negative)
         return PackedGradients(*call.sweeps.gradient(call.sides, pair_gradient))
+
+
+FAMILIES: dict[str, Family] = {
+    "multi_similarity": LogSumLoss(multi_similarity, mining=3),
+    "lifted_structure": LogSumLoss(lifted_structure),
+    "sup_con": LogSumLoss(sup_con),
+    "circle": LogSumLoss(circle),
+    "proxy_nca": LogSumLoss(proxy_nca),
+    "proxy_anchor": LogSumLoss(proxy_anchor, groups=2),
+}
 
 
 def _groups(call: Call, policy: Policy, sums: LogSums) -> tuple[Group, ...]:
