@@ -245,6 +245,8 @@ def _announce(trainer: Trainer) -> None:
         f"{data.name}: {data.train.num_classes} training classes ({len(data.train):,} images), "
         f"{data.test.num_classes} test classes ({len(data.test):,} images)"
     )
+    if trainer.weights is not None:
+        print(trainer.weights)
     print(
         f"{config.method}, {config.loss} loss, {config.steps} steps on {trainer.device}, "
         f"from step {trainer.step}, to {trainer.out}",

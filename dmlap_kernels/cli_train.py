@@ -65,6 +65,17 @@ TRAINING = (
     Option("--samples-per-class", "samples_per_class", int, "M", "samples of each of them"),
     Option("--chunk-size", "chunk_size", int, "N", "images the encoder gets at a time"),
     Option("--encoder", "encoder", str, "ENCODER", "conv, conv:W,W,... or timm:NAME"),
+    Option("--weights", "weights", str, "FILE", "weights that the encoder starts from"),
+    Option(
+        "--freeze", "freeze", str, "NAMES", "parts of the encoder that learn nothing, with commas"
+    ),
+    Option(
+        "--backbone-rate",
+        "backbone_rate",
+        float,
+        "FACTOR",
+        "learning rate of the encoder before its last layer, as a multiple",
+    ),
     Option("--embedding-dim", "embedding_dim", int, "D", "length of an embedding"),
     Option("--optimizer", "optimizer", str, None, "optimizer", tuple(OPTIMIZERS)),
     Option("--learning-rate", "learning_rate", float, "RATE", "peak of the schedule"),

@@ -99,9 +99,14 @@ class TrainConfig:
             its blocks, or ``"timm:NAME"`` for `TimmEncoder`.
         pretrained: start an encoder of timm from its pretrained weights.
         freeze_batch_norm: keep the batch normalisation of an encoder of timm as it is.
+        weights: file of weights that the encoder starts from: safetensors, a state dict of PyTorch,
+            or the checkpoint of a run (`load_weights_file`). None: as it is made.
+        freeze: names of parts of the encoder, separated by commas, that learn nothing.
+        backbone_rate: learning rate of all of the encoder but its last layer, as a multiple.
         embedding_dim: length of an embedding.
         optimizer: ``"adam"``, ``"adamw"``, ``"rmsprop"`` or ``"sgd"``, of `torch.optim`.
-        optimizer_options: keywords of that optimizer, besides its learning rate.
+        optimizer_options: keywords of that optimizer, besides its learning rate. A
+            ``weight_decay`` leaves out norms and biases.
         learning_rate: peak of the schedule, for that optimizer.
         schedule: ``"one_cycle"``, ``"cosine"`` (down to 0) or ``"constant"``.
         device: a torch device, or ``"auto"``: ``cuda`` where there is one, else ``cpu``.
@@ -153,6 +158,9 @@ class TrainConfig:
     encoder: str = "conv"
     pretrained: bool = False
     freeze_batch_norm: bool = False
+    weights: str | None = None
+    freeze: str = ""
+    backbone_rate: float = 1.0
     embedding_dim: int = EMBEDDING_DIM
     optimizer: str = "adam"
     optimizer_options: dict[str, Any] = field(default_factory=dict)
@@ -180,8 +188,10 @@ class TrainConfig:
     hard_search: str = defaults.HARD_SEARCH
 
     def __post_init__(self) -> None:
-        for name in ("data", "device"):
+        for name in ("data", "device", "freeze"):
             _check_text(name, getattr(self, name))
+        if self.weights is not None:
+            _check_text("weights", self.weights)
         for name in _FLAGS:
             checks.flag(name, getattr(self, name))
         for name in ("loss_options", "optimizer_options"):
@@ -229,6 +239,7 @@ class TrainConfig:
             "between_weight",
             "learning_rate",
             "loss_rate",
+            "backbone_rate",
         ):
             checks.number(name, getattr(self, name), minimum=0)
         for name, below in (("validation", 1), ("hard_share", None), ("proximal_decay", None)):
@@ -278,6 +289,11 @@ class TrainConfig:
     def learns_in_loss(self) -> bool:
         """Whether the loss has parameters of its own."""
         return self.loss in PROXY_LOSSES or bool(self.loss_options.get("learn_beta"))
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """The names in ``freeze``."""
+        return tuple(part.strip() for part in self.freeze.split(",") if part.strip())
 
     @property
     def mines(self) -> bool:

@@ -30,6 +30,8 @@ from dmlap_kernels.trainer.optimization import (
     Schedule,
     build_optimizer,
     checked_rate,
+    decays_weights,
+    freeze,
     parameter_groups,
 )
 from dmlap_kernels.trainer.patience import Patience
@@ -48,6 +50,7 @@ from dmlap_kernels.trainer.rehearsal import (
 from dmlap_kernels.trainer.representatives import RepresentativeSampler
 from dmlap_kernels.trainer.results import METRICS_FILE, collect_results, write_results
 from dmlap_kernels.trainer.seeds import generator
+from dmlap_kernels.trainer.weights import Matched, load_weights_file
 
 Stop = Callable[[], bool]
 
@@ -110,6 +113,8 @@ class Trainer:
         observers: Sequence[Observer] = (),
     ) -> None:
         self.out = _unused_folder(out)
+        if encoder is not None and config.weights is not None:
+            raise ValueError("weights can only be given with an encoder that config.encoder names")
         self._build(config, data, encoder, optimizer, schedule, checkpoint_every, observers)
 
     @classmethod
@@ -185,8 +190,12 @@ class Trainer:
         self.fingerprints = saving.fingerprints(data)
         torch.manual_seed(config.seed)
         name = repr(config.encoder) if encoder is None else type(encoder).__name__
+        self.weights: Matched | None = None
         if encoder is None:
             encoder = build_encoder(config, tuple(self.data.train.images.shape[1:]))
+            if config.weights is not None:
+                self.weights = load_weights_file(encoder, config.weights)
+        freeze(encoder, config.frozen)
         self.encoder = encoder.to(self.device)
         with same_randomness(self.device):
             embeddings = try_encoder(self.encoder, name, train)
@@ -247,7 +256,13 @@ class Trainer:
             raise ValueError(
                 f"encoder {name} must have a parameter that requires grad, but it has none to learn"
             )
-        groups = parameter_groups(parameters, own, config.loss_rate)
+        groups = parameter_groups(
+            self.encoder,
+            own,
+            config.loss_rate,
+            backbone_rate=config.backbone_rate,
+            decays=optimizer is None and decays_weights(config.optimizer, config.optimizer_options),
+        )
         if optimizer is None:
             with same_randomness(self.device):
                 try_optimizer(config, self.device)
