@@ -13,6 +13,7 @@ from dmlap_kernels.encoders import EMBEDDING_DIM
 from dmlap_kernels.losses import LOSSES, PROXY_LOSSES
 from dmlap_kernels.trainer import defaults
 from dmlap_kernels.trainer.mining import SEARCHES
+from dmlap_kernels.trainer.mixed_precision import DTYPES
 from dmlap_kernels.trainer.objective import SIDES
 from dmlap_kernels.trainer.optimization import OPTIMIZERS, SCHEDULES
 from dmlap_kernels.trainer.representatives import CHOICES
@@ -28,6 +29,8 @@ _FLAGS = (
     "augment",
     "pretrained",
     "freeze_batch_norm",
+    "compile",
+    "channels_last",
     "augment_representatives",
 )
 
@@ -95,6 +98,11 @@ class TrainConfig:
         samples_per_class: M, the representatives included.
         chunk_size: images that the encoder gets at a time, with one more forward pass, so that
             large batches fit into memory (`GradientCache`); None: the whole batch.
+        amp: train the encoder under autocast in ``"bf16"`` or ``"fp16"``; weights, the loss and all
+            evaluation stay in float32. None: float32.
+        compile: train the encoder through `torch.compile`.
+        channels_last: keep weights and images of the encoder with their channels last, which
+            convolutions on recent GPUs and CPUs are faster with.
         encoder: ``"conv"`` for `ConvEncoder`, ``"conv:W,W,..."`` with the channels after each of
             its blocks, or ``"timm:NAME"`` for `TimmEncoder`.
         pretrained: start an encoder of timm from its pretrained weights.
@@ -155,6 +163,9 @@ class TrainConfig:
     classes_per_batch: int | None = None
     samples_per_class: int = defaults.SAMPLES_PER_CLASS
     chunk_size: int | None = None
+    amp: str | None = None
+    compile: bool = False
+    channels_last: bool = False
     encoder: str = "conv"
     pretrained: bool = False
     freeze_batch_norm: bool = False
@@ -205,6 +216,8 @@ class TrainConfig:
         checks.choice("hard_search", self.hard_search, SEARCHES)
         checks.choice("optimizer", self.optimizer, tuple(OPTIMIZERS))
         checks.choice("schedule", self.schedule, tuple(SCHEDULES))
+        if self.amp is not None:
+            checks.choice("amp", self.amp, tuple(DTYPES))
         _check_encoder(self.encoder)
         for name, minimum in (
             ("steps", 1),

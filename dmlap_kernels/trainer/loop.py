@@ -22,6 +22,7 @@ from dmlap_kernels.trainer.diagnosis import diagnose
 from dmlap_kernels.trainer.embedding import Stopped, evaluate, evaluate_pixels
 from dmlap_kernels.trainer.gradient_cache import GradientCache
 from dmlap_kernels.trainer.inputs import prepare_data
+from dmlap_kernels.trainer.mixed_precision import MixedPrecision
 from dmlap_kernels.trainer.model import build_encoder, resolve_device
 from dmlap_kernels.trainer.objective import AlternatingObjective
 from dmlap_kernels.trainer.optimization import (
@@ -197,6 +198,8 @@ class Trainer:
                 self.weights = load_weights_file(encoder, config.weights)
         freeze(encoder, config.frozen)
         self.encoder = encoder.to(self.device)
+        if config.channels_last:
+            self.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         with same_randomness(self.device):
             embeddings = try_encoder(self.encoder, name, train)
         self.objective = AlternatingObjective(
@@ -212,8 +215,13 @@ class Trainer:
         self._learned: nn.Module = self.encoder
         if any(True for _ in self.objective.parameters()):
             self._learned = nn.ModuleDict({"encoder": self.encoder, "loss": self.objective})
+        self.precision = MixedPrecision(config.amp, self.device)
+        trained: Any = self.encoder
+        if config.compile:
+            trained = torch.compile(self.encoder, dynamic=config.chunk_size is not None)
         size = config.chunk_size
-        self._cache = None if size is None else GradientCache(self.encoder, size)
+        self._cache = None if size is None else GradientCache(trained, size)
+        self._embed = trained if self._cache is None else self._cache.embed
         self.sampler = ClassBatchSampler(
             train.labels,
             classes,
@@ -343,16 +351,23 @@ class Trainer:
             self._prepare_projection()
         batch = self.sampler.batch(self.step, self.pinned.indices, self.pinned.neighbors)
         images, labels = self._images(batch), batch.labels.to(self.device)
-        embeddings = (self._cache.embed if self._cache else self.encoder)(images)
+        if config.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        with self.precision.autocast():
+            embeddings = self._embed(images)
+        if config.amp is not None:
+            embeddings = embeddings.float()
         loss, stats = self.objective(embeddings, labels, batch.representatives)
         value = loss.item()
         if not math.isfinite(value):
             raise diagnose(value, self.step + 1, batch, images, embeddings, self.data.train)
         self.optimizer.zero_grad()
-        self._cache.backward(loss) if self._cache else loss.backward()
+        scaled = self.precision.scaled(loss)
+        self._cache.backward(scaled) if self._cache else scaled.backward()
+        self.precision.prepare(self.optimizer)
         self.projection.step()
         rate = self.rates.set(self.step)
-        self.optimizer.step()
+        self.precision.step(self.optimizer)
         self.step += 1
         self.seconds += time.perf_counter() - started
         self._record(value, int(stats.violated), int(stats.constraints), rate)
