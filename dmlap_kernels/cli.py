@@ -1,4 +1,4 @@
-"""The ``dmlap`` command: train, eval, report, info."""
+"""The ``dmlap`` command: train, eval, embed, report, info."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any
 
 from dmlap_kernels import __version__, info
+from dmlap_kernels.cli_embed import add_embed, embedded
 from dmlap_kernels.cli_train import FLAGS, add_train
 from dmlap_kernels.data import DataError, DataWarning, parse_source
 from dmlap_kernels.report.page import REPORT_FILE, write_report
@@ -38,6 +39,7 @@ from dmlap_kernels.trainer.config import (
 )
 from dmlap_kernels.trainer.config_files import merged
 from dmlap_kernels.trainer.diagnosis import is_out_of_memory
+from dmlap_kernels.trainer.embedding_files import write_embeddings
 from dmlap_kernels.trainer.progress import Progress
 from dmlap_kernels.trainer.results import CURVES_FILE, METRICS_FILE
 from dmlap_kernels.trainer.saving import prolonged
@@ -245,6 +247,8 @@ def _announce(trainer: Trainer) -> None:
         f"{data.name}: {data.train.num_classes} training classes ({len(data.train):,} images), "
         f"{data.test.num_classes} test classes ({len(data.test):,} images)"
     )
+    if trainer.weights is not None:
+        print(trainer.weights)
     print(
         f"{config.method}, {config.loss} loss, {config.steps} steps on {trainer.device}, "
         f"from step {trainer.step}, to {trainer.out}",
@@ -274,6 +278,15 @@ def _print_table(columns: dict[str, dict[str, float]]) -> None:
     for name in next(iter(columns.values())):
         values = [column[name] for column in columns.values()]
         print(f"{name:<12}" + "".join(f"  {v:{w}.4f}" for v, w in zip(values, widths, strict=True)))
+
+
+def _embed(args: argparse.Namespace) -> int:
+    with _refusals():
+        found = embedded(args)
+        write_embeddings(args.out, found)
+    rows, width = found.embeddings.shape
+    print(f"{args.out}: {rows:,} embeddings of {width} numbers, {len(found.class_names):,} classes")
+    return 0
 
 
 def _report(args: argparse.Namespace) -> int:
@@ -343,6 +356,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--json", action="store_true", help="print JSON")
     evaluate.set_defaults(run=_eval)
+    add_embed(commands, _embed)
     report = commands.add_parser(
         "report", help="one HTML page with curves, neighbours, a map and hard classes of runs"
     )

@@ -18,6 +18,7 @@ from dmlap_kernels.trainer.config import (
 )
 from dmlap_kernels.trainer.config_files import CONFIGS
 from dmlap_kernels.trainer.mining import SEARCHES
+from dmlap_kernels.trainer.mixed_precision import DTYPES
 from dmlap_kernels.trainer.objective import SIDES
 from dmlap_kernels.trainer.optimization import OPTIMIZERS, SCHEDULES
 
@@ -64,7 +65,19 @@ TRAINING = (
     ),
     Option("--samples-per-class", "samples_per_class", int, "M", "samples of each of them"),
     Option("--chunk-size", "chunk_size", int, "N", "images the encoder gets at a time"),
+    Option("--amp", "amp", str, None, "mixed precision of the encoder", tuple(DTYPES)),
     Option("--encoder", "encoder", str, "ENCODER", "conv, conv:W,W,... or timm:NAME"),
+    Option("--weights", "weights", str, "FILE", "weights that the encoder starts from"),
+    Option(
+        "--freeze", "freeze", str, "NAMES", "parts of the encoder that learn nothing, with commas"
+    ),
+    Option(
+        "--backbone-rate",
+        "backbone_rate",
+        float,
+        "FACTOR",
+        "learning rate of the encoder before its last layer, as a multiple",
+    ),
     Option("--embedding-dim", "embedding_dim", int, "D", "length of an embedding"),
     Option("--optimizer", "optimizer", str, None, "optimizer", tuple(OPTIMIZERS)),
     Option("--learning-rate", "learning_rate", float, "RATE", "peak of the schedule"),
@@ -157,6 +170,8 @@ FLAGS = {o.field: o.flag for o in (*MAIN, *DATA, *TRAINING, *DMLAP)} | {
     "drop_small_classes": "--drop-small-classes",
     "pretrained": "--pretrained",
     "freeze_batch_norm": "--freeze-batch-norm",
+    "compile": "--compile",
+    "channels_last": "--channels-last",
     "augment_representatives": "--augment-representatives",
     "loss_options": "--loss-option",
     "optimizer_options": "--optimizer-option",
@@ -223,6 +238,8 @@ def add_train(commands: Any, run: Callable[[argparse.Namespace], int]) -> None:
         training,
         pretrained="start an encoder of timm from its pretrained weights",
         freeze_batch_norm="keep the batch normalisation of an encoder of timm as it is",
+        compile="train the encoder through torch.compile",
+        channels_last="keep weights and images with their channels last",
     )
     dmlap = train.add_argument_group("alternating projections (--method dmlap)")
     _add_options(dmlap, DMLAP)

@@ -176,7 +176,7 @@ def test_the_map_of_the_house_names_what_exists() -> None:
 
 def test_options_of_the_command_line_exist(capsys: pytest.CaptureFixture[str]) -> None:
     known = ""
-    for command in ("train", "eval", "report", "info"):
+    for command in ("train", "eval", "embed", "report", "info"):
         with pytest.raises(SystemExit):
             cli.main([command, "--help"])
         known += capsys.readouterr().out

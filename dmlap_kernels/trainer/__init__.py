@@ -19,6 +19,7 @@ from dmlap_kernels.trainer.checkpoint import CheckpointError
 from dmlap_kernels.trainer.config import TrainConfig
 from dmlap_kernels.trainer.diagnosis import NonFiniteEmbeddings, NonFiniteLoss, OutOfMemory
 from dmlap_kernels.trainer.embedding import embed, evaluate, evaluate_pixels
+from dmlap_kernels.trainer.embedding_files import embed_run, write_embeddings
 from dmlap_kernels.trainer.gradient_cache import GradientCache
 from dmlap_kernels.trainer.loop import Interrupted, Observer, Trainer
 from dmlap_kernels.trainer.model import evaluate_run, load_encoder
@@ -43,8 +44,10 @@ __all__ = [
     "TrainConfig",
     "Trainer",
     "embed",
+    "embed_run",
     "evaluate",
     "evaluate_pixels",
     "evaluate_run",
     "load_encoder",
+    "write_embeddings",
 ]

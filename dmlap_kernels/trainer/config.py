@@ -13,6 +13,7 @@ from dmlap_kernels.encoders import EMBEDDING_DIM
 from dmlap_kernels.losses import LOSSES, PROXY_LOSSES
 from dmlap_kernels.trainer import defaults
 from dmlap_kernels.trainer.mining import SEARCHES
+from dmlap_kernels.trainer.mixed_precision import DTYPES
 from dmlap_kernels.trainer.objective import SIDES
 from dmlap_kernels.trainer.optimization import OPTIMIZERS, SCHEDULES
 from dmlap_kernels.trainer.representatives import CHOICES
@@ -28,6 +29,8 @@ _FLAGS = (
     "augment",
     "pretrained",
     "freeze_batch_norm",
+    "compile",
+    "channels_last",
     "augment_representatives",
 )
 
@@ -95,13 +98,23 @@ class TrainConfig:
         samples_per_class: M, the representatives included.
         chunk_size: images that the encoder gets at a time, with one more forward pass, so that
             large batches fit into memory (`GradientCache`); None: the whole batch.
+        amp: train the encoder under autocast in ``"bf16"`` or ``"fp16"``; weights, the loss and all
+            evaluation stay in float32. None: float32.
+        compile: train the encoder through `torch.compile`.
+        channels_last: keep weights and images of the encoder with their channels last, which
+            convolutions on recent GPUs and CPUs are faster with.
         encoder: ``"conv"`` for `ConvEncoder`, ``"conv:W,W,..."`` with the channels after each of
             its blocks, or ``"timm:NAME"`` for `TimmEncoder`.
         pretrained: start an encoder of timm from its pretrained weights.
         freeze_batch_norm: keep the batch normalisation of an encoder of timm as it is.
+        weights: file of weights that the encoder starts from: safetensors, a state dict of PyTorch,
+            or the checkpoint of a run (`load_weights_file`). None: as it is made.
+        freeze: names of parts of the encoder, separated by commas, that learn nothing.
+        backbone_rate: learning rate of all of the encoder but its last layer, as a multiple.
         embedding_dim: length of an embedding.
         optimizer: ``"adam"``, ``"adamw"``, ``"rmsprop"`` or ``"sgd"``, of `torch.optim`.
-        optimizer_options: keywords of that optimizer, besides its learning rate.
+        optimizer_options: keywords of that optimizer, besides its learning rate. A
+            ``weight_decay`` leaves out norms and biases.
         learning_rate: peak of the schedule, for that optimizer.
         schedule: ``"one_cycle"``, ``"cosine"`` (down to 0) or ``"constant"``.
         device: a torch device, or ``"auto"``: ``cuda`` where there is one, else ``cpu``.
@@ -150,9 +163,15 @@ class TrainConfig:
     classes_per_batch: int | None = None
     samples_per_class: int = defaults.SAMPLES_PER_CLASS
     chunk_size: int | None = None
+    amp: str | None = None
+    compile: bool = False
+    channels_last: bool = False
     encoder: str = "conv"
     pretrained: bool = False
     freeze_batch_norm: bool = False
+    weights: str | None = None
+    freeze: str = ""
+    backbone_rate: float = 1.0
     embedding_dim: int = EMBEDDING_DIM
     optimizer: str = "adam"
     optimizer_options: dict[str, Any] = field(default_factory=dict)
@@ -180,8 +199,10 @@ class TrainConfig:
     hard_search: str = defaults.HARD_SEARCH
 
     def __post_init__(self) -> None:
-        for name in ("data", "device"):
+        for name in ("data", "device", "freeze"):
             _check_text(name, getattr(self, name))
+        if self.weights is not None:
+            _check_text("weights", self.weights)
         for name in _FLAGS:
             checks.flag(name, getattr(self, name))
         for name in ("loss_options", "optimizer_options"):
@@ -195,6 +216,8 @@ class TrainConfig:
         checks.choice("hard_search", self.hard_search, SEARCHES)
         checks.choice("optimizer", self.optimizer, tuple(OPTIMIZERS))
         checks.choice("schedule", self.schedule, tuple(SCHEDULES))
+        if self.amp is not None:
+            checks.choice("amp", self.amp, tuple(DTYPES))
         _check_encoder(self.encoder)
         for name, minimum in (
             ("steps", 1),
@@ -229,6 +252,7 @@ class TrainConfig:
             "between_weight",
             "learning_rate",
             "loss_rate",
+            "backbone_rate",
         ):
             checks.number(name, getattr(self, name), minimum=0)
         for name, below in (("validation", 1), ("hard_share", None), ("proximal_decay", None)):
@@ -278,6 +302,11 @@ class TrainConfig:
     def learns_in_loss(self) -> bool:
         """Whether the loss has parameters of its own."""
         return self.loss in PROXY_LOSSES or bool(self.loss_options.get("learn_beta"))
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """The names in ``freeze``."""
+        return tuple(part.strip() for part in self.freeze.split(",") if part.strip())
 
     @property
     def mines(self) -> bool:

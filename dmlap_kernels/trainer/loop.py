@@ -22,6 +22,7 @@ from dmlap_kernels.trainer.diagnosis import diagnose
 from dmlap_kernels.trainer.embedding import Stopped, evaluate, evaluate_pixels
 from dmlap_kernels.trainer.gradient_cache import GradientCache
 from dmlap_kernels.trainer.inputs import prepare_data
+from dmlap_kernels.trainer.mixed_precision import MixedPrecision
 from dmlap_kernels.trainer.model import build_encoder, resolve_device
 from dmlap_kernels.trainer.objective import AlternatingObjective
 from dmlap_kernels.trainer.optimization import (
@@ -30,6 +31,8 @@ from dmlap_kernels.trainer.optimization import (
     Schedule,
     build_optimizer,
     checked_rate,
+    decays_weights,
+    freeze,
     parameter_groups,
 )
 from dmlap_kernels.trainer.patience import Patience
@@ -48,6 +51,7 @@ from dmlap_kernels.trainer.rehearsal import (
 from dmlap_kernels.trainer.representatives import RepresentativeSampler
 from dmlap_kernels.trainer.results import METRICS_FILE, collect_results, write_results
 from dmlap_kernels.trainer.seeds import generator
+from dmlap_kernels.trainer.weights import Matched, load_weights_file
 
 Stop = Callable[[], bool]
 
@@ -110,6 +114,8 @@ class Trainer:
         observers: Sequence[Observer] = (),
     ) -> None:
         self.out = _unused_folder(out)
+        if encoder is not None and config.weights is not None:
+            raise ValueError("weights can only be given with an encoder that config.encoder names")
         self._build(config, data, encoder, optimizer, schedule, checkpoint_every, observers)
 
     @classmethod
@@ -185,9 +191,15 @@ class Trainer:
         self.fingerprints = saving.fingerprints(data)
         torch.manual_seed(config.seed)
         name = repr(config.encoder) if encoder is None else type(encoder).__name__
+        self.weights: Matched | None = None
         if encoder is None:
             encoder = build_encoder(config, tuple(self.data.train.images.shape[1:]))
+            if config.weights is not None:
+                self.weights = load_weights_file(encoder, config.weights)
+        freeze(encoder, config.frozen)
         self.encoder = encoder.to(self.device)
+        if config.channels_last:
+            self.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         with same_randomness(self.device):
             embeddings = try_encoder(self.encoder, name, train)
         self.objective = AlternatingObjective(
@@ -203,8 +215,13 @@ class Trainer:
         self._learned: nn.Module = self.encoder
         if any(True for _ in self.objective.parameters()):
             self._learned = nn.ModuleDict({"encoder": self.encoder, "loss": self.objective})
+        self.precision = MixedPrecision(config.amp, self.device)
+        trained: Any = self.encoder
+        if config.compile:
+            trained = torch.compile(self.encoder, dynamic=config.chunk_size is not None)
         size = config.chunk_size
-        self._cache = None if size is None else GradientCache(self.encoder, size)
+        self._cache = None if size is None else GradientCache(trained, size)
+        self._embed = trained if self._cache is None else self._cache.embed
         self.sampler = ClassBatchSampler(
             train.labels,
             classes,
@@ -247,7 +264,13 @@ class Trainer:
             raise ValueError(
                 f"encoder {name} must have a parameter that requires grad, but it has none to learn"
             )
-        groups = parameter_groups(parameters, own, config.loss_rate)
+        groups = parameter_groups(
+            self.encoder,
+            own,
+            config.loss_rate,
+            backbone_rate=config.backbone_rate,
+            decays=optimizer is None and decays_weights(config.optimizer, config.optimizer_options),
+        )
         if optimizer is None:
             with same_randomness(self.device):
                 try_optimizer(config, self.device)
@@ -328,16 +351,23 @@ class Trainer:
             self._prepare_projection()
         batch = self.sampler.batch(self.step, self.pinned.indices, self.pinned.neighbors)
         images, labels = self._images(batch), batch.labels.to(self.device)
-        embeddings = (self._cache.embed if self._cache else self.encoder)(images)
+        if config.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        with self.precision.autocast():
+            embeddings = self._embed(images)
+        if config.amp is not None:
+            embeddings = embeddings.float()
         loss, stats = self.objective(embeddings, labels, batch.representatives)
         value = loss.item()
         if not math.isfinite(value):
             raise diagnose(value, self.step + 1, batch, images, embeddings, self.data.train)
         self.optimizer.zero_grad()
-        self._cache.backward(loss) if self._cache else loss.backward()
+        scaled = self.precision.scaled(loss)
+        self._cache.backward(scaled) if self._cache else scaled.backward()
+        self.precision.prepare(self.optimizer)
         self.projection.step()
         rate = self.rates.set(self.step)
-        self.optimizer.step()
+        self.precision.step(self.optimizer)
         self.step += 1
         self.seconds += time.perf_counter() - started
         self._record(value, int(stats.violated), int(stats.constraints), rate)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dmlap_kernels.data import load_data
+from dmlap_kernels.data import Dataset, load_data
 from dmlap_kernels.encoders import WIDTHS, ConvEncoder, TimmEncoder
 from dmlap_kernels.extras import require
 from dmlap_kernels.trainer import defaults
@@ -82,8 +82,6 @@ def evaluate_run(
         NonFiniteEmbeddings: the weights have diverged.
         ValueError: the images do not fit the encoder.
     """
-    _, state = load_checkpoint(Path(folder))
-    config = TrainConfig.from_dict(state["config"])
     # Before the data are read and embedded.
     where = resolve_device(device)
     if ks is not None and (not ks or any(k < 1 for k in ks)):
@@ -91,15 +89,8 @@ def evaluate_run(
     if clustering:
         require("faiss", purpose="clustering", extra="faiss")
         require("sklearn.metrics", purpose="clustering")
-    shape = tuple(state["image_shape"])
-    size = config.image_size if data is None else shape[-1]
-    loaded = load_data(data or config.data, image_size=size, seed=config.data_seed)
+    config, loaded = data_of_run(folder, data)
     split = loaded.test
-    if tuple(split.images.shape[1:]) != shape:
-        raise ValueError(
-            f"data must have images of shape {shape}, as the run in {folder} had, got "
-            f"{tuple(split.images.shape[1:])}"
-        )
     encoder = load_encoder(folder).to(where)
     return evaluate(
         encoder,
@@ -111,6 +102,26 @@ def evaluate_run(
         clustering=clustering,
         chunk_size=config.chunk_size,
     )
+
+
+def data_of_run(folder: str | Path, data: str | None = None) -> tuple[TrainConfig, Dataset]:
+    """The configuration of the run in ``folder``, and its data or those of another source.
+
+    Raises:
+        CheckpointError: no readable checkpoint.
+        ValueError: the images do not fit the encoder.
+    """
+    _, state = load_checkpoint(Path(folder))
+    config = TrainConfig.from_dict(state["config"])
+    shape = tuple(state["image_shape"])
+    size = config.image_size if data is None else shape[-1]
+    loaded = load_data(data or config.data, image_size=size, seed=config.data_seed)
+    if tuple(loaded.test.images.shape[1:]) != shape:
+        raise ValueError(
+            f"data must have images of shape {shape}, as the run in {folder} had, got "
+            f"{tuple(loaded.test.images.shape[1:])}"
+        )
+    return config, loaded
 
 
 def load_weights(

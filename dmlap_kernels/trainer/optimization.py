@@ -28,11 +28,84 @@ RATE_FACTOR = "rate_factor"
 
 
 def parameter_groups(
-    encoder: list[nn.Parameter], loss: list[nn.Parameter], loss_rate: float
+    encoder: nn.Module,
+    loss: list[nn.Parameter],
+    loss_rate: float,
+    *,
+    backbone_rate: float = 1.0,
+    decays: bool = False,
 ) -> Groups:
-    """The encoder's parameters, and those of the loss with a learning rate of their own."""
-    groups: Groups = [{"params": encoder}]
+    """The encoder's parameters that are learned, and those of the loss at a rate of their own.
+
+    Args:
+        encoder: its parameters that require no gradient are left out.
+        loss: parameters of the loss.
+        loss_rate: their learning rate, as a multiple of the schedule's.
+        backbone_rate: that of all of the encoder but its ``head``, which then must be a module of
+            that name.
+        decays: the optimizer decays weights: those of fewer than two dimensions (scales and shifts
+            of norms, biases) are put into groups without decay.
+
+    Raises:
+        ValueError: ``backbone_rate`` of an encoder without a head, or one that is all head.
+    """
+    learned = [(n, p) for n, p in encoder.named_parameters() if p.requires_grad]
+    parts = [(learned, 1.0)]
+    if backbone_rate != 1:
+        head = [(n, p) for n, p in learned if n.partition(".")[0] == "head"]
+        backbone = [(n, p) for n, p in learned if n.partition(".")[0] != "head"]
+        if not head or not backbone:
+            raise ValueError(
+                "backbone_rate needs an encoder whose last layer is called head and which learns "
+                f"more than that, got {type(encoder).__name__}"
+            )
+        parts = [(head, 1.0), (backbone, backbone_rate)]
+    groups: Groups = []
+    for members, factor in parts:
+        rate = {} if factor == 1 else {RATE_FACTOR: factor}
+        plain = [p for _, p in members if decays and p.ndim < 2]
+        weights = [p for _, p in members if not decays or p.ndim >= 2]
+        groups += [{"params": weights, **rate}] if weights else []
+        groups += [{"params": plain, "weight_decay": 0.0, **rate}] if plain else []
     return [*groups, {"params": loss, RATE_FACTOR: loss_rate}] if loss else groups
+
+
+def decays_weights(name: str, options: dict[str, Any]) -> bool:
+    """Whether the optimizer of that name decays weights: AdamW does unless it is told not to."""
+    return bool(options.get("weight_decay", name == "adamw"))
+
+
+def freeze(encoder: nn.Module, prefixes: tuple[str, ...]) -> None:
+    """Parameters under these names learn nothing, and modules under them stay in evaluation mode.
+
+    Args:
+        encoder: changed in place.
+        prefixes: names of modules or parameters, such as ``("backbone.conv_stem",)``.
+
+    Raises:
+        ValueError: nothing in the encoder has that name.
+    """
+    for prefix in prefixes:
+        found = False
+        for name, module in encoder.named_modules():
+            if _under(name, prefix):
+                module.training, found = False, True
+        for name, parameter in encoder.named_parameters():
+            if _under(name, prefix):
+                found = True
+                parameter.requires_grad_(False)
+        if not found:
+            names = sorted(
+                {name for name, _ in encoder.named_modules() if name.count(".") < 2} - {""}
+            )
+            raise ValueError(
+                f"freeze must name parts of the encoder, such as {', '.join(names[:6])}, got "
+                f"{prefix!r}"
+            )
+
+
+def _under(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(f"{prefix}.")
 
 
 def build_optimizer(

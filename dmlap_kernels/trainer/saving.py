@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dmlap_kernels.data import Dataset
 from dmlap_kernels.trainer import checkpoint as files
 from dmlap_kernels.trainer.config import TrainConfig
+from dmlap_kernels.trainer.mixed_precision import MixedPrecision
 from dmlap_kernels.trainer.model import load_weights
 from dmlap_kernels.trainer.objective import AlternatingObjective
 from dmlap_kernels.trainer.optimization import WITHOUT_END, Schedule
@@ -32,6 +33,7 @@ class Run(Protocol):
     encoder: nn.Module
     objective: AlternatingObjective
     optimizer: torch.optim.Optimizer
+    precision: MixedPrecision
     projection: Projection
     projection_began: int
     patience: Patience | None
@@ -71,6 +73,7 @@ def state_of(trainer: Run) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "projection": trainer.projection.index,
         "projection_began": trainer.projection_began,
         "patience": trainer.patience.state() if trainer.patience else None,
+        "scaler": trainer.precision.state(),
         "history": trainer.history,
         "window": trainer.window,
         "seconds": trainer.seconds,
@@ -108,6 +111,7 @@ def put_back(trainer: Run, tensors: dict[str, Tensor], state: dict[str, Any]) ->
         extra = unpack(state.get("best_extra", {"dict": []}), extras, trainer.device)
         best = {**files.of_prefix("best", tensors), **extra}
         trainer.patience.load(state["patience"], best)
+    trainer.precision.load(state.get("scaler", {}))
     trainer.pinned.load(files.of_prefix("pinned", tensors))
     trainer.step = state["step"]
     trainer.history = state["history"]
