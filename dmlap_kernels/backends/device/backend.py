@@ -40,6 +40,10 @@ class DeviceBackend(ABC):
     # Whether kernels are handed addresses, and so only tensors that lie in memory can be served.
     reads_memory = True
 
+    def in_label_order(self, spec: PairSpec, problem: PairProblem) -> bool:
+        """Whether `sweeps` are handed rows in label order, with the runs of classes."""
+        return True
+
     def device_types(self) -> tuple[str, ...]:
         return ("cuda",)
 
@@ -70,14 +74,14 @@ class DeviceBackend(ABC):
         self._refuse_without_memory(*problem)
         with self._at(problem.x):
             # A memory bank needs no gradient: a backward that knows of it sweeps for none.
-            call = Call.of(spec, problem, self.sweeps(), stats or scores, only_needed=True)
+            call = self._call(spec, problem, stats or scores, only_needed=True)
             found = FAMILIES[spec.loss].forward(call)
-            loss, weights = reduce(found.groups, spec.reduction)
+            loss, weights = reduce(found.groups, spec.reduction, call.nonfinite)
             if spec.reduction == "none":
-                loss = torch.empty_like(loss).index_copy_(0, call.sides.order_x, loss)
+                loss = call.sides.to_caller(loss)
             saved = torch.stack((*weights, *(() if found.kept is None else found.kept)))
             summary = pair_stats(call, found, problem, scores) if stats or scores else None
-            return Forward(loss + call.nonfinite, saved, summary, call)
+            return Forward(loss, saved, summary, call)
 
     def backward(
         self,
@@ -89,20 +93,19 @@ class DeviceBackend(ABC):
     ) -> Gradients:
         self._refuse_without_memory(*problem, saved, grad)
         with self._at(problem.x):
-            call = context or Call.of(spec, problem, self.sweeps())
+            call = context or self._call(spec, problem)
             family, sides, nonfinite = FAMILIES[spec.loss], call.sides, call.nonfinite
             weights, kept = self._weights(family, call, saved, grad)
             found = family.backward(call, kept, weights)
             gx = gy = g_params = None
             if found.x is not None:
-                gx = unpacked(sides, found.x, problem.x, spec.unit_rows, False) + nonfinite
+                gx = unpacked(sides, found.x, problem.x, False, nonfinite)
                 gx = gx.to(problem.x.dtype)
             if problem.y is not None and found.y is not None:
-                gy = unpacked(sides, found.y, problem.y, spec.unit_rows, True) + nonfinite
+                gy = unpacked(sides, found.y, problem.y, True, nonfinite)
                 gy = gy.to(problem.y.dtype)
             if found.anchor_params is not None:
-                g_params = torch.empty_like(found.anchor_params)
-                g_params.index_copy_(0, sides.order_x, found.anchor_params + nonfinite)
+                g_params = sides.to_caller(found.anchor_params + nonfinite)
             return Gradients(gx, gy, g_params)
 
     def nearest(
@@ -119,13 +122,26 @@ class DeviceBackend(ABC):
         with self._at(rows):
             return search.hard_classes(self.sweeps(), rows, labels, k, margin, distance, normalize)
 
+    def _call(
+        self,
+        spec: PairSpec,
+        problem: PairProblem,
+        with_sums: bool = False,
+        only_needed: bool = False,
+    ) -> Call:
+        order = self.in_label_order(spec, problem)
+        for_kernels = self.reads_memory
+        return Call.of(
+            spec, problem, self.sweeps(), with_sums, only_needed, order, for_kernels=for_kernels
+        )
+
     def _weights(
         self, family: Family, call: Call, saved: Tensor, grad: Tensor
     ) -> tuple[Tensor, Tensor]:
         """What the totals of the anchors count with (groups, B), and what else forward kept."""
         weights, kept = saved.tensor_split((family.groups(call.spec),))
         grad = grad.to(saved.dtype)
-        return weights * (grad if grad.ndim == 0 else grad[call.sides.order_x]), kept
+        return weights * (grad if grad.ndim == 0 else call.sides.from_caller(grad)), kept
 
     def _refuse_without_memory(self, *tensors: Tensor | None) -> None:
         if self.reads_memory:

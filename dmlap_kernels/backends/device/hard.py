@@ -57,9 +57,11 @@ class Hard:
         leaves = [rows for rows in (made.x, made.others) if rows.requires_grad]
         found = list(torch.autograd.grad(made.group.total, leaves, weights[0], retain_graph=True))
         gx = found.pop(0) if sides.x_grad else None
-        gy = add_at(y, made.columns, found.pop()) if sides.y_grad else None
-        if sides.self_case and gx is not None and gy is not None:
-            return PackedGradients(gx + gy, None)
+        if sides.self_case and gx is not None:
+            return PackedGradients(add_at(gx, made.columns, found.pop()), None)
+        gy = None
+        if sides.y_grad:
+            gy = add_at(torch.zeros_like(y), made.columns, found.pop())
         return PackedGradients(gx, gy)
 
 
@@ -84,7 +86,7 @@ def _made(call: Call, mined: Tensor) -> _Made:
     with torch.enable_grad():
         x = sides.x.detach().requires_grad_(sides.x_grad)
         others = _rows_of(sides.y, columns).requires_grad_(sides.y_grad)
-        excess = _excess(call, x, *others.chunk(2))
+        excess = _excess(call, x, others)
         term = softplus(excess) if call.spec.params[1] else excess.relu()
         return _Made(x, others, columns, excess, anchor_group(term, (mined >= 0).all(0)))
 
@@ -98,17 +100,16 @@ def _rows_of(rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def add_at(rows: Tensor, columns: Tensor, values: Tensor) -> Tensor:
-    """Zeros like ``rows`` (N, Dp) to which values (k, Dp) are added at columns (k,), in a fixed
-    order."""
-    total = torch.zeros_like(rows)
-    return add_rows(total, columns, values) if rows.shape[0] else total
+    """Rows (N, Dp), to which values (k, Dp) were added at columns (k,), in a fixed order."""
+    return add_rows(rows, columns, values) if rows.shape[0] else rows
 
 
-def _excess(call: Call, x: Tensor, p: Tensor, n: Tensor) -> Tensor:
-    """d_ap - d_an + margin (B,)."""
+def _excess(call: Call, x: Tensor, others: Tensor) -> Tensor:
+    """d_ap - d_an + margin (B,), of anchors (B, Dp), and positives and negatives (2 B, Dp)."""
     margin, _, swap = call.spec.params
-    distance = call.spec.distance
-    d_an = row_distances(x, n, distance)
+    distance, pair = call.spec.distance, others.view(2, *x.shape)
+    d_ap, d_an = row_distances(x, pair, distance).unbind()
     if swap:
+        p, n = pair.unbind()
         d_an = torch.minimum(d_an, row_distances(p, n, distance))
-    return row_distances(x, p, distance) - d_an + margin
+    return d_ap - d_an + margin

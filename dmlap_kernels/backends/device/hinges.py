@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -29,7 +32,8 @@ class Contrastive:
 
     def forward(self, call: Call) -> Found:
         squared = bool(call.spec.params[2])
-        sums = call.sweeps.hinge_sums(call.sides, *self._bounds(call), squared)
+        only: dict[str, Any] = {} if call.counted else {"read": HingeSums._fields[:4]}
+        sums = call.sweeps.hinge_sums(call.sides, *self._bounds(call), squared, **only)
         groups = (
             Group(sums.positive, call.positives, sums.positive_active),
             Group(sums.negative, call.negatives, sums.negative_active),
@@ -38,10 +42,12 @@ class Contrastive:
 
     def backward(self, call: Call, kept: Tensor, weights: Tensor) -> PackedGradients:
         kind = "squared_hinge" if call.spec.params[2] else "hinge"
-        coefficients = torch.stack((*self._bounds(call), *weights))
+        coefficients = call.rows(*self._bounds(call), *weights)
         return PackedGradients(*call.sweeps.gradient(call.sides, PairGradient(kind, coefficients)))
 
-    def _bounds(self, call: Call) -> tuple[Tensor, Tensor]:
+    def _bounds(self, call: Call) -> tuple[Any, Any]:
+        if not call.for_kernels:
+            return call.spec.params[:2]
         if "bounds" not in call.memo:
             like = call.sides.x_norms
             call.memo["bounds"] = tuple(filled(like, bound) for bound in call.spec.params[:2])
@@ -64,23 +70,25 @@ class Margin:
     def forward(self, call: Call) -> Found:
         positives, negatives = call.positives, call.negatives
         sums = call.sweeps.hinge_sums(call.sides, *self._bounds(call), False)
-        total = negatives * sums.positive + positives * sums.negative
-        pulled, pushed = negatives * sums.positive_active, positives * sums.negative_active
-        triplets = positives * negatives
-        kept = (pushed - pulled).to(total.dtype)[None]
-        group = Group(total, triplets, pulled + pushed)
-        return _found(call, (group,), kept, sums, triplets > 0)
+        total = torch.addcmul(negatives * sums.positive, positives, sums.negative)
+        pushed, pulled = positives * sums.negative_active, sums.positive_active
+        kept = torch.addcmul(pushed, negatives, pulled, value=-1).to(total.dtype)[None]
+        nonzero = torch.addcmul(pushed, negatives, pulled) if call.counted else None
+        group = Group(total, positives * negatives, nonzero)
+        return _found(call, (group,), kept, sums, lambda: group.number > 0)
 
     def backward(self, call: Call, kept: Tensor, weights: Tensor) -> PackedGradients:
         (weight,) = weights
         scales = weight * call.negatives, weight * call.positives
-        pair_gradient = PairGradient("hinge", torch.stack((*self._bounds(call), *scales)))
+        pair_gradient = PairGradient("hinge", call.rows(*self._bounds(call), *scales))
         return PackedGradients(*call.sweeps.gradient(call.sides, pair_gradient), weight * kept[0])
 
     def _bounds(self, call: Call) -> tuple[Tensor, Tensor]:
         (margin,), beta = call.spec.params, call.anchor_params
         assert beta is not None
-        return beta - margin, beta + margin
+        if "bounds" not in call.memo:
+            call.memo["bounds"] = beta - margin, beta + margin
+        return call.memo["bounds"]
 
 
 FAMILIES: dict[str, Family] = {"contrastive": Contrastive(), "margin": Margin()}
@@ -91,7 +99,7 @@ def _found(
     groups: tuple[Group, ...],
     kept: Tensor | None,
     sums: HingeSums,
-    counted: Tensor | None = None,
+    counted: Callable[[], Tensor] | None = None,
 ) -> Found:
     """With the statistics of the plain hinges of the anchors (B,) that are counted."""
 
@@ -101,7 +109,8 @@ def _found(
         hinges = sums.positive_hinge.double() + sums.negative_hinge
         parts = [pairs, active, hinges]
         if counted is not None:
-            parts = [torch.where(counted, part, 0) for part in parts]
+            some = counted()
+            parts = [torch.where(some, part, 0) for part in parts]
         return Statistics(*(part.sum() for part in parts))
 
     return Found(groups, kept, statistics)

@@ -73,8 +73,8 @@ def multi_similarity(
 
 def lifted_structure(pos_margin: float, neg_margin: float) -> Policy:
     def terms(a: Anchors) -> Terms:
-        pull, push = (torch.where(z > -torch.inf, z, 0) for z in (a.pos_lse, a.neg_lse))
-        return (((pull + push).relu(), None),)
+        both = torch.stack((a.pos_lse, a.neg_lse))
+        return ((torch.where(both > -torch.inf, both, 0).sum(0).relu(), None),)
 
     return Policy(Exponent(1.0, pos_margin), Exponent(-1.0, neg_margin), terms)
 
@@ -82,9 +82,11 @@ def lifted_structure(pos_margin: float, neg_margin: float) -> Policy:
 def sup_con(temperature: float) -> Policy:
     def terms(a: Anchors) -> Terms:
         some = a.positives > 0
-        whole = torch.logaddexp(torch.where(some, a.pos_lse, 0), a.neg_lse)
+        pos_lse = torch.where(some, a.pos_lse, 0)
         mean = a.exponent_sum / a.positives.clamp(min=1)
-        return ((torch.where(some, whole - mean, 0), None),)
+        # The first two are the log-sum over all pairs.
+        term = softplus(a.neg_lse - pos_lse) + pos_lse - mean
+        return ((torch.where(some, term, 0), None),)
 
     exponent = Exponent(-1 / temperature)
     return Policy(exponent, exponent, terms, read=LogSums._fields)
@@ -153,9 +155,9 @@ class LogSumLoss:
         if not all(total.requires_grad for total in totals) or leaves is None:
             _, (leaves, totals) = _with_graph(call, policy, LogSums(*kept[:3]))
         slopes = torch.autograd.grad(
-            totals, leaves, weights.unbind(), retain_graph=True, materialize_grads=True
+            totals, leaves, weights.unbind(), retain_graph=True, allow_unused=True
         )
-        coefficients = torch.stack((*kept[:2], *slopes, *kept[3:]))
+        coefficients = call.rows(*kept[:2], *slopes, *kept[3:])
         kind = "exponential" if policy.epsilon is None else "mined"
         pair_gradient = PairGradient(kind, coefficients, None, policy.positive, policy.negative)
         return PackedGradients(*call.sweeps.gradient(call.sides, pair_gradient))

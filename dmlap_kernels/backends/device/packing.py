@@ -13,8 +13,18 @@ from dmlap_kernels.problem import PairProblem, PairSpec, compute_dtype
 
 # Rows shorter than this are not brought to unit length, as in torch.nn.functional.normalize.
 _SHORT = 1e-12
-# Features are padded with zeros to a multiple of this.
-_WIDTH = 16
+# Kernels read features padded with zeros to a multiple of this.
+TILE_WIDTH = 16
+
+
+class Lengths(NamedTuple):
+    """Of rows that were brought to unit length, in the order of the caller: how long they were and
+    what they were divided by, (B, 1) float64; and the rows (B, D) of unit length, None where they
+    are not kept."""
+
+    lengths: Tensor
+    divisors: Tensor
+    rows: Tensor | None
 
 
 class Sides(NamedTuple):
@@ -23,11 +33,12 @@ class Sides(NamedTuple):
     Attributes:
         x: (B, Dp) anchors in stable label order, in the dtype of the computation, float32 for
             kernels; of unit length where the loss asks for it, less the `centre` for (sq)euclidean;
-            features padded with zeros to a multiple of 16.
+            features padded with zeros to a multiple of 16 for kernels.
         y: (N, Dp) references likewise, less the same centre; ``x`` itself in the self case.
         x_norms, y_norms: (B,) and (N,) a and b of that dtype such that a + b - 2 x.y is the squared
-            distance; for cosine and dot, whose d is a + b - x.y, they are 1 or 0 and 0. A column
-            with b = inf does not exist: its d is inf, and it is in no run.
+            distance; for cosine and dot, whose d is a + b - x.y, they are 1 or 0 and 0, or left out
+            (0,) where rows are not in label order. A column with b = inf does not exist: its d is
+            inf, and it is in no run.
         first, last: (B,) int32; the columns [first, last) of y have the anchor's label.
         col_first, col_last: (N,) int32 the same of the columns over the anchors.
         order_x, order_y: (B,) and (N,) int64, what row of the caller's each row is.
@@ -41,6 +52,11 @@ class Sides(NamedTuple):
         features: D, before padding.
         x_grad, y_grad: whether the gradients at x and at y are wanted; those that are not are None
             wherever gradients are returned. Both are in the self case.
+        in_label_order: whether rows are; else they are in the order of the caller, and all runs and
+            orders above are empty. Only for those who compare labels.
+        lengths_x, lengths_y: `Lengths` of the rows; None where their lengths are as they were, and
+            in the self case the second.
+        partial: whether some columns do not exist.
     """
 
     x: Tensor
@@ -63,6 +79,10 @@ class Sides(NamedTuple):
     y_grad: bool = True
     itself: Tensor | None = None
     col_itself: Tensor | None = None
+    in_label_order: bool = True
+    lengths_x: Lengths | None = None
+    lengths_y: Lengths | None = None
+    partial: bool = False
 
     @property
     def anchors(self) -> int:
@@ -115,14 +135,30 @@ class Sides(NamedTuple):
             y_grad=self.x_grad,
             itself=self.col_itself,
             col_itself=self.itself,
+            lengths_x=self.lengths_y,
+            lengths_y=self.lengths_x,
         )
 
+    def from_caller(self, rows: Tensor) -> Tensor:
+        """Rows (B, ...) of anchors in the caller's order, in the order of the sides."""
+        return rows[self.order_x] if self.in_label_order else rows
 
-def pack(spec: PairSpec, problem: PairProblem) -> Sides:
-    """The sides of a loss call."""
+    def to_caller(self, rows: Tensor, references: bool = False) -> Tensor:
+        """Rows (B, ...) of anchors, or (N, ...) of references, in the caller's order."""
+        if not self.in_label_order:
+            return rows
+        order = self.order_y if references else self.order_x
+        return torch.empty_like(rows).index_copy_(0, order, rows)
+
+
+def pack(
+    spec: PairSpec, problem: PairProblem, in_label_order: bool = True, width: int = TILE_WIDTH
+) -> Sides:
+    """The sides of a loss call, whose features are padded to a multiple of ``width``."""
     precision = spec.precision or matmul_precision()
     labels = (problem.labels, problem.ref_labels)
-    sides = pack_rows(problem.x, problem.y, labels, spec.distance, spec.normalize, precision)
+    how = spec.distance, spec.normalize, precision, in_label_order, width
+    sides = pack_rows(problem.x, problem.y, labels, *how)
     if problem.self_index is None:
         return sides
     return sides._replace(itself=_packed_columns(sides, problem.self_index))
@@ -134,11 +170,13 @@ def _packed_columns(sides: Sides, indices: Tensor) -> Tensor:
     -1 of what is no index of a reference.
     """
     count = sides.columns
+    exists = (indices >= 0) & (indices < count)
+    if not sides.in_label_order:
+        return torch.where(exists, indices, -1).int()
     column = torch.arange(count + 1, dtype=torch.int32, device=indices.device)
     column_of = torch.empty_like(column)
     column_of[sides.order_y] = column[:count]
     column_of[count] = -1
-    exists = (indices >= 0) & (indices < count)
     return column_of[torch.where(exists, indices, count)][sides.order_x]
 
 
@@ -149,29 +187,33 @@ def pack_rows(
     distance: str,
     normalize: bool,
     precision: str,
+    in_label_order: bool = True,
+    width: int = TILE_WIDTH,
 ) -> Sides:
     """The sides of anchors (B, D) and references (N, D), or None, with their labels."""
     self_case, features = y is None, x.shape[1]
     unit = normalize or distance == "cosine"
-    order_x = torch.argsort(labels[0], stable=True)
-    sorted_x = labels[0][order_x]
-    x = _ready(x, unit)
-    y = None if y is None else _ready(y, unit)
+    x, lengths_x = _ready(x, unit, in_label_order)
+    y, lengths_y = (None, None) if y is None else _ready(y, unit, in_label_order)
     if distance in ("euclidean", "sqeuclidean"):
-        offset = centre(x if y is None else torch.cat((x, y)))
-        x, y = x - offset, None if y is None else y - offset
-    x = _padded(x[order_x])
-    x_norms = norms(x, distance, True)
-    y_norms = x_norms if distance != "cosine" else norms(x, distance, False)
+        middle, exact = centre(x if y is None else torch.cat((x, y)))
+        x = less(x, middle, exact)
+        y = None if y is None else less(y, middle, exact)
+    x, labels_x, order_x = _ordered(x, labels[0], in_label_order, width)
+    x_norms = y_norms = x.new_empty(0)
+    varied = in_label_order or distance in ("euclidean", "sqeuclidean")
+    if varied:
+        x_norms = norms(x, distance, True)
+        y_norms = x_norms if distance != "cosine" else norms(x, distance, False)
     if y is None or labels[1] is None:
-        y, order_y, sorted_y = x, order_x, sorted_x
+        y, labels_y, order_y = x, labels_x, order_x
     else:
-        order_y = torch.argsort(labels[1], stable=True)
-        sorted_y = labels[1][order_y]
-        y = _padded(y[order_y])
-        y_norms = norms(y, distance, False)
-    first, last = runs(sorted_x, sorted_y)
-    col_first, col_last = (first, last) if self_case else runs(sorted_y, sorted_x)
+        y, labels_y, order_y = _ordered(y, labels[1], in_label_order, width)
+        y_norms = norms(y, distance, False) if varied else y_norms
+    first = last = col_first = col_last = order_x
+    if in_label_order:
+        first, last = runs(labels_x, labels_y)
+        col_first, col_last = (first, last) if self_case else runs(labels_y, labels_x)
     return Sides(
         x,
         y,
@@ -183,28 +225,48 @@ def pack_rows(
         col_last,
         order_x,
         order_y,
-        sorted_x,
-        sorted_y,
+        labels_x,
+        labels_y,
         self_case,
         distance,
         precision,
         features,
+        in_label_order=in_label_order,
+        lengths_x=lengths_x,
+        lengths_y=lengths_y,
     )
 
 
-def centre(rows: Tensor) -> Tensor:
-    """An offset (D,) that all rows can lose without rounding, so that near rows stay as near.
+def _ordered(
+    rows: Tensor, labels: Tensor, in_label_order: bool, width: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Padded rows, their labels and their order, which is empty where it stays."""
+    if not in_label_order:
+        return _padded(rows, width), labels, labels.new_empty(0)
+    order = torch.argsort(labels, stable=True)
+    return _padded(rows[order], width), labels[order], order
+
+
+def centre(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """An offset (D,), and in which features all rows can lose it without rounding, so that near
+    rows stay as near.
 
     Where all values lie within [c/2, 2c] the difference to c is exact (Sterbenz). Elsewhere the
-    offset is 0, and the values spread about as far as they are from the origin.
+    values spread about as far as they are from the origin.
     """
     if rows.shape[0] == 0:
-        return rows.new_zeros(rows.shape[1])
+        nothing = rows.new_zeros(rows.shape[1])
+        return nothing, nothing
     low, high = rows.aminmax(dim=0)
     middle = torch.lerp(low, high, 0.5)
     # Values of one sign, the largest less than three times the smallest; false for what is not
     # finite.
-    return torch.where(high - low < middle.abs(), middle, 0)
+    return middle, high - low < middle.abs()
+
+
+def less(rows: Tensor, middle: Tensor, exact: Tensor) -> Tensor:
+    """Rows (B, D) less a `centre`, where that is exact."""
+    return torch.addcmul(rows, middle, exact, value=-1)
 
 
 def norms(rows: Tensor, distance: str, anchors: bool) -> Tensor:
@@ -214,22 +276,28 @@ def norms(rows: Tensor, distance: str, anchors: bool) -> Tensor:
     return rows.new_full((rows.shape[0],), float(anchors and distance == "cosine"))
 
 
-def unpacked(sides: Sides, grad: Tensor, raw: Tensor, unit: bool, references: bool) -> Tensor:
-    """The gradient at the caller's rows ``raw`` (B, D), given that at packed rows (B, Dp)."""
-    order = sides.order_y if references else sides.order_x
-    found = torch.empty((raw.shape[0], sides.features), dtype=grad.dtype, device=grad.device)
-    found[order] = grad[:, : sides.features]
-    return _through_unit(raw.detach().to(grad.dtype), found) if unit else found
+def unpacked(
+    sides: Sides, grad: Tensor, raw: Tensor, references: bool, nonfinite: Tensor
+) -> Tensor:
+    """The gradient at the caller's rows ``raw`` (B, D), given that at packed rows (B, Dp); plus a
+    number (), 0 or NaN."""
+    lengths = sides.lengths_y if references else sides.lengths_x
+    found = sides.to_caller(grad[:, : sides.features], references)
+    if lengths is None:
+        return found + nonfinite
+    return _through_unit(raw.detach().to(grad.dtype), lengths, found, nonfinite)
 
 
-def _ready(rows: Tensor, unit: bool) -> Tensor:
+def _ready(rows: Tensor, unit: bool, in_label_order: bool) -> tuple[Tensor, Lengths | None]:
     rows = rows.detach().to(compute_dtype(rows.dtype))
-    return _over(rows, _lengths(rows).clamp(min=_SHORT)) if unit else rows
-
-
-def _lengths(rows: Tensor) -> Tensor:
-    """(B, 1) float64: the squares of float32 numbers may be too large or too small for float32."""
-    return torch.linalg.vector_norm(rows, dim=1, keepdim=True, dtype=torch.float64)
+    if not unit:
+        return rows, None
+    # The squares of float32 numbers may be too large or too small for float32.
+    length = torch.linalg.vector_norm(rows, dim=1, keepdim=True, dtype=torch.float64)
+    divisors = length.clamp(min=_SHORT)
+    rows = _over(rows, divisors)
+    # Rows that change their order would be kept twice.
+    return rows, Lengths(length, divisors, None if in_label_order else rows)
 
 
 def _over(rows: Tensor, lengths: Tensor) -> Tensor:
@@ -237,18 +305,17 @@ def _over(rows: Tensor, lengths: Tensor) -> Tensor:
     return torch.div(rows, lengths, out=torch.empty_like(rows))
 
 
-def _through_unit(rows: Tensor, grad: Tensor) -> Tensor:
+def _through_unit(rows: Tensor, lengths: Lengths, grad: Tensor, nonfinite: Tensor) -> Tensor:
     """The gradient at rows (B, D), given that at `_ready` ones of unit length."""
-    lengths = _lengths(rows)
-    divisors = lengths.clamp(min=_SHORT)
-    unit = _over(rows, divisors)
+    unit = _over(rows, lengths.divisors) if lengths.rows is None else lengths.rows
     # A row too short to be brought to unit length is divided by a constant.
-    along = (unit * grad).sum(1, keepdim=True).masked_fill_(lengths < _SHORT, 0)
-    return _over(torch.addcmul(grad, unit, along, value=-1), divisors)
+    along = (unit * grad).sum(1, keepdim=True)
+    along = torch.addcmul(nonfinite, along, lengths.lengths >= _SHORT)
+    return _over(torch.addcmul(grad, unit, along, value=-1), lengths.divisors)
 
 
-def _padded(rows: Tensor) -> Tensor:
-    missing = -rows.shape[1] % _WIDTH
+def _padded(rows: Tensor, width: int) -> Tensor:
+    missing = -rows.shape[1] % width
     return F.pad(rows, (0, missing)) if missing else rows.contiguous()
 
 

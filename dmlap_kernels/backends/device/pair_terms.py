@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -77,25 +79,27 @@ class LiftedStructureOriginal(_PairTermLoss):
         positive, negative = self._exponents(call)
         neg_lse = call.sweeps.log_sums(call.sides, positive, negative, read=("neg_lse",)).neg_lse
         of_columns = self._of_columns(call, neg_lse)
-        terms = call.sweeps.pair_terms(call.sides, "lifted", positive, neg_lse, of_columns)
+        ends = neg_lse, of_columns
+        terms = call.sweeps.pair_terms(call.sides, "lifted", positive, *ends, **_read(call))
         group = Group(terms.total, call.positives, terms.nonzero)
         return found((group,), torch.stack((neg_lse, terms.by_neg_lse)))
 
     def backward(self, call: Call, kept: Tensor, weights: Tensor) -> PackedGradients:
         positive, negative = self._exponents(call)
         sides, (neg_lse, by_neg_lse), (weight,) = call.sides, kept, weights
-        neg_lse = neg_lse.contiguous()
+        neg_lse = neg_lse.contiguous() if call.for_kernels else neg_lse
         of_columns = self._of_columns(call, neg_lse)
         ends = of_columns, neg_lse, weight.contiguous()
-        as_columns = call.sweeps.pair_terms(sides.swapped(), "lifted", positive, *ends).by_neg_lse
+        as_columns = call.sweeps.pair_terms(
+            sides.swapped(), "lifted", positive, *ends, **_read(call, "by_neg_lse")
+        ).by_neg_lse
+        columns = None
         if sides.self_case:
-            anchors, columns = (
-                torch.stack((neg_lse, weight, weight * by_neg_lse + as_columns)),
-                None,
-            )
+            own = torch.addcmul(as_columns, weight, by_neg_lse)
+            anchors = call.rows(neg_lse, weight, own)
         else:
-            anchors = torch.stack((neg_lse, weight, weight * by_neg_lse))
-            columns = torch.stack((of_columns, torch.zeros_like(of_columns), as_columns))
+            anchors = call.rows(neg_lse, weight, weight * by_neg_lse)
+            columns = call.rows(of_columns, torch.zeros_like(of_columns), as_columns)
         pair_gradient = PairGradient("lifted", anchors, columns, positive, negative)
         return PackedGradients(*call.sweeps.gradient(sides, pair_gradient))
 
@@ -113,6 +117,13 @@ class LiftedStructureOriginal(_PairTermLoss):
         ).neg_lse
 
 
+def _read(call: Call, *only: str) -> dict[str, Any]:
+    """What `Sweeps.pair_terms` need not find."""
+    if call.for_kernels or (call.counted and not only):
+        return {}
+    return {"read": only or ("total", "by_neg_lse")}
+
+
 def _temperature(spec: PairSpec) -> float:
     return spec.params[0] if spec.loss == "nt_xent" else 1.0
 
@@ -128,7 +139,7 @@ def _nt_xent(call: Call, sides: Sides, temperature: float) -> tuple[Tensor, Tens
     neg_lse = call.sweeps.log_sums(sides, positive, negative, read=("neg_lse",)).neg_lse.clamp(
         min=_LOWEST
     )
-    terms = call.sweeps.pair_terms(sides, "nt_xent", positive, neg_lse)
+    terms = call.sweeps.pair_terms(sides, "nt_xent", positive, neg_lse, **_read(call))
     return terms.total, terms.nonzero, (neg_lse, terms.by_neg_lse)
 
 
@@ -136,7 +147,7 @@ def _nt_xent_gradient(
     call: Call, sides: Sides, temperature: float, kept: Tensor, weight: Tensor
 ) -> Both:
     neg_lse, by_neg_lse = kept
-    coefficients = torch.stack((neg_lse, weight, weight * by_neg_lse))
+    coefficients = call.rows(neg_lse, weight, weight * by_neg_lse)
     pair_gradient = PairGradient("nt_xent", coefficients, None, *_exponents(temperature))
     return call.sweeps.gradient(sides, pair_gradient)
 
@@ -170,6 +181,7 @@ def _first_two(sides: Sides) -> tuple[Sides, Tensor]:
         labels_x=begin,
         labels_y=torch.where(exists, begin, -1),
         self_case=False,
+        partial=True,
     ), at
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dmlap_kernels.backends.device.packing import pack
 from dmlap_kernels.backends.device.terms import Call, Found, filled, rows_at
 from dmlap_kernels.problem import ClassScores, PairProblem, PairStats
 
@@ -31,15 +32,17 @@ def pair_stats(call: Call, found: Found, problem: PairProblem, scores: bool) -> 
 
 def _original(call: Call, columns: Tensor) -> Tensor:
     """Columns (B,) as indices of the caller's references, in the order of its anchors."""
+    if not call.sides.in_label_order:
+        return columns.long()
     indices = torch.where(columns >= 0, rows_at(call.sides.order_y, columns), -1)
-    return torch.empty_like(indices).index_copy_(0, call.sides.order_x, indices)
+    return call.sides.to_caller(indices)
 
 
 def thresholds(call: Call) -> Tensor:
     """The bound (B,) of each anchor's negatives in the scores of classes."""
     loss, params = call.spec.loss, call.spec.params
     if loss == "contrastive":
-        return filled(call.sides.x_norms, params[1])
+        return filled(call.sides.x.new_empty(call.sides.anchors), params[1])
     if loss == "margin":
         assert call.anchor_params is not None
         return call.anchor_params + params[0]
@@ -49,7 +52,10 @@ def thresholds(call: Call) -> Tensor:
 
 def _class_scores(call: Call, problem: PairProblem) -> ClassScores:
     """How many classes there are depends on the data: this waits for the device."""
-    sides = call.sides
+    sides, bounds = call.sides, thresholds(call)
+    if not sides.in_label_order:
+        sides = pack(call.spec, problem)
+        bounds = sides.from_caller(bounds)
     labels, ref_labels = problem.labels[sides.order_x], problem.ref_side[1][sides.order_y]
     classes, of_x, sizes = _classes(labels)
     ref_classes, of_y, ref_sizes = _classes(ref_labels)
@@ -58,7 +64,7 @@ def _class_scores(call: Call, problem: PairProblem) -> ClassScores:
         empty = sides.x.new_zeros(shape)
         return ClassScores(classes, ref_classes, empty, torch.full_like(empty, torch.inf))
     ends = sizes.cumsum(0), ref_sizes.cumsum(0)
-    sums, smallest = call.sweeps.class_scores(sides, thresholds(call), *ends)
+    sums, smallest = call.sweeps.class_scores(sides, bounds, *ends)
     pairs = torch.outer(sizes, ref_sizes)
     if sides.itself is not None:
         named = sides.itself >= 0

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
 
-from dmlap_kernels.backends.device.packing import Sides, pack
+from dmlap_kernels.backends.device.packing import TILE_WIDTH, Sides, pack
 from dmlap_kernels.backends.device.sweeps import Extremes, Sweeps
 from dmlap_kernels.problem import PairProblem, PairSpec
 
@@ -72,6 +72,7 @@ class Call:
     sides: Sides
     anchor_params: Tensor | None
     with_sums: bool = False
+    for_kernels: bool = True
     _extremes: Extremes | None = field(default=None, repr=False)
     _nonfinite: Tensor | None = field(default=None, repr=False)
     _positives: Tensor | None = field(default=None, repr=False)
@@ -86,40 +87,74 @@ class Call:
         sweeps: Sweeps,
         with_sums: bool = False,
         only_needed: bool = False,
+        in_label_order: bool = True,
+        for_kernels: bool = True,
     ) -> Call:
         """With ``only_needed`` backward leaves out the gradient of a side that needs none."""
-        sides = pack(spec, problem)
+        sides = pack(spec, problem, in_label_order, TILE_WIDTH if for_kernels else 1)
         if only_needed and problem.y is not None:
             needs = problem.x.requires_grad, problem.y.requires_grad
             sides = sides._replace(x_grad=needs[0], y_grad=needs[1])
         params = problem.anchor_params
-        sorted_params = None if params is None else params.detach()[sides.order_x]
-        return Call(spec, sweeps, sides, sorted_params, with_sums)
+        packed_params = None if params is None else sides.from_caller(params.detach())
+        return Call(spec, sweeps, sides, packed_params, with_sums, for_kernels)
 
     @property
     def positives(self) -> Tensor:
         """(B,) int64, how many positive pairs each anchor has."""
         if self._positives is None:
-            self._positives = self.sides.positives
+            self._count()
+        assert self._positives is not None
         return self._positives
 
     @property
     def negatives(self) -> Tensor:
         """(B,) int64, how many negative pairs each anchor has."""
         if self._negatives is None:
-            sides = self.sides
-            rest = sides.columns - int(sides.self_case) - self.positives
-            self._negatives = rest if sides.itself is None else sides.negatives
+            self._count(negatives=True)
+        assert self._negatives is not None
         return self._negatives
+
+    def _count(self, negatives: bool = False) -> None:
+        sides = self.sides
+        if self._positives is None:
+            if sides.in_label_order:
+                self._positives = sides.positives
+            else:
+                self._positives = self.sweeps.count_positives(sides)  # type: ignore[attr-defined]
+        if not negatives:
+            return
+        if sides.itself is None:
+            self._negatives = sides.columns - int(sides.self_case) - self._positives
+        elif sides.in_label_order:
+            self._negatives = sides.negatives
+        else:
+            exists = (sides.itself < 0).long() + (sides.columns - 1)
+            self._negatives = exists - self._positives
 
     @property
     def nonfinite(self) -> Tensor:
-        """0, or NaN where an embedding is not finite."""
+        """0 float64, or NaN where an embedding is not finite."""
         if self._nonfinite is None:
             sides = self.sides
-            nonfinite = sides.x.mul(0).sum()
-            self._nonfinite = nonfinite if sides.self_case else nonfinite + sides.y.mul(0).sum()
+            # In float64 the sum of finite float32 numbers is finite.
+            total = sides.x.sum(dtype=torch.float64)
+            if not sides.self_case:
+                total = total + sides.y.sum(dtype=torch.float64)
+            self._nonfinite = total * 0
         return self._nonfinite
+
+    @property
+    def counted(self) -> bool:
+        """Whether anyone reads how many terms are strictly positive."""
+        return self.for_kernels or self.with_sums or self.spec.reduction == "mean_nonzero"
+
+    def rows(self, *rows: Tensor | None) -> Tensor:
+        """Rows (B,) as kernels read them, stacked; for others as they are, None among them."""
+        if not self.for_kernels:
+            return cast(Tensor, rows)
+        some = next(row for row in rows if row is not None)
+        return torch.stack([torch.zeros_like(some) if row is None else row for row in rows])
 
     @property
     def extremes(self) -> Extremes:
@@ -161,8 +196,10 @@ def found(groups: tuple[Group, ...], kept: Tensor | tuple[Tensor, ...] | None) -
     return Found(groups, kept, statistics)
 
 
-def reduce(groups: tuple[Group, ...], reduction: str) -> tuple[Tensor, Tensor]:
-    """The loss, and the weight (groups, B) of each anchor's sum in it.
+def reduce(
+    groups: tuple[Group, ...], reduction: str, nonfinite: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The loss plus ``nonfinite``, and the weight (groups, B) of each anchor's sum in the loss.
 
     "mean_nonzero" is over the terms that are > 0: it leaves out anchors that have none, whose sum
     may be negative. An anchor of several terms has none that are.
@@ -171,23 +208,22 @@ def reduce(groups: tuple[Group, ...], reduction: str) -> tuple[Tensor, Tensor]:
     if reduction == "none":
         counts = _together([group.number for group in groups])
         weights = counts.to(total.dtype).clamp(min=1).reciprocal()
-        return (total * weights).sum(0), weights
+        each = (total * weights).sum(0)
+        return each if nonfinite is None else each + nonfinite, weights
     if reduction == "sum" or (reduction == "mean" and all(g.terms is None for g in groups)):
         equal = 1.0 if reduction == "sum" else 1 / max(1, total.shape[1])
-        value = total.sum(dtype=torch.float64) * equal
-        return value.to(total.dtype), torch.full_like(total, equal)
-    if reduction == "mean":
-        terms = _together([group.number for group in groups])
+        weights, value, scale = torch.full_like(total, equal), total, equal
     else:
-        terms = _together([group.positive for group in groups])
-    share = terms.sum(1, keepdim=True).clamp(min=1).to(total.dtype).reciprocal()
-    if reduction == "mean":
-        value, weights = total.sum(1, keepdim=True, dtype=torch.float64), share.expand_as(total)
-    else:
-        weights = torch.where(terms > 0, share, 0)
-        value = (total * (terms > 0)).sum(1, keepdim=True, dtype=torch.float64)
-    value = value * share
-    return (value.view(()) if len(groups) == 1 else value.sum()).to(total.dtype), weights
+        mean = reduction == "mean"
+        terms = _together([group.number if mean else group.positive for group in groups])
+        share = terms.sum(1, keepdim=True, dtype=total.dtype).clamp_(min=1).reciprocal_()
+        weights = share.expand_as(total) if mean else torch.where(terms > 0, share, 0)
+        value, scale = total * weights, 1.0
+    value = value.sum(dtype=torch.float64)
+    if nonfinite is None:
+        nonfinite = torch.zeros_like(value)
+    # Rounded as it is written.
+    return torch.add(nonfinite, value, alpha=scale, out=total.new_empty(())), weights
 
 
 def _together(parts: list[Tensor]) -> Tensor:
@@ -217,12 +253,12 @@ def add_rows(total: Tensor, index: Tensor, values: Tensor) -> Tensor:
 
 
 def row_distances(a: Tensor, b: Tensor, distance: str) -> Tensor:
-    """Distances (k,) of packed rows (k, Dp) to rows (k, Dp), without gradient at distance 0."""
+    """Distances (..., k) of packed rows (..., k, Dp) to rows, without gradient at distance 0."""
     if distance in ("cosine", "dot"):
-        return float(distance == "cosine") - (a * b).sum(1)
+        return float(distance == "cosine") - (a * b).sum(-1)
     if distance == "sqeuclidean":
-        return (a - b).square().sum(1)
-    return torch.linalg.vector_norm(a - b, dim=1)
+        return (a - b).square().sum(-1)
+    return torch.linalg.vector_norm(a - b, dim=-1)
 
 
 def rows_at(rows: Tensor, columns: Tensor) -> Tensor:

@@ -8,9 +8,11 @@ from torch import Tensor
 from dmlap_kernels.backends.device.backend import DeviceBackend
 from dmlap_kernels.backends.device.losses import FAMILIES
 from dmlap_kernels.backends.device.sweeps import Sweeps
-from dmlap_kernels.backends.device.terms import Call
 from dmlap_kernels.backends.panels.sweeps import PanelSweeps
 from dmlap_kernels.problem import PairProblem, PairSpec
+
+# Losses that go by runs of classes, or draw in the order of the columns.
+BY_CLASS = ("n_pairs", "soft_triple", "triplet_distance_weighted")
 
 
 class TorchBackend(DeviceBackend):
@@ -24,6 +26,10 @@ class TorchBackend(DeviceBackend):
 
     def refuses(self, spec: PairSpec | None, device_type: str, dtype: torch.dtype) -> str | None:
         return None
+
+    def in_label_order(self, spec: PairSpec, problem: PairProblem) -> bool:
+        # On the CPU a sort costs less than to count labels pair by pair. Elsewhere it is launches.
+        return problem.x.device.type == "cpu" or spec.loss in BY_CLASS
 
     def sweeps(self) -> Sweeps:
         return PanelSweeps()
@@ -47,7 +53,7 @@ class TorchBackend(DeviceBackend):
             saved = self.forward(spec.filled(values), problem, False, False).saved
         with self._at(problem.x):
             leaves = [number.detach().requires_grad_() for number in numbers.unbind()]
-            call = Call.of(spec.filled(leaves), problem, self.sweeps())
+            call = self._call(spec.filled(leaves), problem)
             family = FAMILIES[spec.loss]
             weights = self._weights(family, call, saved, grad)[0]
             with torch.enable_grad():

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dmlap_kernels.backends.device.terms import add_rows
@@ -21,7 +22,8 @@ _FEWEST_NEAREST = 8
 
 
 class Rows(NamedTuple):
-    """Rows (k, Dp) as distances see them, and the part of d that each brings along (k,)."""
+    """Rows (k, Dp) as distances see them, and the part of d that each brings along (k,); none (0,)
+    where all pairs of a distance have the same."""
 
     x: Tensor
     norms: Tensor
@@ -35,9 +37,15 @@ class Block:
         self.distance, self.precision = distance, precision
         self.near: Listed | Nearest | None = None
         scale = 2 if self.euclidean else 1
+        same = len(columns.x) != len(columns.norms)
+        added = rows.x.new_empty(1) if same else columns.norms
         with products_in(precision):
-            d = torch.addmm(columns.norms, rows.x, columns.x.T, alpha=-scale)
-        self.d = d.add_(rows.norms[:, None])
+            d = torch.addmm(added, rows.x, columns.x.T, beta=1 - same, alpha=-scale)
+        if not same:
+            d.add_(rows.norms[:, None])
+        elif distance == "cosine":
+            d.add_(1)
+        self.d = d
         if self.euclidean and d.numel():
             d.clamp_min_(0)
             self.near = near_pairs(self, NEAR[precision])
@@ -49,40 +57,47 @@ class Block:
     def euclidean(self) -> bool:
         return self.distance in ("euclidean", "sqeuclidean")
 
-    def lengths(self, differences: Tensor) -> Tensor:
-        """The distances of rows with such differences (..., Dp)."""
-        length = torch.linalg.vector_norm(differences, dim=-1)
+    def of_lengths(self, length: Tensor) -> Tensor:
+        """The distances of rows whose differences are as long, which are overwritten."""
         return length if self.distance == "euclidean" else length.square_()
 
     def gradients(
-        self, at_d: Tensor, gx: Tensor | None, gy: Tensor | None, both: bool = False
+        self,
+        at_d: Tensor,
+        gx: Tensor | None,
+        gy: Tensor | None,
+        both: bool = False,
+        first: bool = False,
     ) -> None:
         """Adds to the gradients at the rows and at the columns, given that at ``d``.
 
         ``at_d`` is overwritten. With ``both`` rows and columns are the same, and ``gx`` takes all.
+        What is ``first`` need not be zeros.
         """
         at = at_d
         if self.distance == "euclidean":
             # No gradient at distance 0.
-            at.div_(self.d).masked_fill_(self.d == 0, 0)
+            at.div_(F.threshold(self.d, 0, torch.inf))
         elif self.euclidean:
             at.mul_(2)
         x, y = self.rows.x, self.columns.x
         if both:
             at, gy = at + at.T, None
-        if self.near is not None:
-            # They are left out of the products, in which they would cancel.
-            self.near.add_gradients(self, at, gx, gy)
+        # They are left out of the products, in which they would cancel.
+        near = None if self.near is None else self.near.taken(at)
+        beta = 1 - first
+        with products_in(self.precision):
+            if gx is not None:
+                gx.addmm_(at, y, beta=beta, alpha=-1)
+            if gy is not None:
+                gy.addmm_(at.T, x, beta=beta, alpha=-1)
         if self.euclidean:
             if gx is not None:
                 gx.addcmul_(at.sum(1, keepdim=True), x)
             if gy is not None:
                 gy.addcmul_(at.sum(0).unsqueeze(1), y)
-        with products_in(self.precision):
-            if gx is not None:
-                gx.addmm_(at, y, alpha=-1)
-            if gy is not None:
-                gy.addmm_(at.T, x, alpha=-1)
+        if self.near is not None and near is not None:
+            self.near.add_gradients(self, near, gx, gy)
 
 
 def near_pairs(block: Block, share: float) -> Listed | Nearest:
@@ -100,13 +115,23 @@ class Listed:
     def fill(self, block: Block) -> None:
         flat = block.d.view(-1)
         for part, _, _, differences in self._pieces(block):
-            flat.index_copy_(0, part, block.lengths(differences))
+            length = torch.linalg.vector_norm(differences, dim=1)
+            flat.index_copy_(0, part, block.of_lengths(length))
 
-    def add_gradients(self, block: Block, at: Tensor, gx: Tensor | None, gy: Tensor | None) -> None:
+    def taken(self, at: Tensor) -> Tensor:
+        """What stands at these pairs (k,), where 0 is left."""
         flat = at.view(-1)
-        for part, row, column, differences in self._pieces(block):
-            differences.mul_(flat.index_select(0, part).unsqueeze(1))
-            flat.index_fill_(0, part, 0)
+        own = flat.index_select(0, self.flat)
+        flat.index_fill_(0, self.flat, 0)
+        return own
+
+    def add_gradients(
+        self, block: Block, own: Tensor, gx: Tensor | None, gy: Tensor | None
+    ) -> None:
+        start = 0
+        for _, row, column, differences in self._pieces(block):
+            differences.mul_(own[start : start + len(row)].unsqueeze(1))
+            start += len(row)
             if gx is not None:
                 add_rows(gx, row, differences)
             if gy is not None:
@@ -137,19 +162,28 @@ class Nearest:
         self.columns = block.d.topk(most, largest=False, sorted=False).indices
 
     def fill(self, block: Block) -> None:
-        block.d.scatter_(1, self.columns, block.lengths(self._differences(block)))
+        # Differences that are nowhere held.
+        x, mode = block.rows.x.unsqueeze(1), "donot_use_mm_for_euclid_dist"
+        length = torch.cdist(x, self._rows(block), compute_mode=mode).squeeze(1)
+        block.d.scatter_(1, self.columns, block.of_lengths(length))
 
-    def add_gradients(self, block: Block, at: Tensor, gx: Tensor | None, gy: Tensor | None) -> None:
-        differences = self._differences(block)
+    def taken(self, at: Tensor) -> Tensor:
+        """What stands at these pairs (b, K), where 0 is left."""
         own = at.gather(1, self.columns)
         at.scatter_(1, self.columns, 0)
+        return own
+
+    def add_gradients(
+        self, block: Block, own: Tensor, gx: Tensor | None, gy: Tensor | None
+    ) -> None:
+        differences = block.rows.x.unsqueeze(1) - self._rows(block)
         if gx is not None:
             gx.unsqueeze(1).baddbmm_(own.unsqueeze(1), differences)
         if gy is not None:
             parts = differences.mul_(own.neg_().unsqueeze(2))
             add_rows(gy, self.columns.view(-1), parts.view(-1, gy.shape[1]))
 
-    def _differences(self, block: Block) -> Tensor:
+    def _rows(self, block: Block) -> Tensor:
         """(b, K, Dp)"""
         y = block.columns.x.index_select(0, self.columns.view(-1))
-        return block.rows.x.unsqueeze(1) - y.view(*self.columns.shape, -1)
+        return y.view(*self.columns.shape, -1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -11,21 +13,47 @@ from dmlap_kernels.backends.device.sweeps import Exponent
 LOWEST = -1e30
 
 
-def exponent_of(exponent: Exponent, d: Tensor) -> Tensor:
-    """e(d), a tensor of its own."""
-    zero = exponent.zero
-    e = d if isinstance(zero, float) and zero == 0 else d - zero
-    return e * slope_of(exponent, d)
+def exponent_of(
+    exponent: Exponent, d: Tensor, plus: Tensor | None = None, bracket: Tensor | None = None
+) -> Tensor:
+    """e(d), a tensor of its own; plus numbers (b, 1) or (N,). The bracket is made unless given."""
+    if bracket is None:
+        bracket = bracket_of(exponent, d)
+    if bracket is not None:
+        line = _line(exponent, d)
+        return line * bracket if plus is None else torch.addcmul(plus, line, bracket)
+    if plus is None:
+        return _line(exponent, d)
+    if not _is_number(exponent.rate):
+        return _line(exponent, d) + plus
+    # In one operation.
+    return torch.add(_minus_zero(exponent, plus), d, alpha=exponent.rate)
 
 
-def slope_of(exponent: Exponent, d: Tensor) -> Tensor | float:
-    """e(d) / (d - zero), a constant in the derivative."""
-    rate, _, side, pivot = exponent
-    if not side:
-        return rate
+def bracket_of(exponent: Exponent, d: Tensor) -> Tensor | None:
+    """[side (d - pivot)]+, a constant in the derivative; None without a side."""
+    if not exponent.side:
+        return None
     with torch.no_grad():
-        bracket = (d - pivot if side > 0 else pivot - d).relu_()
-    return bracket * rate if torch.is_grad_enabled() else bracket.mul_(rate)
+        return (d - exponent.pivot if exponent.side > 0 else exponent.pivot - d).relu_()
+
+
+def _line(exponent: Exponent, d: Tensor) -> Tensor:
+    """rate (d - zero)."""
+    rate, zero = exponent.rate, exponent.zero
+    if not (_is_number(rate) and _is_number(zero)):
+        return (d - zero) * rate
+    return d * rate if zero == 0 else torch.rsub(d, -rate * zero, alpha=-rate)
+
+
+def _minus_zero(exponent: Exponent, plus: Tensor) -> Tensor:
+    """plus - rate zero."""
+    zero = exponent.zero
+    return plus if _is_number(zero) and zero == 0 else plus - exponent.rate * zero
+
+
+def _is_number(value: Any) -> bool:
+    return not isinstance(value, Tensor)
 
 
 def log_sum(e: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -16,8 +18,22 @@ class Gradients:
 
     def __init__(self, sides: Sides) -> None:
         self.sides = sides
-        self.x = torch.zeros_like(sides.x) if sides.x_grad else None
-        self.y = torch.zeros_like(sides.y) if sides.y_grad and not sides.self_case else None
+        self._made: tuple[Tensor | None, Tensor | None] | None = None
+
+    @property
+    def x(self) -> Tensor | None:
+        return self._of(torch.zeros_like)[0]
+
+    @property
+    def y(self) -> Tensor | None:
+        return self._of(torch.zeros_like)[1]
+
+    def _of(self, make: Callable[[Tensor], Tensor]) -> tuple[Tensor | None, Tensor | None]:
+        if self._made is None:
+            sides = self.sides
+            x = make(sides.x) if sides.x_grad else None
+            self._made = x, make(sides.y) if sides.y_grad and not sides.self_case else None
+        return self._made
 
     @property
     def of_columns(self) -> Tensor | None:
@@ -28,9 +44,13 @@ class Gradients:
         """``at_d`` (b, N), which is overwritten, is the gradient at the distances of a panel."""
         if not self.sides.columns:
             return
-        gx = None if self.x is None else self.x[panel.at]
-        single = self.sides.self_case and len(at_d) == self.sides.columns
-        panel.gradients(at_d, gx, self.of_columns, both=single)
+        single = 0 < len(at_d) == self.sides.anchors
+        # A single panel writes what others would add to.
+        first = single and self._made is None
+        gx = self._of(torch.empty_like if first else torch.zeros_like)[0]
+        gx = None if gx is None else gx[panel.at]
+        both = single and self.sides.self_case
+        panel.gradients(at_d, gx, self.of_columns, both, first)
 
     def add_block(self, block: Block, columns: Tensor, at_d: Tensor) -> None:
         """The same of a block whose rows are ``columns`` (k,) too."""

@@ -33,36 +33,62 @@ class Panel(Block):
             columns = Rows(*(anchors.x.new_zeros(1, *rest.shape[1:]) for rest in columns))
         super().__init__(anchors, columns, sides.distance, sides.precision)
         if not sides.columns:
-            self.alike = self.unlike = torch.ones_like(self.d, dtype=torch.bool)
+            self.alike = torch.ones_like(self.d, dtype=torch.bool)
+            self._unlike: Tensor | None = self.alike
             return
-        self.alike = sides.labels_x[at, None] == sides.labels_y
-        self.unlike = ~self.alike
-        if sides.self_case:
-            self.unlike.diagonal(at.start).fill_(True)
-        for own in self._named(sides, at):
-            self.alike |= own
-            self.unlike |= own
+        if sides.partial:
+            # Which may stand among the nearest.
+            self.d.masked_fill_(sides.y_norms == torch.inf, torch.inf)
+        self.alike, self._unlike = masks(sides, at), None
 
-    @staticmethod
-    def _named(sides: Sides, at: slice) -> Iterator[Tensor]:
-        """A mask (b, N) of the pairs that are an anchor and itself by name."""
-        if sides.itself is not None:
-            columns = torch.arange(sides.columns, device=sides.x.device)
-            yield sides.itself[at, None] == columns
-        elif sides.col_itself is not None:
-            rows = torch.arange(at.start, at.stop, device=sides.x.device)
-            yield rows[:, None] == sides.col_itself
+    @property
+    def unlike(self) -> Tensor:
+        if self._unlike is None:
+            self._unlike = self.set_left_out(~self.alike, True)
+        return self._unlike
+
+    def positives_of(self, values: Tensor, other: float) -> Tensor:
+        """Values (b, N), or (b, 1), of positive pairs, and another number elsewhere."""
+        return self.set_left_out(torch.where(self.alike, values, other), other)
+
+    def set_left_out(self, values: Tensor, number: float) -> Tensor:
+        """Values (b, N) with a number, in place, where an anchor meets itself."""
+        if not self.sides.columns:
+            return values.fill_(number)
+        if self.sides.self_case:
+            values.diagonal(self.at.start).fill_(number)
+        for own in _named(self.sides, self.at):
+            values.masked_fill_(own, number)
+        return values
 
     def from_columns(self, columns: Tensor) -> Block:
         """Distances of references ``columns`` (k,) to all references."""
-        x = self.columns.x.index_select(0, columns)
-        rows = Rows(x, norms(x, self.distance, True))
+        x, given = self.columns.x.index_select(0, columns), self.columns.norms
+        rows = Rows(x, norms(x, self.distance, True) if len(given) else given)
         return Block(rows, self.columns, self.distance, self.sides.precision)
 
     def positives(self) -> tuple[Tensor, Tensor]:
         """Rows and columns (k,) of the positive pairs. Reads their number from the device."""
         rows, columns = (~self.unlike).nonzero(as_tuple=True)
         return rows, columns
+
+
+def masks(sides: Sides, at: slice) -> Tensor:
+    """`Panel.alike` of some anchors."""
+    alike = sides.labels_x[at, None] == sides.labels_y
+    for own in _named(sides, at):
+        alike |= own
+    return alike
+
+
+def _named(sides: Sides, at: slice) -> Iterator[Tensor]:
+    """A mask (b, N) of the pairs that are an anchor and itself by name."""
+    if sides.itself is not None:
+        columns = torch.arange(sides.columns, device=sides.x.device)
+        yield sides.itself[at, None] == columns
+    elif sides.col_itself is not None:
+        rows = torch.arange(at.start, at.stop, device=sides.x.device)
+        yield rows[:, None] == sides.col_itself
 
 
 class Panels:
@@ -88,6 +114,17 @@ class Panels:
             if _keeps(sides):
                 self._kept[at.start] = found
         return found
+
+    def count_positives(self, sides: Sides) -> Tensor:
+        """(B,) int64, how many positive pairs each anchor has."""
+        kept = _keeps(sides)
+        found = []
+        for at in slices(sides):
+            alike = self.panel(sides, at).alike if kept else masks(sides, at)
+            # Each anchor is alike itself, where it is a column.
+            named = None if sides.itself is None else (sides.itself[at] >= 0).long()
+            found.append(alike.sum(1) - (int(sides.self_case) if named is None else named))
+        return found[0] if len(found) == 1 else torch.cat(found)
 
     def each(
         self,

@@ -38,18 +38,28 @@ class PanelSweeps:
         return Extremes(*found, *(() if sums else (None, None)))
 
     def hinge_sums(
-        self, sides: Sides, positive_bound: Tensor, negative_bound: Tensor, squared: bool
+        self,
+        sides: Sides,
+        positive_bound: Tensor,
+        negative_bound: Tensor,
+        squared: bool,
+        read: tuple[str, ...] = HingeSums._fields,
     ) -> HingeSums:
         def body(panel: Panel, low: Tensor, high: Tensor) -> Sequence[Tensor]:
-            pull = (panel.d - low[:, None]).masked_fill_(panel.unlike, 0).relu_()
-            push = (high[:, None] - panel.d).masked_fill_(panel.alike, 0).relu_()
-            hinges = pull.sum(1), push.sum(1)
-            totals = hinges
+            pull = panel.positives_of(panel.d - _column(low), 0).relu_()
+            push = (_column(high) - panel.d).masked_fill_(panel.alike, 0).relu_()
+            totals = hinges = pull.sum(1), push.sum(1)
             if squared:
                 totals = pull.square().sum(1), push.square().sum(1)
+            if not active:
+                return *totals, *hinges
             return *totals, *hinges, pull.count_nonzero(1), push.count_nonzero(1)
 
-        return HingeSums(*self.panels.each(sides, body, (positive_bound, negative_bound)))
+        active = "positive_active" in read
+        bounds = positive_bound, negative_bound
+        rows = bounds if isinstance(positive_bound, Tensor) and positive_bound.ndim else ()
+        found = self.panels.each(sides, body, rows, () if rows else bounds)
+        return HingeSums(*found, *(() if active else found[:2]))
 
     def log_sums(
         self,
@@ -61,18 +71,22 @@ class PanelSweeps:
         read: tuple[str, ...] = LogSums._fields,
     ) -> LogSums:
         def body(panel: Panel, above: Tensor | None, below: Tensor | None, *numbers: float) -> Any:
-            unlike, alike = panel.unlike, panel.alike
-            if above is not None and below is not None:
-                unlike = unlike | (panel.d <= above[:, None])
+            alike = panel.alike
+            if below is not None:
                 alike = alike | (panel.d >= below[:, None])
-            push = exponent_of(Exponent(*numbers[4:]), panel.d)  # type: ignore[arg-type]
-            found = [log_sum(push.masked_fill_(alike, -torch.inf))]
+            push = pull = exponent_of(Exponent(*numbers[4:]), panel.d)  # type: ignore[arg-type]
             if read == ("neg_lse",):
-                return found
-            pull = exponent_of(Exponent(*numbers[:4]), panel.d)  # type: ignore[arg-type]
+                return [log_sum(push.masked_fill_(alike, -torch.inf))]
+            if negative is not positive:
+                pull = exponent_of(Exponent(*numbers[:4]), panel.d)  # type: ignore[arg-type]
+            # Another tensor, as ``pull`` may be the same.
+            found = [log_sum(push.masked_fill(alike, -torch.inf))]
             if "exponent_sum" in read:
-                found.append(torch.where(unlike, 0, pull).sum(1))
-            return [log_sum(pull.masked_fill_(unlike, -torch.inf)), *found]
+                found.append(panel.positives_of(pull, 0).sum(1))
+            pull = panel.positives_of(pull, -torch.inf)
+            if above is not None:
+                pull.masked_fill_(panel.d <= above[:, None], -torch.inf)
+            return [log_sum(pull), *found]
 
         rows = positive_above, negative_below
         found = self.panels.each(sides, body, rows, (*positive, *negative))
@@ -87,22 +101,33 @@ class PanelSweeps:
         neg_lse: Tensor,
         neg_lse_of_columns: Tensor | None = None,
         weight_of_columns: Tensor | None = None,
+        read: tuple[str, ...] = PairTerms._fields,
     ) -> PairTerms:
         def body(panel: Panel, own: Tensor, other: Tensor | None, *numbers: float) -> Any:
-            e = exponent_of(Exponent(*numbers), panel.d)  # type: ignore[arg-type]
+            exponent, column = Exponent(*numbers), own[:, None]  # type: ignore[arg-type]
             if kind == "lifted":
                 assert other is not None
-                value, _, by_neg_lse = lifted(e, own[:, None], other, panel.unlike)
+                e = exponent_of(exponent, panel.d)
+                value, _, by_neg_lse = lifted(e, column, other, panel.unlike)
             else:
-                e = (e + own[:, None]).masked_fill_(panel.unlike, -torch.inf)
+                e = panel.positives_of(exponent_of(exponent, panel.d, column), -torch.inf)
                 value, by_neg_lse = softplus(e), e.detach().sigmoid()
             found = (
                 by_neg_lse.sum(1) if weight_of_columns is None else by_neg_lse @ weight_of_columns
             )
-            return value.sum(1), value.count_nonzero(1), found
+            if read == ("by_neg_lse",):
+                return (found, found)
+            if "nonzero" not in read:
+                return value.sum(1), found
+            return value.sum(1), found, value.count_nonzero(1)
 
         whole = neg_lse_of_columns, *exponent
-        return PairTerms(*self.panels.each(sides, body, (neg_lse,), whole))
+        total, by_neg_lse, *nonzero = self.panels.each(sides, body, (neg_lse,), whole)
+        return PairTerms(total, nonzero[0] if nonzero else total, by_neg_lse)
+
+    def count_positives(self, sides: Sides) -> Tensor:
+        """`Panels.count_positives`, for sides that have no runs to count them by."""
+        return self.panels.count_positives(sides)
 
     def gradient(self, sides: Sides, pair_gradient: PairGradient) -> Both:
         sums = Gradients(sides)
@@ -146,10 +171,15 @@ class PanelSweeps:
         return search.class_scores(self.panels, sides, thresholds, ends_x, ends_y)
 
 
+def _column(bound: Any) -> Any:
+    """A bound of each row of a panel, or one number of all."""
+    return bound[:, None] if isinstance(bound, Tensor) and bound.ndim else bound
+
+
 def _extremes(panel: Panel) -> Sequence[Tensor]:
-    positive, p = panel.d.masked_fill(panel.unlike, -torch.inf).max(1)
+    positive, p = panel.positives_of(panel.d, -torch.inf).max(1)
     negative, n = panel.d.masked_fill(panel.alike, torch.inf).min(1)
-    p.masked_fill_(panel.unlike.all(1), -1)
+    p.masked_fill_(positive == -torch.inf, -1)
     n.masked_fill_(panel.alike.all(1), -1)
     return positive, p, negative, n
 
