@@ -15,7 +15,7 @@ from dmlap_kernels.backends.device.memory import refuse_without_memory
 from dmlap_kernels.backends.device.packing import unpacked
 from dmlap_kernels.backends.device.stats import pair_stats
 from dmlap_kernels.backends.device.sweeps import Sweeps
-from dmlap_kernels.backends.device.terms import Call, Family, reduce
+from dmlap_kernels.backends.device.terms import Call, Family, parts, reduce
 from dmlap_kernels.backends.precision import full_precision
 from dmlap_kernels.problem import (
     Forward,
@@ -73,6 +73,7 @@ class DeviceBackend(ABC):
             call = Call.of(spec, problem, self.sweeps(), stats or scores, only_needed=True)
             found = FAMILIES[spec.loss].forward(call)
             loss, weights = reduce(found.groups, spec.reduction)
+            call.groups = found.groups
             if spec.reduction == "none":
                 loss = torch.empty_like(loss).index_copy_(0, call.sides.order_x, loss)
             saved = torch.stack((*weights, *(() if found.kept is None else found.kept)))
@@ -104,6 +105,15 @@ class DeviceBackend(ABC):
                 g_params = torch.empty_like(found.anchor_params)
                 g_params.index_copy_(0, sides.order_x, found.anchor_params + nonfinite)
             return Gradients(gx, gy, g_params)
+
+    def parts(self, spec: PairSpec, result: Forward) -> Tensor:
+        call = result.context
+        return parts(call.groups, spec.reduction) + call.nonfinite.double()
+
+    def with_counts(self, spec: PairSpec, saved: Tensor, counts: Tensor) -> Tensor:
+        weights, kept = saved.tensor_split((FAMILIES[spec.loss].groups(spec),))
+        shares = counts.reciprocal().to(saved.dtype)[:, None]
+        return torch.cat((torch.where(weights != 0, shares, 0), kept))
 
     def nearest(
         self, queries: Tensor, refs: Tensor | None, k: int, distance: str, normalize: bool
