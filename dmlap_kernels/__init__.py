@@ -62,7 +62,7 @@ __all__ = [
 _SUBMODULES = frozenset(
     (
         *("data", "distributed", "encoders", "evaluation", "extras", "info", "losses", "memory"),
-        *("ranks", "report", "trainer"),
+        *("ranks", "report", "ring", "trainer"),
     )
 )
 

@@ -20,16 +20,23 @@ from torch import Tensor, nn
 from dmlap_kernels import checks
 from dmlap_kernels.problem import PairProblem, PairSpec, PairStats
 from dmlap_kernels.ranks import Ranks, all_gather
+from dmlap_kernels.ring import ring_loss
 from dmlap_kernels.sweep import pair_loss_here, sharing
 
 GRADIENTS = ("mean", "sum")
+EXCHANGES = ("gather", "ring")
 # Their references are parameters, the same on every rank.
 _PROXY_REFERENCES = ("proxy_nca", "soft_triple")
 _replicated: ContextVar[bool] = ContextVar("replicated", default=False)
 
 
 def global_batch(
-    loss: Callable[..., Any], *, group: Any = None, gradients: str = "mean", even: bool = False
+    loss: Callable[..., Any],
+    *,
+    group: Any = None,
+    gradients: str = "mean",
+    exchange: str = "gather",
+    even: bool = False,
 ) -> GlobalBatch:
     """``loss`` over the batches of all ranks, exactly, under torchrun, DDP or FSDP.
 
@@ -50,6 +57,13 @@ def global_batch(
             DistributedDataParallel and FSDP; so the gradient of the loss is multiplied by the
             number of ranks (the value is not), and the averages are the gradients that one process
             would have. ``"sum"``: they are added up, and nothing is multiplied.
+        exchange: how the ranks see each other's embeddings. ``"gather"``: all at once; a rank holds
+            those of all ranks, N x D, and their gradient. ``"ring"``: the block of each rank goes
+            round, and is swept while the next one arrives, so that a rank holds three blocks; the
+            losses contrastive, margin, multi-similarity, generalised lifted structure, NT-Xent,
+            SupCon, circle and proxy-anchor, without statistics, on the backends ``torch``,
+            ``triton`` and ``cuda`` (on the CPU ``"auto"`` takes ``torch``). Losses that
+            exchange no embeddings run as they are.
         even: True where all ranks have the same number of rows, which spares each call one exchange
             of a few numbers that a GPU is waited for. False looks.
 
@@ -73,7 +87,7 @@ def global_batch(
           references, which takes one pair a class.
         - distance-weighted triplets draw as one process does if the ranks pass the same ``seed``.
 
-    A rank needs memory for the embeddings of all ranks, N x D, and their gradient. If a rank ends,
+    If a rank ends,
     the others raise RuntimeError at once with gloo, after the timeout of the process group with
     NCCL. Every rank must call the loss equally often, and backward. Under torch.compile a call is a
     break of the graph and runs as it does without.
@@ -91,18 +105,27 @@ def global_batch(
         >>> embeddings = torch.randn(8, 16, requires_grad=True)
         >>> criterion(embeddings, torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])).backward()
     """
-    return GlobalBatch(loss, group=group, gradients=gradients, even=even)
+    return GlobalBatch(loss, group=group, gradients=gradients, exchange=exchange, even=even)
 
 
 class GlobalBatch(nn.Module):
     """What `global_batch` returns: ``loss`` over the batches of all ranks."""
 
-    def __init__(self, loss: Callable[..., Any], *, group: Any, gradients: str, even: bool) -> None:
+    def __init__(
+        self,
+        loss: Callable[..., Any],
+        *,
+        group: Any,
+        gradients: str,
+        exchange: str,
+        even: bool,
+    ) -> None:
         super().__init__()
         if not callable(loss):
             raise TypeError(f"loss must be a loss, got {loss!r} ({type(loss).__name__})")
         self.loss, self.group = loss, group
         self.gradients = checks.choice("gradients", gradients, GRADIENTS)
+        self.exchange = checks.choice("exchange", exchange, EXCHANGES)
         self.even = checks.flag("even", even)
 
     @torch.compiler.disable
@@ -111,14 +134,14 @@ class GlobalBatch(nn.Module):
         if ranks is None:
             return self.loss(*arguments, **keywords)
         factor = ranks.count if self.gradients == "mean" else 1
-        token = sharing.set(_Shared(ranks, factor, self.even))
+        token = sharing.set(_Shared(ranks, factor, self.exchange, self.even))
         try:
             return self.loss(*arguments, **keywords)
         finally:
             sharing.reset(token)
 
     def extra_repr(self) -> str:
-        return f"gradients={self.gradients!r}, even={self.even}"
+        return f"gradients={self.gradients!r}, exchange={self.exchange!r}, even={self.even}"
 
 
 def in_global_batch() -> bool:
@@ -150,8 +173,8 @@ def gathered_rows(rows: Tensor, labels: Tensor, group: Any) -> tuple[Tensor, Ten
 class _Shared:
     """Takes over the calls of losses while a `GlobalBatch` runs one."""
 
-    def __init__(self, ranks: Ranks, factor: int, even: bool) -> None:
-        self.ranks, self.factor, self.even = ranks, factor, even
+    def __init__(self, ranks: Ranks, factor: int, exchange: str, even: bool) -> None:
+        self.ranks, self.factor, self.exchange, self.even = ranks, factor, exchange, even
 
     def pair_loss(
         self, spec: PairSpec, problem: PairProblem, backend: str, stats: bool, scores: bool
@@ -161,10 +184,20 @@ class _Shared:
                 'return_stats must be True or False in a global batch, got "class_scores", whose '
                 "classes are those of one rank"
             )
+        exchanged = not _replicated.get() and spec.loss not in _PROXY_REFERENCES
+        if self.exchange == "ring" and exchanged:
+            if stats:
+                raise ValueError(
+                    'return_stats must be False with exchange="ring", got True, which '
+                    'exchange="gather" takes'
+                )
+            if spec.loss == "proxy_anchor":
+                problem = self._share_of_proxies(problem)
+            return _Scaled.apply(ring_loss(self.ranks, spec, problem, backend), self.factor), None
         whole = spec.loss == "lifted_structure_original" or (
             spec.loss == "n_pairs" and problem.y is None
         )
-        if whole and not _replicated.get():
+        if whole and exchanged:
             return self._whole(spec, problem, backend, stats)
         local = self._local(spec, problem)
         value, found = pair_loss_here(spec, local, backend, stats, False, self.ranks.add_up)
@@ -177,7 +210,7 @@ class _Shared:
         if _replicated.get() or spec.loss in _PROXY_REFERENCES:
             return problem
         if spec.loss == "proxy_anchor":
-            return self._some_proxies(problem)
+            problem = self._share_of_proxies(problem)
         rows, labels = problem.ref_side
         refs, ref_labels, own = self._gathered(rows, labels)
         itself = problem.self_index
@@ -190,13 +223,12 @@ class _Shared:
             *anchors, refs, ref_labels, problem.anchor_params, itself, problem.numbers
         )
 
-    def _some_proxies(self, problem: PairProblem) -> PairProblem:
-        """A share of the proxies, which are the anchors, against the embeddings of all ranks."""
+    def _share_of_proxies(self, problem: PairProblem) -> PairProblem:
+        """Proxies are the anchors, the same on every rank, and each takes some of them."""
         count, (at, of) = problem.x.shape[0], (self.ranks.rank, self.ranks.count)
         share = slice(count * at // of, count * (at + 1) // of)
-        refs, ref_labels, _ = self._gathered(*problem.ref_side)
-        anchors = problem.x[share], problem.labels[share]
-        return PairProblem(*anchors, refs, ref_labels, None, None, problem.numbers)
+        rest = problem.y, problem.ref_labels, None, None, problem.numbers
+        return PairProblem(problem.x[share], problem.labels[share], *rest)
 
     def _whole(
         self, spec: PairSpec, problem: PairProblem, backend: str, stats: bool

@@ -160,7 +160,20 @@ def refusals(rank: int) -> dict[str, str]:
         "features": refused(lambda: loss(other, labels)),
         "dtype": refused(lambda: loss(kind, labels)),
         "scores": refused(lambda: loss(other, labels, return_stats="class_scores")),
+        "ring": refused_by_the_ring(labels),
     }
+
+
+def refused_by_the_ring(labels: Tensor) -> list[str]:
+    embeddings = torch.randn(3, 4)
+    number = torch.tensor(0.5, requires_grad=True)
+    calls = (
+        partial(global_batch(fused_contrastive_loss, exchange="ring"), return_stats=True),
+        partial(global_batch(fused_contrastive_loss, exchange="ring"), neg_margin=number),
+        partial(global_batch(fused_contrastive_loss, exchange="ring"), backend="cpu"),
+        global_batch(TripletLoss(), exchange="ring"),
+    )
+    return [refused(partial(one, embeddings, labels)) for one in calls]
 
 
 def refused(call: Callable[[], Any]) -> str:

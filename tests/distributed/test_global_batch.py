@@ -15,6 +15,7 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 import dmlap_kernels
+from dmlap_kernels import ring
 from dmlap_kernels.distributed import global_batch
 from dmlap_kernels.losses import ContrastiveLoss, SupConLoss
 from dmlap_kernels.memory import CrossBatchMemory
@@ -38,10 +39,11 @@ class Shared:
     backend: str
     self_index: bool = False
     stats: bool = False
+    exchange: str = "gather"
 
     @property
     def id(self) -> str:
-        parts = [f"{self.ranks}", self.backend, self.case.id]
+        parts = [f"{self.ranks}", self.backend, self.exchange, self.case.id]
         parts += ["self-index"] * self.self_index + ["stats"] * self.stats
         return "-".join(parts)
 
@@ -67,6 +69,13 @@ def shared_cases(ranks: int) -> list[Shared]:
         if "beta" in row.levels:
             case = replace(case, options=(("beta", "classes"), ("active", "half")))
             found.append(Shared(case, ranks, "cpu"))
+        if loss in ring.LOSSES:
+            of_ring = [
+                replace(one, backend="torch", exchange="ring")
+                for one in found
+                if one.case.loss == loss and not one.stats
+            ]
+            found += of_ring
     single = usual("triplet_hard", rows=33, features=5, dtype=torch.float32)
     return [*found, Shared(single, ranks, "cpu"), Shared(single, ranks, "torch")]
 
@@ -146,7 +155,8 @@ def work(rank: int, problems: Path) -> dict[str, Any]:
 def work_on(rank: int, shared: Shared, problem: Problem, group: Any) -> Any:
     row, part = LOSSES[shared.case.loss], part_of(shared, problem, rank)
     leaves = leaves_of(part)
-    loss = global_batch(getattr(dmlap_kernels, row.function), group=group)
+    function = getattr(dmlap_kernels, row.function)
+    loss = global_batch(function, group=group, exchange=shared.exchange)
     value = call(shared, loss, part, leaves)
     value, stats = value if shared.stats else (value, None)
     first = sum(SIZES[shared.ranks][:rank])
@@ -284,6 +294,9 @@ def test_refusals(results: dict[str, list[Any]]) -> None:
         assert "4 of torch.float32 on rank 0 and 5 of torch.float32 on rank 2" in found["features"]
         assert "4 of torch.float64 on rank 3" in found["dtype"]
         assert "class_scores" in found["scores"]
+        stats, number, backend, loss = found["ring"]
+        assert "return_stats must be False" in stats and "Python numbers" in number
+        assert 'got "cpu"' in backend and "triplet_hard is not made of parts" in loss
 
 
 def test_a_compiled_step(results: dict[str, list[Any]]) -> None:
