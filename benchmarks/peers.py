@@ -193,6 +193,19 @@ def soft_triple(batch: Batch, *, la: float, gamma: float, margin: float) -> Loss
     return _with_proxies(loss, "fc", transposed=True)
 
 
+def cross_batch_memory(loss: str, rows: Tensor, labels: Tensor, anchors: int) -> Loss:
+    """The library's memory of past batches around its loss, filled with these rows; ``anchors`` of
+    them at a time are compared with it."""
+    # It lists the pairs, 16 bytes each, compares the indices, and copies the distances.
+    needed = anchors * len(rows) * 100
+    if needed > MEMORY_LIMIT // 4:
+        raise Absent(f"it lists every pair: about {needed / 2**30:,.0f} GiB")
+    losses = _pml().losses
+    memory = losses.CrossBatchMemory(getattr(losses, loss)(), rows.shape[1], len(rows))
+    memory.add_to_memory(rows, labels, len(rows))
+    return memory
+
+
 def faiss_nearest(queries: Tensor, references: Tensor, k: int) -> Callable[[], Tensor]:
     """Squared distances (Q, k) by an exact index that is built anew at each call."""
     search = faiss_search(queries, references, k)

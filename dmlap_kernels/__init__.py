@@ -35,7 +35,10 @@ __all__ += functional.__all__
 # Imported when they are asked for: `dmlap_kernels.losses` needs no import of its own, and what only
 # an extra brings is not imported by `import dmlap_kernels`.
 _SUBMODULES = frozenset(
-    ("data", "encoders", "evaluation", "extras", "info", "losses", "report", "trainer")
+    (
+        *("data", "distributed", "encoders", "evaluation", "extras", "info", "losses", "memory"),
+        *("ranks", "report", "ring", "trainer"),
+    )
 )
 
 

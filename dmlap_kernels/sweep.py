@@ -8,8 +8,9 @@ memory of their own, the same two backend calls are the operators ``dmlap::pair_
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -17,7 +18,18 @@ from torch import Tensor
 from dmlap_kernels import versions
 from dmlap_kernels.backends import registry
 from dmlap_kernels.backends.panels import TorchBackend
-from dmlap_kernels.problem import PairProblem, PairSpec, PairStats, compute_dtype
+from dmlap_kernels.problem import Forward, PairProblem, PairSpec, PairStats, compute_dtype
+
+
+class Sharing(Protocol):
+    """Who takes over the calls of a loss whose batch lies in several processes."""
+
+    def pair_loss(
+        self, spec: PairSpec, problem: PairProblem, backend: str, stats: bool, scores: bool
+    ) -> tuple[Tensor, PairStats | None]: ...
+
+
+sharing: ContextVar[Sharing | None] = ContextVar("sharing", default=None)
 
 
 def pair_loss(
@@ -26,8 +38,24 @@ def pair_loss(
     """The loss of ``spec`` over ``problem``, differentiable in all of its floating tensors."""
     if torch.compiler.is_compiling() or not all(map(_is_plain, problem)):
         return _as_operator(spec, problem, backend, stats, scores)
+    if (others := sharing.get()) is not None:
+        return others.pair_loss(spec, problem, backend, stats, scores)
+    return pair_loss_here(spec, problem, backend, stats, scores)
+
+
+def pair_loss_here(
+    spec: PairSpec,
+    problem: PairProblem,
+    backend: str,
+    stats: bool,
+    scores: bool,
+    add_up: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[Tensor, PairStats | None]:
+    """`pair_loss` of this process. ``add_up`` adds a float64 tensor up over the processes that hold
+    anchors of the same batch: the value, and what the gradient is divided by, are then the batch's
+    (but for the reduction "none")."""
     runner = _runner(backend, spec, problem)
-    call = _Call(spec, runner, stats, scores)
+    call = _Call(spec, runner, stats, scores, add_up)
     function = _TransformedPairLoss if _is_transformed() else _PairLoss
     return function.apply(call, *problem), call.stats
 
@@ -75,16 +103,25 @@ def _gradients(
     gx, gy, g_anchor = runner.backward(spec, problem, call.saved, grad, context)
     g_numbers = None
     if numbers is not None and wants_numbers:
-        g_numbers = _at_numbers(call.spec, problem, runner, call.saved, grad)
+        g_numbers = _at_numbers(call.spec, problem, runner, call.saved, grad, call.counts)
     return gx, None, gy, None, g_anchor, None, g_numbers
 
 
 def _at_numbers(
-    spec: PairSpec, problem: PairProblem, runner: registry.Backend, saved: Tensor, grad: Tensor
+    spec: PairSpec,
+    problem: PairProblem,
+    runner: registry.Backend,
+    saved: Tensor,
+    grad: Tensor,
+    counts: Tensor | None = None,
 ) -> Tensor:
     portable = registry.backends()["torch"]
     assert isinstance(portable, TorchBackend) and problem.numbers is not None
     known = saved if runner is portable else None
+    if known is None and counts is not None:
+        filled = spec.filled(problem.numbers.detach().unbind())
+        known = portable.forward(filled, problem, False, False).saved
+        known = portable.with_counts(filled, known, counts)
     found = portable.at_numbers(spec, problem, problem.numbers, known, grad)
     return found.to(problem.numbers)
 
@@ -93,10 +130,29 @@ class _Call:
     """One eager call: what its forward is asked for, and what it leaves for its backward beside the
     tensors that autograd guards."""
 
-    __slots__ = ("context", "runner", "saved", "scores", "spec", "stats", "wanted")
+    __slots__ = (
+        "add_up",
+        "context",
+        "counts",
+        "runner",
+        "saved",
+        "scores",
+        "spec",
+        "stats",
+        "wanted",
+    )
 
-    def __init__(self, spec: PairSpec, runner: registry.Backend, stats: bool, scores: bool) -> None:
+    def __init__(
+        self,
+        spec: PairSpec,
+        runner: registry.Backend,
+        stats: bool,
+        scores: bool,
+        add_up: Callable[[Tensor], Tensor] | None,
+    ) -> None:
         self.spec, self.runner, self.wanted, self.scores = spec, runner, stats, scores
+        self.add_up = add_up
+        self.counts: Tensor | None = None
 
     def run(self, problem: PairProblem) -> Tensor:
         spec = _with_values(self.spec, problem.numbers, self.runner)
@@ -105,7 +161,20 @@ class _Call:
         # Under a transform of torch.func a tensor does not tell whether it needs a gradient, which
         # the context relies on.
         self.context = None if _is_transformed() else result.context
-        return result.loss
+        return result.loss if self.add_up is None else self._added_up(spec, result, self.add_up)
+
+    def _added_up(
+        self, spec: PairSpec, result: Forward, add_up: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        loss = result.loss
+        if spec.reduction == "none":
+            return loss
+        if spec.reduction == "sum":
+            return add_up(loss.double()).to(loss.dtype)
+        sums, counts = add_up(self.runner.parts(spec, result))
+        self.counts = counts = counts.clamp(min=1)
+        self.saved = self.runner.with_counts(spec, result.saved, counts)
+        return (sums / counts).sum().to(loss.dtype)
 
 
 def _is_transformed() -> bool:

@@ -18,8 +18,8 @@ FACTORIES = frozenset(
         *("normal", "ones", "rand", "randint", "randn", "randperm", "tensor", "zeros", "Generator"),
     )
 )
-# Parameters of a module are where its user wants them.
-MADE_FOR_THE_USER = {"losses.py": 3, "encoders.py": 1}
+# Parameters and buffers of a module are where its user wants them.
+MADE_FOR_THE_USER = {"losses.py": 3, "encoders.py": 1, "memory.py": 2}
 
 
 def without_device(path: Path) -> list[str]:

@@ -11,6 +11,13 @@ inline bool nonfinite(const uint8_t* saved) {
   return reinterpret_cast<const SavedHeader*>(saved)->nonfinite != 0;
 }
 
+// What the means divide by and their sums, all but the mark that the float sweep left.
+inline void copy_reduction(const uint8_t* from, uint8_t* to) {
+  SavedHeader header = *reinterpret_cast<const SavedHeader*>(from);
+  header.nonfinite = reinterpret_cast<const SavedHeader*>(to)->nonfinite;
+  *reinterpret_cast<SavedHeader*>(to) = header;
+}
+
 inline bool can_widen(const Pairs<float>& pairs) {
   return !not_finite(pairs.x, pairs.dim) && (pairs.self || !not_finite(pairs.y, pairs.dim));
 }
@@ -89,6 +96,7 @@ inline void forward_wide(const Pairs<float>& pairs, const LossOptions& options,
   const Buffer<uint8_t> saved(
       Kernels::saved_size(pairs.self).bytes(wide.pairs.x.n, wide.pairs.y.n));
   forward_wide<Kernels>(wide, options, saved.get(), &out);
+  copy_reduction(saved.get(), out.saved);
 }
 
 template <class Kernels>
@@ -99,6 +107,7 @@ inline void backward_wide(const Pairs<float>& pairs, const LossOptions& options,
   const Buffer<uint8_t> saved(
       Kernels::saved_size(pairs.self).bytes(wide.pairs.x.n, wide.pairs.y.n));
   forward_wide<Kernels>(wide, options, saved.get(), nullptr);
+  copy_reduction(args.saved, saved.get());
   const int64_t grads = options.reduction == Reduction::none ? nx : 1;
   Buffer<double> grad(grads), gx(nx * dim), gy(ny * dim), g_anchor(nx);
   convert(args.grad, grads, grad.get());

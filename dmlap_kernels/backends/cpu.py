@@ -150,6 +150,13 @@ class CpuBackend:
         gx, gy = (None if g is None else g.to(problem.x.dtype) for g in found[:2])
         return Gradients(gx, gy, found.anchor_params)
 
+    def parts(self, spec: PairSpec, result: Forward) -> Tensor:
+        return _header(result.saved)[2:6].view(2, 2).clone()
+
+    def with_counts(self, spec: PairSpec, saved: Tensor, counts: Tensor) -> Tensor:
+        _header(saved)[:2] = counts
+        return saved
+
     def nearest(
         self, queries: Tensor, refs: Tensor | None, k: int, distance: str, normalize: bool
     ) -> Nearest:
@@ -191,6 +198,11 @@ class CpuBackend:
             parts.append((classes[best], mean.gather(1, best), low.gather(1, best)))
         neighbors, scores, distances = (torch.cat(p) for p in zip(*parts, strict=True))
         return HardClasses(classes, neighbors, scores, distances)
+
+
+def _header(saved: Tensor) -> Tensor:
+    """Denominators, sums and counts of two groups: SavedHeader in csrc/cpu/engine/problem.h."""
+    return saved[:48].view(torch.float64)
 
 
 def _pairs(x: Tensor, y: Tensor, self_case: bool, distance: str, normalize: bool) -> tuple:

@@ -49,6 +49,13 @@ class Backend(Protocol):
     ) -> Gradients:
         """Gradients of the loss, given the gradient at its value."""
 
+    def parts(self, spec: PairSpec, result: Forward) -> Tensor:
+        """Of a mean reduction the sums of the groups of terms and what they are divided by, stacked
+        (2, groups) float64, so that processes may add theirs up."""
+
+    def with_counts(self, spec: PairSpec, saved: Tensor, counts: Tensor) -> Tensor:
+        """``saved`` of a forward sweep for a backward that divides by ``counts`` (groups,)."""
+
     def nearest(
         self, queries: Tensor, refs: Tensor | None, k: int, distance: str, normalize: bool
     ) -> Nearest: ...

@@ -15,6 +15,8 @@ class Pairs:
     """Anchors x [B, D], references y [N, D] (unit rows if asked for), and every pair [B, N].
 
     ``y`` is ``x`` in the self case, in which the pair (i, i) is neither positive nor negative.
+    ``numbers`` [B] are those by which anchors draw: the index among the references of an anchor
+    that is one, else its row.
     """
 
     x: Tensor
@@ -26,6 +28,7 @@ class Pairs:
     negatives: Tensor
     distance: str
     self_case: bool
+    numbers: list[int]
 
     @property
     def zero_similarity(self) -> float:
@@ -58,7 +61,9 @@ def make_pairs(
     self_index: Tensor | None = None,
 ) -> Pairs:
     positives, negatives = pair_masks(labels, ref_labels)
+    numbers = torch.arange(len(labels))
     if self_index is not None:
+        numbers = torch.where(self_index >= 0, self_index, numbers)
         assert ref_labels is not None
         others = self_index[:, None] != torch.arange(len(ref_labels))
         positives, negatives = positives & others, negatives & others
@@ -68,7 +73,8 @@ def make_pairs(
     refs = x if y is None else y
     names = labels if ref_labels is None else ref_labels
     d = distances_as_they_are(x, refs, distance)
-    return Pairs(x, labels, refs, names, d, positives, negatives, distance, y is None)
+    sides = x, labels, refs, names
+    return Pairs(*sides, d, positives, negatives, distance, y is None, numbers.tolist())
 
 
 def first_extreme(d: Tensor, mask: Tensor, ref_labels: Tensor, *, largest: bool) -> Tensor:

@@ -111,7 +111,7 @@ def draw_negatives(pairs: Pairs, weights: Tensor, seed: int) -> Tensor:
     """[B, N]: for each positive pair (i, p) the negative drawn for it, -1 where there is none.
 
     The k-th positive of i gets the first negative in (label, index) order at which the running sum
-    of the weights exceeds uniform01(seed, i, k) of their total.
+    of the weights exceeds uniform01(seed, number of i, k) of their total.
     """
     order = torch.argsort(pairs.ref_labels, stable=True)
     drawn = torch.full(weights.shape, -1)
@@ -120,13 +120,13 @@ def draw_negatives(pairs: Pairs, weights: Tensor, seed: int) -> Tensor:
         if len(running) == 0 or running[-1] == 0:
             continue
         for k, p in enumerate(pairs.positives[i].nonzero()[:, 0].tolist()):
-            beyond = running > uniform01(seed, i, k) * running[-1]
+            beyond = running > uniform01(seed, pairs.numbers[i], k) * running[-1]
             drawn[i, p] = order[beyond.int().argmax()]
     return drawn
 
 
 def uniform01(seed: int, i: int, k: int) -> float:
-    """The number in [0, 1) that belongs to the k-th positive of anchor i."""
+    """The number in [0, 1) that belongs to the k-th positive of the anchor of number i."""
     z = splitmix64(splitmix64(splitmix64(seed) ^ i) ^ k)
     return (z >> 11) * 2.0**-53
 
@@ -150,7 +150,8 @@ def _doubt(pairs: Pairs, weights: Tensor, seed: int) -> list[float]:
         if total > 0:
             shares = row[order].cumsum(0) / total
             for k in range(int(pairs.positives[i].sum())):
-                found.append((shares[:-1] - uniform01(seed, i, k)).abs().min().item())
+                drawn = uniform01(seed, pairs.numbers[i], k)
+                found.append((shares[:-1] - drawn).abs().min().item())
     return [gap / (4 * pairs.x.shape[1] + 10) if math.isfinite(gap) else 1.0 for gap in found]
 
 

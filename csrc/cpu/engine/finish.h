@@ -47,6 +47,8 @@ class Epilogue {
       double n = reduction_ == Reduction::mean ? count_[g] : nonzero_[g];
       if (joint_ && reduction_ == Reduction::mean_nonzero) n = nonzero_[0] + nonzero_[1];
       header.denominator[g] = reduction_ == Reduction::sum || !(n > 0) ? 1 : n;
+      header.sum[g] = nonfinite_ ? std::numeric_limits<double>::quiet_NaN() : sum_[g];
+      header.count[g] = n;
       loss += sum_[g] / header.denominator[g];
     }
     header.nonfinite = nonfinite_;

@@ -10,7 +10,8 @@ namespace dmlap::cpu::DMLAP_ISA {
 // What the saved block of every loss begins with; arrays of the loss follow, then the bytes of the
 // active tiles.
 struct SavedHeader {
-  double denominator[2];  // of the two groups of terms, for the mean reductions
+  double denominator[2];    // of the two groups of terms, for the mean reductions
+  double sum[2], count[2];  // what the means divide, for a batch that several processes share
   double nonfinite;
   double reserved;
 

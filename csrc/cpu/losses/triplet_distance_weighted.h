@@ -29,10 +29,12 @@ class WeightedChoice {
     if (!weigh(i, d2)) return 0;
     int64_t count = 0;
     const int64_t itself = p_.itself(i);
+    // A batch and a part of it that is compared with all of it draw alike.
+    const int64_t number = itself < 0 ? p_.x.order[i] : p_.y().order[itself];
     for (int64_t j = p_.begin[i]; j < p_.end[i]; ++j) {
       if (j == itself) continue;
       positive[count] = j;
-      negative[count] = first_beyond(draw_.uniform01(p_.x.order[i], count) * before_[segments_]);
+      negative[count] = first_beyond(draw_.uniform01(number, count) * before_[segments_]);
       ++count;
     }
     return count;

@@ -143,7 +143,7 @@ class _Miner:
         out: list[Tensor | None],
     ) -> None:
         self.extension = extension
-        numbers = sides.order_x.contiguous()
+        numbers = sides.numbers.contiguous()
         draw = float(triplets.cutoff), float(triplets.beyond), float(triplets.seed)
         parameters = (*_numbers(triplets), *draw)
         mining = triplets.mining, parameters, sides.features, numbers.data_ptr()

@@ -15,7 +15,7 @@ from dmlap_kernels.backends.device.memory import refuse_without_memory
 from dmlap_kernels.backends.device.packing import unpacked
 from dmlap_kernels.backends.device.stats import pair_stats
 from dmlap_kernels.backends.device.sweeps import Sweeps
-from dmlap_kernels.backends.device.terms import Call, Family, reduce
+from dmlap_kernels.backends.device.terms import Call, Family, parts, reduce
 from dmlap_kernels.backends.precision import full_precision
 from dmlap_kernels.problem import (
     Forward,
@@ -77,6 +77,7 @@ class DeviceBackend(ABC):
             call = self._call(spec, problem, stats or scores, only_needed=True)
             found = FAMILIES[spec.loss].forward(call)
             loss, weights = reduce(found.groups, spec.reduction, call.nonfinite)
+            call.groups = found.groups
             if spec.reduction == "none":
                 loss = call.sides.to_caller(loss)
             saved = torch.stack((*weights, *(() if found.kept is None else found.kept)))
@@ -107,6 +108,15 @@ class DeviceBackend(ABC):
             if found.anchor_params is not None:
                 g_params = sides.to_caller(found.anchor_params + nonfinite)
             return Gradients(gx, gy, g_params)
+
+    def parts(self, spec: PairSpec, result: Forward) -> Tensor:
+        call = result.context
+        return parts(call.groups, spec.reduction) + call.nonfinite.double()
+
+    def with_counts(self, spec: PairSpec, saved: Tensor, counts: Tensor) -> Tensor:
+        weights, kept = saved.tensor_split((FAMILIES[spec.loss].groups(spec),))
+        shares = counts.reciprocal().to(saved.dtype)[:, None]
+        return torch.cat((torch.where(weights != 0, shares, 0), kept))
 
     def nearest(
         self, queries: Tensor, refs: Tensor | None, k: int, distance: str, normalize: bool

@@ -108,6 +108,16 @@ class Sides(NamedTuple):
             return negatives
         return negatives - ((self.itself >= 0).long() - self._itself_within())
 
+    @property
+    def numbers(self) -> Tensor:
+        """(B,) int64, what an anchor's random draws are keyed by: its index among the references if
+        it is one, so that a batch and a part of it compared with all of it draw alike; else its
+        row."""
+        if self.itself is None or self.columns == 0:
+            return self.order_x
+        own = self.order_y[self.itself.clamp(min=0).long()]
+        return torch.where(self.itself >= 0, own, self.order_x)
+
     def _itself_within(self) -> Tensor:
         """(B,) int64, 1 where the column that is the anchor itself has the anchor's label."""
         assert self.itself is not None

@@ -79,6 +79,7 @@ class Call:
     _negatives: Tensor | None = field(default=None, repr=False)
     # What the forward half of a loss leaves for its backward half of the same call, if it likes.
     memo: dict[str, Any] = field(default_factory=dict, repr=False)
+    groups: tuple[Group, ...] = field(default=(), repr=False)
 
     @staticmethod
     def of(
@@ -224,6 +225,17 @@ def reduce(
         nonfinite = torch.zeros_like(value)
     # Rounded as it is written.
     return torch.add(nonfinite, value, alpha=scale, out=total.new_empty(())), weights
+
+
+def parts(groups: tuple[Group, ...], reduction: str) -> Tensor:
+    """Sums and numbers of the terms that a mean is over, stacked (2, groups) float64."""
+    total = _together([group.total for group in groups]).double()
+    if reduction == "mean":
+        counts = _together([group.number for group in groups])
+    else:
+        counts = _together([group.positive for group in groups])
+        total = total * (counts > 0)
+    return torch.stack((total.sum(1), counts.sum(1).double()))
 
 
 def _together(parts: list[Tensor]) -> Tensor:

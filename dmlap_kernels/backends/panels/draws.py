@@ -38,7 +38,7 @@ def draw(running: Tensor, u: Tensor) -> Tensor:
 
 def numbers_of(panel: Panel, triplets: Triplets, rows: Tensor, rank: Tensor) -> Tensor:
     """The random numbers of the positives of such ranks of rows of the panel."""
-    anchors = panel.sides.order_x[panel.at]
+    anchors = panel.sides.numbers[panel.at]
     return uniform01(triplets.seed, anchors[rows], rank)
 
 

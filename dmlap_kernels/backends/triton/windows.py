@@ -184,7 +184,7 @@ class _Call:
         window_mining.draw[(blocks,)](
             self.pairs,
             window,
-            sides.order_x,
+            sides.numbers,
             window_mining.mixed(triplets.seed),
             window_mining.Density.of(triplets.cutoff, triplets.beyond, sides.features),
             how,

@@ -1,0 +1,215 @@
+"""What ranks do beside the table of losses: whole training steps, memories, refusals.
+
+Each function runs on every rank, and returns what a test compares with one process.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from dmlap_kernels import fused_contrastive_loss, fused_multi_similarity_loss
+from dmlap_kernels.distributed import global_batch
+from dmlap_kernels.losses import (
+    ContrastiveLoss,
+    MarginLoss,
+    ProxyAnchorLoss,
+    ProxyNCALoss,
+    SupConLoss,
+    TripletLoss,
+)
+from dmlap_kernels.memory import CrossBatchMemory
+from tests.distributed import processes
+
+SIZES = (5, 2, 8, 3)
+FEATURES, CLASSES = 6, 4
+CRITERIA: dict[str, Callable[[], nn.Module]] = {
+    "triplet": lambda: TripletLoss(margin=1.0),
+    "margin": lambda: MarginLoss(learn_beta=True, num_classes=CLASSES),
+    "margin of a margin": lambda: TripletLoss(
+        margin=nn.Parameter(torch.tensor(0.5)), mining="all", reduction="mean_nonzero"
+    ),
+    "temperature": lambda: SupConLoss(temperature=nn.Parameter(torch.tensor(0.2))),
+    "proxy_nca": lambda: ProxyNCALoss(CLASSES, FEATURES),
+    "proxy_anchor": lambda: ProxyAnchorLoss(CLASSES, FEATURES),
+}
+
+
+def batch(step: int = 0) -> tuple[Tensor, Tensor]:
+    g = torch.Generator().manual_seed(step)
+    rows = sum(SIZES)
+    return torch.randn(rows, 7, generator=g), torch.randint(0, CLASSES, (rows,), generator=g)
+
+
+def own(rank: int, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(one.split(SIZES)[rank] for one in tensors)
+
+
+def model_and(criterion: str) -> tuple[nn.Module, nn.Module]:
+    torch.manual_seed(3)
+    return nn.Linear(7, FEATURES), CRITERIA[criterion]()
+
+
+def one_step(model: nn.Module, loss: nn.Module, inputs: tuple[Tensor, Tensor]) -> Tensor:
+    value = loss(model(inputs[0]), inputs[1])
+    value.backward()
+    return value.detach()
+
+
+def ddp(rank: int) -> dict[str, Any]:
+    """A step with every criterion: the value and the averaged gradients."""
+    found = {}
+    for name in CRITERIA:
+        model, loss = model_and(name)
+        whole = global_batch(loss)
+        trained = DistributedDataParallel(whole) if [*loss.parameters()] else whole
+        value = one_step(DistributedDataParallel(model), trained, own(rank, batch()))
+        found[name] = value, [p.grad for p in (*model.parameters(), *loss.parameters())]
+    return found
+
+
+def fsdp(rank: int) -> dict[str, Any]:
+    """The same with parameters that are in parts."""
+    from torch.distributed.fsdp import fully_shard
+
+    found = {}
+    for name in ("temperature", "proxy_anchor"):
+        model, loss = model_and(name)
+        ignored = {p for p in loss.parameters() if p.ndim == 0}
+        mesh = dist.init_device_mesh("cpu", (len(SIZES),))
+        fully_shard(model, mesh=mesh)
+        whole = global_batch(loss)
+        if not ignored:
+            fully_shard(whole, mesh=mesh)
+        value = one_step(model, whole, own(rank, batch()))
+        gradients = [p.grad for p in (*model.parameters(), *loss.parameters()) if p not in ignored]
+        found[name] = value, [one.full_tensor() for one in gradients]
+    return found
+
+
+def sums(rank: int) -> Any:
+    """Gradients that are to be added up."""
+    model, loss = model_and("margin")
+    value = one_step(model, global_batch(loss, gradients="sum"), own(rank, batch()))
+    return value, [p.grad for p in (*model.parameters(), *loss.parameters())]
+
+
+def even(rank: int) -> Any:
+    model, loss = model_and("triplet")
+    inputs = tuple(one[:16].split(4)[rank] for one in batch())
+    value = one_step(DistributedDataParallel(model), global_batch(loss, even=True), inputs)
+    return value, [p.grad for p in model.parameters()]
+
+
+def two_losses(embeddings: Tensor, labels: Tensor) -> Tensor:
+    """A function of losses is of the global batch as well."""
+    pull = fused_contrastive_loss(embeddings, labels)
+    return pull + 0.5 * fused_multi_similarity_loss(embeddings, labels)
+
+
+def several(rank: int) -> Any:
+    model, _ = model_and("triplet")
+    value = one_step(DistributedDataParallel(model), global_batch(two_losses), own(rank, batch()))
+    return value, [p.grad for p in model.parameters()]
+
+
+def memory(rank: int) -> dict[str, Any]:
+    """Three steps of a queue that all ranks share, and of one a rank."""
+    found: dict[str, Any] = {}
+    model, _ = model_and("triplet")
+    queue = CrossBatchMemory(ContrastiveLoss(), FEATURES, 40, gather=True)
+    loss = global_batch(queue)
+    for step in range(3):
+        copied = copy.deepcopy(model)
+        value = one_step(DistributedDataParallel(copied), loss, own(rank, batch(step)))
+        found[f"shared {step}"] = value, [p.grad for p in copied.parameters()]
+    found["rows"] = queue.embeddings, queue.labels, queue.position
+    alone = CrossBatchMemory(ContrastiveLoss(), FEATURES, 40)
+    with torch.no_grad():
+        embeddings, labels = own(rank, (model(batch()[0]), batch()[1]))
+        found["alone"] = alone(embeddings, labels), alone.filled
+    found["refused"] = refused(partial(global_batch(alone), embeddings, labels))
+    return found
+
+
+def nonfinite(rank: int) -> list[Tensor]:
+    """One row of rank 1 is NaN: the loss is, on every rank."""
+    embeddings, labels = own(rank, (batch()[0][:, :FEATURES].clone(), batch()[1]))
+    if rank == 1:
+        embeddings[0, 0] = torch.nan
+    criteria = (ContrastiveLoss(), ProxyNCALoss(CLASSES, FEATURES), MarginLoss(backend="torch"))
+    return [global_batch(one)(embeddings, labels).detach() for one in criteria]
+
+
+def refusals(rank: int) -> dict[str, str]:
+    labels = torch.zeros(3, dtype=torch.int64)
+    loss = global_batch(fused_contrastive_loss)
+    other = torch.randn(3, 5 if rank == 2 else 4)
+    kind = torch.randn(3, 4, dtype=torch.float64 if rank == 3 else torch.float32)
+    return {
+        "features": refused(lambda: loss(other, labels)),
+        "dtype": refused(lambda: loss(kind, labels)),
+        "scores": refused(lambda: loss(other, labels, return_stats="class_scores")),
+        "ring": refused_by_the_ring(labels),
+    }
+
+
+def refused_by_the_ring(labels: Tensor) -> list[str]:
+    embeddings = torch.randn(3, 4)
+    number = torch.tensor(0.5, requires_grad=True)
+    calls = (
+        partial(global_batch(fused_contrastive_loss, exchange="ring"), return_stats=True),
+        partial(global_batch(fused_contrastive_loss, exchange="ring"), neg_margin=number),
+        partial(global_batch(fused_contrastive_loss, exchange="ring"), backend="cpu"),
+        global_batch(TripletLoss(), exchange="ring"),
+    )
+    return [refused(partial(one, embeddings, labels)) for one in calls]
+
+
+def refused(call: Callable[[], Any]) -> str:
+    try:
+        call()
+    except (ValueError, TypeError) as error:
+        return str(error)
+    return ""
+
+
+def compiled(rank: int) -> Any:
+    """A compiled step has a break of the graph where the ranks meet."""
+    model, loss = model_and("triplet")
+    whole = global_batch(loss)
+    step = torch.compile(lambda x, labels: whole(model(x), labels) * 2, backend="eager")
+    value = step(*own(rank, batch()))
+    return value.detach() / 2
+
+
+SCENARIOS = (ddp, fsdp, sums, even, several, memory, nonfinite, refusals, compiled)
+
+
+def all_of(rank: int) -> dict[str, Any]:
+    warnings.simplefilter("error", FutureWarning)
+    return {one.__name__: one(rank) for one in SCENARIOS}
+
+
+def die(rank: int, ranks: int, folder: Path, queue: Any) -> None:
+    """Rank 1 ends after the first call; the others say so."""
+    processes.join(rank, ranks, folder)
+    x, labels = torch.randn(4, 5, requires_grad=True), torch.tensor([0, 0, 1, 1])
+    loss = global_batch(fused_contrastive_loss)
+    loss(x, labels).backward()
+    if rank == 1:
+        os._exit(7)
+    try:
+        loss(x, labels).backward()
+    except RuntimeError as error:
+        queue.put((rank, str(error)))
