@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     content = json.loads(arguments.results.read_text())
     if "results" not in content:
         raise SystemExit(f"error: {arguments.results} has no times of backends by name")
-    table = proposed(content, orders.load())
+    table = proposed(content, orders.shipped())
     text = dumps(table)
     if arguments.write:
         orders.PATH.write_text(text)

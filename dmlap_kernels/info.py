@@ -122,7 +122,9 @@ def explain(op: str, embeddings: Tensor, ref_embeddings: Tensor | None = None) -
     lines = [f"auto takes {why.taken} for {op}; the order is {why.source}"]
     width = max(map(len, why.order))
     for name in why.order:
-        words = "taken" if name == why.taken else why.passed_over.get(name, "not needed")
+        words = why.passed_over.get(name, "not needed")
+        if name == why.taken:
+            words = f"taken; {why.proof}" if why.proof else "taken"
         lines.append(f"  {name:<{width}}  {words}")
     return "\n".join(lines)
 

@@ -13,7 +13,7 @@ import pytest
 import dmlap_kernels
 from benchmarks import candidates
 from dmlap_kernels import cli_train, functional, losses
-from dmlap_kernels.backends import cpu
+from dmlap_kernels.backends import cpu, planted
 from dmlap_kernels.backends.device.losses import FAMILIES
 from tests import test_checks
 from tests.losses.calls import CALLS
@@ -58,6 +58,7 @@ PUBLIC["docs/api/modules.md"] = {n for n, one in MODULES.items() if one.__name__
 PUBLIC["docs/api/functions.md"] = documented(DOCS / "api" / "functions.md")
 POLICIES: dict[str, set[str]] = {
     "dmlap_kernels/backends/device/losses.py": set(FAMILIES),
+    "dmlap_kernels/backends/planted.py": set(planted.PARAMS),
     "tests/reference/losses.py": set(FORMULAS),
     "tests/losses/losses_table.py": set(ROWS),
 }
