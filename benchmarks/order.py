@@ -12,7 +12,6 @@ time ran out before all backends had their turn say nothing.
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import math
 from collections import defaultdict
@@ -24,13 +23,8 @@ from benchmarks.candidates import LOSSES, SEARCHES
 from benchmarks.gpu import NO_TIME
 from dmlap_kernels.backends import orders
 from dmlap_kernels.backends.device.losses import FAMILIES
+from dmlap_kernels.backends.ranking import Shape, Times, entries
 from dmlap_kernels.backends.registry import NAMES
-
-TIE = 1.05
-
-# Seconds by backend.
-Times = dict[str, float]
-Shape = tuple[int, int]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -104,47 +98,6 @@ def pair_rows(op: str, rows: int) -> int:
     if op in SEARCHES or not LOSSES[op].proxies:
         return rows
     return math.isqrt(rows * len(LOSSES[op].batch(rows, 1).leaves[-1]))
-
-
-def entries(by_shape: dict[Shape, Times], rule: Sequence[str]) -> list[dict[str, Any]]:
-    """For `orders.entries`: limits lie in the middle between shapes, on a logarithmic scale."""
-    heights = sorted({rows for rows, _ in by_shape})
-    found: list[dict[str, Any]] = []
-    for rows, most_rows in zip(heights, limits(heights), strict=True):
-        widths = sorted(features for height, features in by_shape if height == rows)
-        for features, most in zip(widths, limits(widths), strict=True):
-            bounds = {"rows": most_rows, "features": most}
-            order = ranked(by_shape[rows, features], rule)
-            found.append({k: v for k, v in bounds.items() if v is not None} | {"order": order})
-    return without_repeats(found)
-
-
-def limits(values: list[int]) -> list[int | None]:
-    middles: list[int | None] = [math.isqrt(low * high) for low, high in itertools.pairwise(values)]
-    return [*middles, None]
-
-
-def ranked(seconds: Times, rule: Sequence[str]) -> list[str]:
-    left = sorted(seconds, key=lambda name: seconds[name])
-    found = []
-    while left:
-        level = [name for name in left if seconds[name] <= TIE * seconds[left[0]]]
-        best = min(level, key=lambda name: rule.index(name) if name in rule else len(rule))
-        found.append(best)
-        left.remove(best)
-    return found
-
-
-def without_repeats(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Leaves out entries whose calls the next one serves in the same order."""
-    kept: list[dict[str, Any]] = []
-    for one in reversed(found):
-        if kept and kept[-1]["order"] == one["order"]:
-            after = kept[-1]
-            if all(after.get(k, math.inf) >= one.get(k, math.inf) for k in ("rows", "features")):
-                continue
-        kept.append(one)
-    return kept[::-1]
 
 
 def dumps(table: dict[str, Any]) -> str:
