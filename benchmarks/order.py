@@ -5,8 +5,8 @@
 RESULTS.json is written by `benchmarks.gpu`, on any device. Prints ``order.json`` with the orders of
 that chip in place of those it had; ``--write`` puts them into the package. For every op and shape
 the fastest backend, forward and backward, comes first; those within 5 % of it go by the rule. A
-call counts for the nearest shape that was measured, by rows and then by features. Shapes for which
-time ran out before all backends had their turn say nothing.
+call counts for the nearest shape that was measured, by rows and then by features. What was stopped
+far behind comes last. Shapes for which time ran out before all backends had their turn say nothing.
 """
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.candidates import LOSSES, SEARCHES
-from benchmarks.gpu import NO_TIME
+from benchmarks.gpu import NO_TIME, loss_of, ranking_way
 from dmlap_kernels.backends import orders
-from dmlap_kernels.backends.device.losses import FAMILIES
 from dmlap_kernels.backends.ranking import Shape, Times, entries
 from dmlap_kernels.backends.registry import NAMES
 
@@ -70,7 +69,9 @@ def times(results: list[dict[str, Any]]) -> dict[str, dict[Shape, Times]]:
         key = loss_of(op), (one["rows"], one["features"])
         if one.get("absent") == NO_TIME:
             unfinished.add(key)
-        elif one.get("way") == ("forward" if op in SEARCHES else "both"):
+        elif one.get("absent") and one.get("stopped"):
+            of_ops[key][op][backend] = math.inf
+        elif one.get("way") == ranking_way(op):
             of_ops[key][op][backend] = one["seconds"]
     found: dict[str, dict[Shape, Times]] = defaultdict(dict)
     for key, by_op in of_ops.items():
@@ -83,14 +84,6 @@ def times(results: list[dict[str, Any]]) -> dict[str, dict[Shape, Times]]:
                 for name in everywhere
             }
     return dict(found)
-
-
-def loss_of(op: str) -> str:
-    """``contrastive`` of ``contrastive-2%``: the longest name of a loss that it begins with."""
-    if op in SEARCHES:
-        return orders.SEARCH
-    name = op.replace("-", "_")
-    return max((loss for loss in FAMILIES if name.startswith(loss)), key=len)
 
 
 def pair_rows(op: str, rows: int) -> int:

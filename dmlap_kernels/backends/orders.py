@@ -7,6 +7,7 @@ Measured by ``dmlap calibrate`` on the chip itself (`cache`), or else by whoever
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -77,6 +78,13 @@ def calibrated(chip: Chip) -> dict[str, list[dict[str, Any]]] | None:
         }
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
+
+
+def fingerprint() -> str:
+    """Of the calibrated orders of the CPU, whose backends leave different things for backward."""
+    chip = chip_at(torch.device("cpu"))
+    mine = None if chip is None else calibrated(chip)
+    return "" if mine is None else hashlib.sha256(json.dumps(mine).encode()).hexdigest()[:12]
 
 
 def _checked(entry: dict[str, Any]) -> dict[str, Any]:

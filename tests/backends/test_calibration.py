@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from dmlap_kernels import calibration, cli, info
+from dmlap_kernels import calibration, cli, info, sweep
 from dmlap_kernels.backends import cache, chips, orders, planted, registry, selfcheck
 from dmlap_kernels.calibration import NO_TIME, Time, proposed
 from dmlap_kernels.problem import PairSpec
@@ -180,6 +180,18 @@ def test_an_order_of_what_is_no_longer_there(monkeypatch: pytest.MonkeyPatch) ->
     spec = PairSpec("nt_xent", (0.1,), "cosine")
     assert registry.choose("auto", spec, torch.randn(4, 3)).name == "torch"
     assert registry.explain(spec, torch.randn(4, 3)).order == ("torch", "cpu")
+
+
+def test_graphs_on_disk_are_of_an_order() -> None:
+    """What a compiled call keeps for backward depends on the backend that it was compiled for."""
+    chip = chips.chip_at(CPU)
+    assert chip is not None
+    found = {sweep._installation()}
+    for name in ("cpu", "torch"):
+        content = {"when": "2026-01-01", "orders": {"nt_xent": [{"order": [name]}]}}
+        cache.write(chip, orders.CALIBRATED, content)
+        found.add(sweep._installation())
+    assert len(found) == 3
 
 
 def test_not_inside_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
