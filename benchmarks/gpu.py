@@ -250,7 +250,7 @@ def compile_op(task: tuple[str, Sequence[Shape]]) -> None:
     ours. What fails will fail again where it is measured."""
     op, shapes = task
     device = DEVICES["cuda"]()
-    with contextlib.suppress(Exception):
+    with contextlib.suppress(Exception), matmul_precision(_precision(op)):
         for candidate in device.ours:
             if absent(device, op, candidate, shapes[0], False) is None and candidate == "triton":
                 for shape in shapes:

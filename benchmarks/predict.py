@@ -59,6 +59,7 @@ LEFT_OUT = (
     "waiting: what reads a value on the host, such as `nonzero` in eager code, stops the queue",
     "the backend `cuda`, whose launches are made in C++, `torch.compile`, and CUDA graphs, in "
     "which the host has nothing to do",
+    "that a launch of `triton` costs the host more than an operation of PyTorch",
     "compilation and the self-check at the first call",
     "room: eager code at 32,768 rows needs tens of GiB; it is carried on from 1,024 rows",
 )
