@@ -1,18 +1,23 @@
 """Ops on a GPU: ours, the plain ways to write them, and cuBLAS making the same product.
 
     python -m benchmarks.gpu --out DIR [--seconds 240] [--ops nt-xent info-nce nearest]
-        [--shapes 4096x128 32768x512] [--device cpu] [--without-kernels]
+        [--shapes 4096x128 32768x512] [--device cpu] [--without-kernels] [--compile-all]
 
-Candidates are our backends, `torch` (plain PyTorch, bounded memory) among them, eager
-PyTorch, torch.compile of it, and a library: pytorch-metric-learning, or Inf-CL's kernels for
-``info-nce``, which is NT-Xent over two sets as Inf-CL has it: references, one positive an anchor,
-products in TF32 for everybody. Times are medians over CUDA events; memory is what a step allocates
-beyond its inputs. G is ``torch.mm(x, y.T, out=buffer)``, one product that materialises every pair.
-The share of the roofline is what the products that a step cannot do without (one forward, two more
-backward) would take at the rate of the fastest G of the run in their precision, over the time it
-takes. Writes gpu.json and gpu.png; `benchmarks.order` makes of gpu.json what ``auto`` goes by.
-``--device cpu`` measures the CPU's backends the same way, times only. Where none of our kernels
-for the device run, nothing is measured, unless ``--without-kernels`` asks for the rest.
+Shape by shape, small ones first, and op by op: `triton`, `cuda`, eager PyTorch, torch.compile of
+it, a library, and `torch` (plain PyTorch in bounded memory). The library is
+pytorch-metric-learning, or Inf-CL's kernels for ``info-nce``, which is NT-Xent over two sets as
+Inf-CL has it: references, one positive an anchor, products in TF32 for everybody. What is not here
+is absent, with the reason, and so is what fails the self-check of `auto`; a candidate that takes 20
+times as long as the best is stopped after one call. So when time runs out there is an order for the
+shapes that people train with. Times are medians: ``host_seconds`` to ask for a step,
+``device_seconds`` between CUDA events with the queue full, ``seconds`` the longer of the two;
+memory is what a step allocates beyond its inputs. G is ``torch.mm(x, y.T, out=buffer)``, one
+product that materialises every pair. The share of the roofline is what the products that a step
+cannot do without (one forward, two more backward) would take at the rate of the fastest G of the
+run in their precision, over the time it takes. Writes gpu.json and gpu.png; `benchmarks.order`
+makes of gpu.json what ``auto`` goes by. ``--device cpu`` measures the CPU's backends the same way,
+times only. Where none of our kernels for the device run, nothing is measured, unless
+``--without-kernels`` asks for the rest.
 """
 
 from __future__ import annotations
@@ -21,6 +26,7 @@ import argparse
 import contextlib
 import functools
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -35,30 +41,42 @@ from benchmarks.batch import Absent, Batch
 from benchmarks.candidates import LOSSES, NEIGHBOURS, PAIRED, SEARCHES, Loss
 from benchmarks.devices import DEVICES, Cpu, Gpu, Step, always, timed
 from dmlap_kernels import info
+from dmlap_kernels.backends import orders, selfcheck
+from dmlap_kernels.backends.device.losses import FAMILIES
 from dmlap_kernels.backends.precision import matmul_precision as precision_now
 from dmlap_kernels.backends.registry import backends
+from dmlap_kernels.calibration import spec_of
 
 ROWS = LOSSES | PAIRED
 OPS = (*ROWS, *SEARCHES)
-# Rows and features; the first `FIRST` are measured by all before the others are by any.
+# Rows and features, in the order of their work.
 SHAPES = [
-    (4096, 128),
-    (32768, 512),
-    (1024, 512),
     (128, 128),
-    (16384, 1024),
+    (1024, 512),
+    (4096, 128),
     (8192, 64),
+    (16384, 1024),
+    (32768, 512),
     (131072, 128),
 ]
-FIRST = 2
-PLAIN = ("torch", "eager", "library")
+# Those that people train with, and that are compiled for ahead, by many processes.
+FIRST = tuple(SHAPES[:3])
+PLAIN = ("eager", "compile", "library", "torch")
 # Seconds that go into a measurement, and why there is none where they have run out.
-BUDGET = 0.2
+BUDGET = 0.05
 NO_TIME = "no time was left"
+STOPPED = "far behind"
+# A candidate that takes so many times as long as the best is stopped. What it took with fewer pairs
+# foretells that, where a call would take long, within a factor: small steps wait for the host.
+BEHIND, FORETOLD, LONG = 20.0, 4.0, 1.0
 SAVE_EVERY = 5.0  # seconds
+# torch.compile takes half a minute an op: some ops, and not before small batches are measured.
+COMPILED_FROM = 4096
 # The plain ways hold about this many matrices of all pairs.
 _MATRICES = 8
 _PRODUCTS = {"forward": 1, "backward": 2, "both": 3}
+# Seconds of the step that ranks candidates, by op and shape, then by candidate.
+Ranked = dict[tuple[str, tuple[int, int]], dict[str, float]]
 
 Device = Gpu | Cpu
 Shape = tuple[int, int]
@@ -75,6 +93,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--without-kernels", action="store_true", help="measure the rest all the same"
     )
+    parser.add_argument(
+        "--compile-all", action="store_true", help="torch.compile of every op, half a minute each"
+    )
     arguments = parser.parse_args(argv)
     device = DEVICES[arguments.device]()
     print(*info.headline(), sep="\n", flush=True)
@@ -84,10 +105,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         except kernels.Missing as refusal:
             raise SystemExit(f"error: {refusal}") from None
     arguments.out.mkdir(parents=True, exist_ok=True)
-    until = time.monotonic() + arguments.seconds
+    until = device.clock() + arguments.seconds
+    compiled = device.compile_ahead(compile_op, [(op, FIRST) for op in arguments.ops])
+    print(f"compiled {compiled} of {len(arguments.ops)} ops ahead", flush=True)
     results: list[Result] = []
     saved = time.monotonic()
-    for one in measurements(device, arguments.ops, arguments.shapes, until):
+    for one in measurements(
+        device, arguments.ops, arguments.shapes, until, compile_all=arguments.compile_all
+    ):
         results.append(one)
         if one.get("absent") != NO_TIME:
             print(json.dumps(one), flush=True)
@@ -119,44 +144,127 @@ def save(device: Device, out: Path, results: list[Result]) -> None:
     (out / "gpu.json").write_text(json.dumps(about | {"results": results}, indent=1))
 
 
-def stages(device: Device, shapes: Sequence[Shape]) -> Iterator[tuple[Shape, tuple[str, ...]]]:
-    """What is measured one after the other: shapes and candidates. What compiles for long comes
-    late, so that there is something of everybody when time runs out."""
-    for some in (shapes[:FIRST], shapes[FIRST:]):
-        for candidates in ((device.ours[0], *PLAIN), device.ours[1:], ("compile",)):
-            for shape in some:
-                if candidates:
-                    yield shape, candidates
-
-
 def measurements(
-    device: Device, ops: Sequence[str], shapes: Sequence[Shape], until: float
+    device: Device,
+    ops: Sequence[str],
+    shapes: Sequence[Shape],
+    until: float,
+    *,
+    compile_all: bool = False,
 ) -> Iterator[Result]:
+    """Shape by shape and op by op, so that what was begun is finished when time runs out."""
     precisions = sorted({_precision(op) for op in ops})
-    seen: set[Shape] = set()
-    for shape, candidates in stages(device, shapes):
+    ranked: Ranked = {}
+    for shape in shapes:
         sizes = dict(zip(("rows", "features"), shape, strict=True))
-        if shape not in seen and time.monotonic() < until:
-            seen.add(shape)
+        if device.clock() < until:
             for precision in precisions:
                 yield sizes | product(device, *shape, precision)
         for op in ops:
-            for candidate in candidates:
+            for candidate in (*device.ours, *PLAIN):
                 about = {"op": op, "candidate": candidate, "precision": _precision(op)} | sizes
-                if time.monotonic() > until:
+                if reason := absent(device, op, candidate, shape, compile_all):
+                    yield about | {"absent": reason}
+                    continue
+                if device.clock() > until:
                     yield about | {"absent": NO_TIME}
                     continue
-                try:
-                    with matmul_precision(_precision(op)):
-                        for found in measure(device, op, candidate, shape):
-                            yield about | found
-                except Absent as absent:
-                    yield about | {"absent": str(absent)}
-                except torch.OutOfMemoryError:
-                    yield about | {"absent": "out of memory"}
-                except RuntimeError as error:  # one that fails must not cost the others their times
-                    yield about | {"absent": f"failed: {error}"}
-                device.tidy()
+                if words := foretold(op, candidate, shape, ranked, until - device.clock()):
+                    yield about | words
+                    continue
+                for found in tried(device, op, candidate, shape, ranked):
+                    yield about | found
+
+
+def tried(
+    device: Device, op: str, candidate: str, shape: Shape, ranked: Ranked
+) -> Iterator[Result]:
+    """One candidate's results, or why there are none; one that fails costs no other its times."""
+    mine = ranked.setdefault((op, shape), {})
+    limit = BEHIND * min(mine.values(), default=math.inf)
+    try:
+        with matmul_precision(_precision(op)):
+            for found in measure(device, op, candidate, shape, limit):
+                if found["way"] == ranking_way(op):
+                    mine[candidate] = found["seconds"]
+                yield found
+    except Absent as reason:
+        yield {"absent": str(reason)}
+    except torch.OutOfMemoryError:
+        yield {"absent": "out of memory"}
+    except RuntimeError as error:
+        yield {"absent": f"failed: {error}"}
+    device.tidy()
+
+
+def ranking_way(op: str) -> str:
+    return "forward" if op in SEARCHES else "both"
+
+
+def foretold(op: str, candidate: str, shape: Shape, ranked: Ranked, left: float) -> Result | None:
+    """What is said instead of a measurement, where the candidate's last step says how it ends."""
+    before = [
+        (rows * rows * features, by_name[candidate])
+        for (of, (rows, features)), by_name in ranked.items()
+        if of == op and candidate in by_name and (rows, features) != shape
+    ]
+    if not before:
+        return None
+    work, seconds = before[-1]
+    expected = seconds * max(1.0, shape[0] ** 2 * shape[1] / work)
+    best = min(ranked.get((op, shape), {}).values(), default=math.inf)
+    if expected > LONG and expected > FORETOLD * BEHIND * best:
+        return {"absent": f"{STOPPED}: about {expected:.0f} s were foretold", "stopped": True}
+    # The step that compiles, and at least one more.
+    return {"absent": NO_TIME} if expected > FORETOLD * left else None
+
+
+def absent(device: Device, op: str, candidate: str, shape: Shape, compile_all: bool) -> str | None:
+    """Why a candidate cannot take part, whatever time is left."""
+    if candidate == "compile" and not compile_all:
+        if op not in ROWS or not ROWS[op].compiled or shape[0] < COMPILED_FROM:
+            return "compiled with --compile-all only"
+    if candidate not in backends():
+        return None
+    if reason := backends()[candidate].unavailable():
+        return reason
+    return unproved(device.type, op, candidate)
+
+
+@functools.cache
+def unproved(device_type: str, op: str, candidate: str) -> str | None:
+    """What `auto` would find wrong with a kernel, whose times would then mean nothing."""
+    backend, judge = backends()[candidate], backends()["torch"]
+    if not selfcheck.needed(backend):
+        return None
+    index = torch.cuda.current_device() if device_type == "cuda" else None
+    device = torch.device(device_type, index)
+    name = None if op in SEARCHES else loss_of(op)
+    spec = None if name is None else spec_of(name)
+    found = selfcheck.verdict(backend, judge, spec, torch.float32, device, run=True)
+    return None if found is None or found.passed else f"failed its self-check: {found.why}"
+
+
+def compile_op(task: tuple[str, Sequence[Shape]]) -> None:
+    """In a process of its own: leaves the kernels of an op in Triton's cache, and its self-check in
+    ours. What fails will fail again where it is measured."""
+    op, shapes = task
+    device = DEVICES["cuda"]()
+    with contextlib.suppress(Exception), matmul_precision(_precision(op)):
+        for candidate in device.ours:
+            if absent(device, op, candidate, shapes[0], False) is None and candidate == "triton":
+                for shape in shapes:
+                    for _ in measure(device, op, candidate, shape, limit=0.0):
+                        pass
+
+
+def loss_of(op: str) -> str:
+    """The name that ``auto`` knows it by: ``contrastive`` of ``contrastive-2%``, the longest name
+    of a loss that it begins with."""
+    if op in SEARCHES:
+        return orders.SEARCH
+    name = ("nt-xent" if op in PAIRED else op).replace("-", "_")
+    return max((loss for loss in FAMILIES if name.startswith(loss)), key=len)
 
 
 def _precision(op: str) -> str:
@@ -200,44 +308,50 @@ def product(device: Device, rows: int, features: int, precision: str) -> Result:
     block = min(rows, device.free() // 2 // (4 * rows))
     buffer = torch.empty(block, rows, device=device.type)
     with matmul_precision(precision):
-        seconds = timed(device, always(lambda: torch.mm(x[:block], x.T, out=buffer)), BUDGET)
+        step = always(lambda: torch.mm(x[:block], x.T, out=buffer))
+        seconds = timed(device, step, BUDGET).device
     about = {"op": "product", "candidate": "G", "way": "both", "precision": precision}
     return about | {"seconds": seconds * rows / block, "flops": 2.0 * rows * rows * features}
 
 
-def measure(device: Device, op: str, candidate: str, shape: Shape) -> Iterator[Result]:
-    """Forward, backward and both, or a search; raises `Absent`."""
+def measure(
+    device: Device, op: str, candidate: str, shape: Shape, limit: float = math.inf
+) -> Iterator[Result]:
+    """A search, or both, forward and backward; of what takes longer than ``limit`` no more than
+    the first. Raises `Absent`."""
     batch = batch_of(op, *shape, device.type)
     rows, columns = len(batch.x), len(batch.leaves[-1])
     if candidate in ("eager", "compile", "library"):
         if _MATRICES * 4 * rows * columns > device.free():
             raise Absent(f"{_MATRICES} matrices of {rows} x {columns} have no room")
-    elif reason := backends()[candidate].unavailable():
-        raise Absent(reason)
     try:
         ways = searching(op, candidate, batch) if op in SEARCHES else losing(op, candidate, batch)
+        for way, prepare in ways.items():
+            seconds = timed(device, prepare, BUDGET, limit)
+            stopped = {"stopped": True} if seconds.step > limit else {}
+            products = _PRODUCTS[way] * 2.0 * rows * columns * shape[1]
+            times = {"host_seconds": seconds.host, "device_seconds": seconds.device}
+            found = {"way": way, "seconds": seconds.step} | times | {"products": products} | stopped
+            yield found | ({} if stopped else device.peak(prepare()))
+            if stopped:
+                return
     except ValueError as refusal:
         if candidate not in backends():
             raise
         raise Absent(str(refusal)) from refusal
-    for way, prepare in ways.items():
-        seconds = timed(device, prepare, BUDGET)
-        products = _PRODUCTS[way] * 2.0 * rows * columns * shape[1]
-        yield {"way": way, "seconds": seconds, "products": products} | device.peak(prepare())
 
 
 def losing(op: str, candidate: str, batch: Batch) -> dict[str, Callable[[], Step]]:
     loss = function(ROWS[op], candidate, batch)
-    loss(*batch.tensors)
 
     def backward() -> Step:
         value = loss(*batch.tensors)  # each time: a second backward has more to do than the first
         return lambda: torch.autograd.grad(value, batch.leaves)
 
     return {
+        "both": always(lambda: torch.autograd.grad(loss(*batch.tensors), batch.leaves)),
         "forward": always(lambda: loss(*batch.tensors)),
         "backward": backward,
-        "both": always(lambda: torch.autograd.grad(loss(*batch.tensors), batch.leaves)),
     }
 
 
@@ -269,7 +383,6 @@ def searching(op: str, candidate: str, batch: Batch) -> dict[str, Callable[[], S
     else:
         names = torch.arange(len(x), device=x.device)
         step = functools.partial(dmlap_kernels.hard_classes, x, names, **options, backend=candidate)
-    step()
     return {"forward": always(step)}
 
 
@@ -292,8 +405,8 @@ def draw(device: Device, results: list[Result], path: Path) -> None:
     figure, axes = plt.subplots(1, len(shapes), figsize=(5 * len(shapes), 5), squeeze=False)
     for axis, shape in zip(axes[0], shapes, strict=True):
         here = [r for r in results if (r["rows"], r["features"]) == shape and "products" in r]
-        whole = [r for r in here if r["way"] == ("forward" if r["op"] in SEARCHES else "both")]
-        for candidate in (*device.ours, *PLAIN, "compile"):
+        whole = [r for r in here if r["way"] == ranking_way(r["op"])]
+        for candidate in (*device.ours, *PLAIN):
             mine = [r for r in whole if r["candidate"] == candidate]
             times = [r["seconds"] / units[(*shape, r["precision"])] for r in mine]
             axis.plot([r["op"] for r in mine], times, "o", label=candidate)

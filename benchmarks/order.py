@@ -5,14 +5,13 @@
 RESULTS.json is written by `benchmarks.gpu`, on any device. Prints ``order.json`` with the orders of
 that chip in place of those it had; ``--write`` puts them into the package. For every op and shape
 the fastest backend, forward and backward, comes first; those within 5 % of it go by the rule. A
-call counts for the nearest shape that was measured, by rows and then by features. Shapes for which
-time ran out before all backends had their turn say nothing.
+call counts for the nearest shape that was measured, by rows and then by features. What was stopped
+far behind comes last. Shapes for which time ran out before all backends had their turn say nothing.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import math
 from collections import defaultdict
@@ -21,16 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.candidates import LOSSES, SEARCHES
-from benchmarks.gpu import NO_TIME
+from benchmarks.gpu import NO_TIME, loss_of, ranking_way
 from dmlap_kernels.backends import orders
-from dmlap_kernels.backends.device.losses import FAMILIES
+from dmlap_kernels.backends.ranking import Shape, Times, entries
 from dmlap_kernels.backends.registry import NAMES
-
-TIE = 1.05
-
-# Seconds by backend.
-Times = dict[str, float]
-Shape = tuple[int, int]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -41,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     content = json.loads(arguments.results.read_text())
     if "results" not in content:
         raise SystemExit(f"error: {arguments.results} has no times of backends by name")
-    table = proposed(content, orders.load())
+    table = proposed(content, orders.shipped())
     text = dumps(table)
     if arguments.write:
         orders.PATH.write_text(text)
@@ -76,7 +69,9 @@ def times(results: list[dict[str, Any]]) -> dict[str, dict[Shape, Times]]:
         key = loss_of(op), (one["rows"], one["features"])
         if one.get("absent") == NO_TIME:
             unfinished.add(key)
-        elif one.get("way") == ("forward" if op in SEARCHES else "both"):
+        elif one.get("absent") and one.get("stopped"):
+            of_ops[key][op][backend] = math.inf
+        elif one.get("way") == ranking_way(op):
             of_ops[key][op][backend] = one["seconds"]
     found: dict[str, dict[Shape, Times]] = defaultdict(dict)
     for key, by_op in of_ops.items():
@@ -91,60 +86,11 @@ def times(results: list[dict[str, Any]]) -> dict[str, dict[Shape, Times]]:
     return dict(found)
 
 
-def loss_of(op: str) -> str:
-    """``contrastive`` of ``contrastive-2%``: the longest name of a loss that it begins with."""
-    if op in SEARCHES:
-        return orders.SEARCH
-    name = op.replace("-", "_")
-    return max((loss for loss in FAMILIES if name.startswith(loss)), key=len)
-
-
 def pair_rows(op: str, rows: int) -> int:
     """The rows of a batch with as many pairs as the op has: proxies are fewer, or more."""
     if op in SEARCHES or not LOSSES[op].proxies:
         return rows
     return math.isqrt(rows * len(LOSSES[op].batch(rows, 1).leaves[-1]))
-
-
-def entries(by_shape: dict[Shape, Times], rule: Sequence[str]) -> list[dict[str, Any]]:
-    """For `orders.entries`: limits lie in the middle between shapes, on a logarithmic scale."""
-    heights = sorted({rows for rows, _ in by_shape})
-    found: list[dict[str, Any]] = []
-    for rows, most_rows in zip(heights, limits(heights), strict=True):
-        widths = sorted(features for height, features in by_shape if height == rows)
-        for features, most in zip(widths, limits(widths), strict=True):
-            bounds = {"rows": most_rows, "features": most}
-            order = ranked(by_shape[rows, features], rule)
-            found.append({k: v for k, v in bounds.items() if v is not None} | {"order": order})
-    return without_repeats(found)
-
-
-def limits(values: list[int]) -> list[int | None]:
-    middles: list[int | None] = [math.isqrt(low * high) for low, high in itertools.pairwise(values)]
-    return [*middles, None]
-
-
-def ranked(seconds: Times, rule: Sequence[str]) -> list[str]:
-    left = sorted(seconds, key=lambda name: seconds[name])
-    found = []
-    while left:
-        level = [name for name in left if seconds[name] <= TIE * seconds[left[0]]]
-        best = min(level, key=lambda name: rule.index(name) if name in rule else len(rule))
-        found.append(best)
-        left.remove(best)
-    return found
-
-
-def without_repeats(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Leaves out entries whose calls the next one serves in the same order."""
-    kept: list[dict[str, Any]] = []
-    for one in reversed(found):
-        if kept and kept[-1]["order"] == one["order"]:
-            after = kept[-1]
-            if all(after.get(k, math.inf) >= one.get(k, math.inf) for k in ("rows", "features")):
-                continue
-        kept.append(one)
-    return kept[::-1]
 
 
 def dumps(table: dict[str, Any]) -> str:

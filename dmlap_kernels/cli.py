@@ -1,4 +1,4 @@
-"""The ``dmlap`` command: train, eval, embed, report, info."""
+"""The ``dmlap`` command: train, eval, embed, report, calibrate, info."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any
 
 from dmlap_kernels import __version__, info
+from dmlap_kernels.cli_calibrate import add_calibrate, run_calibrate
 from dmlap_kernels.cli_embed import add_embed, embedded
 from dmlap_kernels.cli_train import FLAGS, add_train
 from dmlap_kernels.data import DataError, DataWarning, parse_source
@@ -296,6 +297,11 @@ def _report(args: argparse.Namespace) -> int:
     return 0
 
 
+def _calibrate(args: argparse.Namespace) -> int:
+    with _refusals():
+        return run_calibrate(args)
+
+
 def _info(args: argparse.Namespace) -> int:
     facts = info.collect()
     print(json.dumps(facts, indent=2) if args.json else info.render(facts))
@@ -370,6 +376,7 @@ def _parser() -> argparse.ArgumentParser:
         help=f"the page (default: {REPORT_FILE} in DIR, or here for several)",
     )
     report.set_defaults(run=_report)
+    add_calibrate(commands, _calibrate)
     state = commands.add_parser("info", help="what was built, and what runs here")
     state.add_argument("--json", action="store_true", help="print JSON")
     state.set_defaults(run=_info)

@@ -15,7 +15,8 @@ from torch import Tensor
 
 import dmlap_kernels
 from dmlap_kernels import checks, versions
-from dmlap_kernels.backends import orders, registry
+from dmlap_kernels.backends import cache, orders, registry, selfcheck
+from dmlap_kernels.backends.chips import chip_at
 from dmlap_kernels.backends.cpu import native
 from dmlap_kernels.backends.cuda import machine
 from dmlap_kernels.backends.device.losses import FAMILIES
@@ -32,7 +33,9 @@ def collect() -> dict[str, Any]:
         extension; ``extension``: None, or why there is none; ``simd``: level in use and levels
         that run here, or None;
         ``threads``; ``cuda``: what the CUDA runtime sees, or None in a build without it;
-        ``backends``: by name, usable and the reason if it is not.
+        ``backends``: by name, usable and the reason if it is not; ``cache``: its folder, and by
+        device what is remembered of the chip: checks (of a backend for a kind of call) and
+        calibrated (the day, the ops and the file), or None.
     """
     extension = native()
     built = simd = cuda = None
@@ -52,6 +55,10 @@ def collect() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "cuda": None if cuda is None else _plain(cuda),
         "backends": {name: _state(one) for name, one in registry.backends().items()},
+        "cache": {
+            "folder": None if cache.root() is None else str(cache.root()),
+            "devices": {str(device): _remembered(device) for device in _devices()},
+        },
     }
 
 
@@ -76,7 +83,7 @@ def render(info: dict[str, Any]) -> str:
     for name, state in info["backends"].items():
         words = "usable" if state["usable"] else f"not usable: {state['reason']}"
         lines.append(f"  {name:<{width}}  {words}")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", "proved and measured", *_cache_lines(info["cache"])])
 
 
 def headline() -> list[str]:
@@ -122,7 +129,9 @@ def explain(op: str, embeddings: Tensor, ref_embeddings: Tensor | None = None) -
     lines = [f"auto takes {why.taken} for {op}; the order is {why.source}"]
     width = max(map(len, why.order))
     for name in why.order:
-        words = "taken" if name == why.taken else why.passed_over.get(name, "not needed")
+        words = why.passed_over.get(name, "not needed")
+        if name == why.taken:
+            words = f"taken; {why.proof}" if why.proof else "taken"
         lines.append(f"  {name:<{width}}  {words}")
     return "\n".join(lines)
 
@@ -166,6 +175,43 @@ def _here_lines(info: dict[str, Any]) -> list[str]:
     if cuda := info["cuda"]:
         devices = [f"{d['name']} ({d['capability']})" for d in cuda["devices"]]
         lines.append(f"  CUDA devices      {', '.join(devices) or 'none'}")
+    return lines
+
+
+def _devices() -> list[torch.device]:
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return [torch.device("cpu"), *(torch.device("cuda", index) for index in range(count))]
+
+
+def _remembered(device: torch.device) -> dict[str, Any]:
+    chip = chip_at(device)
+    if chip is None:
+        return {"chip": None, "checks": [], "calibrated": None}
+    checks_of = [
+        {"backend": subject.backend, "call": subject.words} | verdict._asdict()
+        for subject, verdict in selfcheck.remembered(chip)
+    ]
+    measured, content = orders.calibrated(chip), cache.read(chip, orders.CALIBRATED)
+    calibrated = None
+    if measured is not None and content is not None:
+        file = str(cache.path_of(chip, orders.CALIBRATED))
+        calibrated = {"when": content["when"], "ops": sorted(measured), "file": file}
+    return {"chip": chip.name, "checks": checks_of, "calibrated": calibrated}
+
+
+def _cache_lines(found: dict[str, Any]) -> list[str]:
+    lines = [f"  kept in {found['folder'] or 'nothing: there is no home directory'}"]
+    if selfcheck.switched_off():
+        lines.append("  self-checks are switched off: DMLAP_SELFCHECK=0")
+    for device, state in found["devices"].items():
+        lines.append(f"  {device}: {state['chip'] or 'unknown'}")
+        if one := state["calibrated"]:
+            lines.append(f"    orders of {len(one['ops'])} ops, calibrated on {one['when']}")
+        elif device != "cpu":
+            lines.append("    no orders of its own (dmlap calibrate measures them)")
+        for check in state["checks"]:
+            words = "passed" if check["passed"] else f"failed: {check['why']}"
+            lines.append(f"    {check['backend']}, {check['call']}, {check['when']}: {words}")
     return lines
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dmlap_kernels import versions
-from dmlap_kernels.backends import registry
+from dmlap_kernels.backends import orders, registry
 from dmlap_kernels.backends.panels import TorchBackend
 from dmlap_kernels.problem import Forward, PairProblem, PairSpec, PairStats, compute_dtype
 
@@ -399,9 +399,10 @@ _pair_loss_op.register_autograd(_op_backward, setup_context=_setup_context)
 
 def _installation() -> str:
     """What a graph relies on beside its operands: PyTorch keeps compiled graphs on disk, and
-    another version, or one whose extension is missing, leaves other tensors for backward."""
+    another version, one whose extension is missing, or another order of backends leaves other
+    tensors for backward."""
     usable = (name for name, one in registry.backends().items() if one.unavailable() is None)
-    return ",".join((versions.found("dmlap_kernels") or "", *usable))
+    return ",".join((versions.found("dmlap_kernels") or "", *usable, orders.fingerprint()))
 
 
 # What torch.compiler.assume_constant_result leaves at a function. The decorator itself imports the

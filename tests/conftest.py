@@ -58,6 +58,14 @@ def why_unavailable(name: str) -> str | None:
     return known[name].unavailable() if name in known else "not registered"
 
 
+@pytest.fixture(autouse=True, scope="session")
+def no_cache_of_this_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What was proved and measured here before decides nothing, and nothing is left behind."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DMLAP_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def usual_precision() -> Iterator[None]:
     """A test that leaves PyTorch's precision of products changed would fail others, not itself."""

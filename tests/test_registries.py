@@ -12,7 +12,7 @@ import pytest
 
 import dmlap_kernels
 from dmlap_kernels import cli_train, functional, losses
-from dmlap_kernels.backends import cpu
+from dmlap_kernels.backends import cpu, planted
 from dmlap_kernels.backends.device.losses import FAMILIES
 from tests.losses.losses_table import LOSSES as ROWS
 from tests.reference.losses import FORMULAS
@@ -48,6 +48,7 @@ PUBLIC["docs/losses/"] = documented(*(p for p in DOCS.glob("losses/*.md") if p.s
 PUBLIC["docs/losses/index.md"] = documented(DOCS / "losses" / "index.md")
 POLICIES: dict[str, set[str]] = {
     "dmlap_kernels/backends/device/": set(FAMILIES),
+    "dmlap_kernels/backends/planted.py": set(planted.PARAMS),
     "tests/reference/": set(FORMULAS),
     "tests/losses/losses_table.py": set(ROWS),
 }

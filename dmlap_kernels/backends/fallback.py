@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -54,23 +55,39 @@ def passed_over(
 
 
 def tell(
-    device_type: str, names: Sequence[str], taken: str, reasons: Mapping[str, str | None]
+    device_type: str,
+    names: Sequence[str],
+    taken: str,
+    reasons: Mapping[str, str | None],
+    failed: Mapping[str, str] | None = None,
+    call: str = "",
 ) -> None:
-    """Warn, the first time it is about such a device and such backends."""
-    about = (device_type, *names)
-    if not names or about in _told or torch.compiler.is_dynamo_compiling():
+    """Warn, the first time it is about such a device and such backends.
+
+    Args:
+        device_type, taken, reasons: as in `passed_over`.
+        names: its answer.
+        failed: what differed in the self-checks of backends that run.
+        call: what failed them, in words.
+    """
+    failed = failed or {}
+    about = (device_type, *names, *((*failed, call) if failed else ()))
+    if not (names or failed) or about in _told or torch.compiler.is_dynamo_compiling():
         return
-    why = "; ".join(f"{name!r}: {reasons[name]}" for name in names)
-    warnings.warn(
-        f"tensors on {device_type} are served by the backend {taken!r}, slower than the kernels "
-        f"made for them, which do not run here: {why}",
-        FallbackWarning,
-        stacklevel=_level(),
-    )
+    why = [f"{name!r}: {reasons[name]}" for name in names if name not in failed]
+    if failed:
+        head = f"{call} on {device_type} is served by the backend {taken!r}, because kernels "
+        head += "that come before it failed their self-check there (DMLAP_SELFCHECK=0 switches "
+        head += "it off) or do not run: "
+        why = [f"{name!r} failed: {what}" for name, what in failed.items()] + why
+    else:
+        head = f"tensors on {device_type} are served by the backend {taken!r}, slower than the "
+        head += "kernels made for them, which do not run here: "
+    warnings.warn(head + "; ".join(why), FallbackWarning, stacklevel=_level())
     _told.add(about)
 
 
-_told: set[tuple[str, ...]] = set()
+_told: set[tuple[Any, ...]] = set()
 
 
 def _level() -> int:

@@ -1,11 +1,13 @@
-"""What ``auto`` tries for a call, first to last: the measurements of ``order.json``, else its rule.
+"""What ``auto`` tries for a call, first to last: what was measured on the chip, else a rule.
 
-Reads data and nothing else: which of the backends run is the registry's business.
+Measured by ``dmlap calibrate`` on the chip itself (`cache`), or else by whoever made the package
+(``order.json``). Reads data and nothing else: which backends run is the registry's business.
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -13,9 +15,14 @@ from typing import Any, NamedTuple
 
 import torch
 
+from dmlap_kernels.backends import cache
+from dmlap_kernels.backends.chips import Chip, chip_at
+
 PATH = Path(__file__).with_name("order.json")
 # The op of `nearest` and `hard_classes`, which have no loss.
 SEARCH = "search"
+# What `dmlap calibrate` leaves in the cache directory.
+CALIBRATED = "orders.json"
 
 
 class Entry(NamedTuple):
@@ -40,15 +47,58 @@ class Entry(NamedTuple):
 
 
 @functools.cache
-def load() -> dict[str, Any]:
+def shipped() -> dict[str, Any]:
     """The content of ``order.json``."""
     return json.loads(PATH.read_text())
 
 
-def chip_of(device_type: str) -> str:
+def load(device: torch.device) -> dict[str, Any]:
+    """The same with what was measured on the chip of the device, which comes first."""
+    table, chip = shipped(), chip_at(device)
+    mine = None if chip is None else calibrated(chip)
+    if mine is None:
+        return table
+    of_device = table.get(device.type, {**table["other"], "measured": {}})
+    name = chip_of(device)
+    ops = of_device["measured"].get(name, {}) | mine
+    measured = of_device["measured"] | {name: ops}
+    return table | {device.type: of_device | {"measured": measured}}
+
+
+def calibrated(chip: Chip) -> dict[str, list[dict[str, Any]]] | None:
+    """By op the entries that ``dmlap calibrate`` wrote; None where it did not, or not so."""
+    content = cache.read(chip, CALIBRATED)
+    if content is None:
+        return None
+    try:
+        source = f"by dmlap calibrate on {content['when']}, {cache.path_of(chip, CALIBRATED)}"
+        return {
+            str(op): [_checked(entry) | {"source": source} for entry in entries]
+            for op, entries in content["orders"].items()
+        }
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+
+
+def fingerprint() -> str:
+    """Of the calibrated orders of the CPU, whose backends leave different things for backward."""
+    chip = chip_at(torch.device("cpu"))
+    mine = None if chip is None else calibrated(chip)
+    return "" if mine is None else hashlib.sha256(json.dumps(mine).encode()).hexdigest()[:12]
+
+
+def _checked(entry: dict[str, Any]) -> dict[str, Any]:
+    limits = {key: int(entry[key]) for key in ("rows", "features") if key in entry}
+    if not all(isinstance(name, str) for name in entry["order"]):
+        raise ValueError("an order is a list of names")
+    return limits | {"order": list(entry["order"])}
+
+
+def chip_of(device: torch.device) -> str:
+    """The name that measured orders go by."""
     # Fake tensors are "cuda" where there is none as well.
-    real = device_type == "cuda" and torch.cuda.is_available()
-    return torch.cuda.get_device_name() if real else device_type
+    real = device.type == "cuda" and torch.cuda.is_available()
+    return torch.cuda.get_device_name(device) if real else device.type
 
 
 def entries(orders: dict[str, Any], op: str, device_type: str, chip: str) -> tuple[Entry, ...]:
@@ -62,7 +112,8 @@ def entries(orders: dict[str, Any], op: str, device_type: str, chip: str) -> tup
         names = tuple(one["order"])
         # What was measured may refuse a call, such as one in float64.
         names += tuple(name for name in rule if name not in names)
-        found.append(Entry(rows, features, names, _words(chip, rows, features)))
+        source = _words(chip, rows, features, one.get("source"))
+        found.append(Entry(rows, features, names, source))
         if rows == features == math.inf:
             return tuple(found)
     kind = device_type if device_type in orders else "other"
@@ -70,10 +121,11 @@ def entries(orders: dict[str, Any], op: str, device_type: str, chip: str) -> tup
     return (*found, Entry(math.inf, math.inf, rule, source))
 
 
-def _words(chip: str, rows: float, features: float) -> str:
+def _words(chip: str, rows: float, features: float, by: str | None) -> str:
     limits = [
         f"up to {limit:,} {what}"
         for limit, what in ((rows, "rows"), (features, "features"))
         if limit < math.inf
     ]
-    return f"measured on {chip}" + (f", {' of '.join(limits)}" if limits else "")
+    words = f"measured on {chip}" + (f" {by}" if by else "")
+    return words + (f", {' of '.join(limits)}" if limits else "")

@@ -17,7 +17,8 @@ from torch import Tensor
 import dmlap_kernels
 from benchmarks import candidates, devices, gpu, order
 from benchmarks.batch import Batch
-from dmlap_kernels.backends import precision, registry
+from dmlap_kernels.backends import orders, precision, registry
+from dmlap_kernels.backends.device.losses import FAMILIES
 
 
 class Pretended(devices.Cpu):
@@ -28,9 +29,9 @@ class Pretended(devices.Cpu):
     def about(self) -> dict[str, Any]:
         return {"device": "no chip", "cuda": "0", "triton": "0"}
 
-    def seconds(self, step: devices.Step) -> float:
-        step()
-        return 1e-3
+    def seconds(self, prepare: Callable[[], devices.Step]) -> devices.Seconds:
+        prepare()()
+        return devices.Seconds(1e-3, 5e-4)
 
     def peak(self, step: devices.Step) -> dict[str, int]:
         return {"peak_bytes": 7}
@@ -57,17 +58,18 @@ def test_shapes_and_candidates() -> None:
     rows, features = zip(*gpu.SHAPES, strict=True)
     assert (min(rows), max(rows)) == (128, 131072)
     assert (min(features), max(features)) == (64, 1024)
-    stages = list(gpu.stages(Pretended(), gpu.SHAPES))
-    for shape in gpu.SHAPES:
-        names = [name for at, some in stages if at == shape for name in some]
-        assert sorted(names) == ["compile", "cuda", "eager", "library", "torch", "triton"]
-    assert {shape for shape, _ in stages[:6]} == set(gpu.SHAPES[:2])
+    assert gpu.SHAPES[:3] == [(128, 128), (1024, 512), (4096, 128)]
+    work = [rows * rows * features for rows, features in gpu.SHAPES]
+    assert work[3:] == sorted(work[3:]) and min(work[3:]) > max(work[:3])
+    assert (*devices.Gpu.ours, *gpu.PLAIN) == (
+        "triton", "cuda", "eager", "compile", "library", "torch"
+    )  # fmt: skip
     assert set(gpu.OPS) == {*candidates.OPS, "info-nce"}
 
 
 def test_every_op(measured: Any, tmp_path: Path) -> None:
     """Each has a time for each way to go, or a reason why it has none."""
-    content = measured(Pretended, "--shapes", "24x16", "16x32")
+    content = measured(Pretended, "--shapes", "24x16", "16x32", "--compile-all")
     assert (content["type"], content["device"]) == ("cpu", "no chip")
     found: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
     for one in content["results"]:
@@ -75,14 +77,18 @@ def test_every_op(measured: Any, tmp_path: Path) -> None:
             found.setdefault((one["op"], one["candidate"], one["rows"]), []).append(one)
     assert len(found) == len(gpu.OPS) * 6 * 2
     for (op, candidate, _), entries in found.items():
-        ways = ["forward"] if op in candidates.SEARCHES else ["forward", "backward", "both"]
+        ways = ["forward"] if op in candidates.SEARCHES else ["both", "forward", "backward"]
         if "absent" in entries[0]:
             assert len(entries) == 1
-            assert candidate in ("cuda", "triton", "library"), entries
+            assert candidate in ("cuda", "triton", "library", "compile"), entries
             continue
         assert [one["way"] for one in entries] == ways
         for one in entries:
-            assert one["seconds"] == 1e-3
+            assert (one["seconds"], one["host_seconds"], one["device_seconds"]) == (
+                1e-3,
+                1e-3,
+                5e-4,
+            )
             assert one["peak_bytes"] == 7
             assert 0 < one["roofline"]
     products = [one for one in content["results"] if one["op"] == "product"]
@@ -91,8 +97,8 @@ def test_every_op(measured: Any, tmp_path: Path) -> None:
     }
     # Forward of a loss without proxies takes one product, both ways three.
     hard = found["triplet-hard", "torch", 24]
-    assert hard[0]["products"] == products[0]["flops"]
-    assert hard[2]["roofline"] == pytest.approx(3 * hard[0]["roofline"])
+    assert hard[1]["products"] == products[0]["flops"]
+    assert hard[0]["roofline"] == pytest.approx(3 * hard[1]["roofline"])
     assert (tmp_path / "gpu.png").stat().st_size > 10000
 
 
@@ -100,14 +106,19 @@ def test_without_time_left(
     measured: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     content = measured(Pretended, "--seconds", "0", "--shapes", "24x16")
-    assert {one["absent"] for one in content["results"]} == {gpu.NO_TIME}
+    reasons = {one["candidate"]: set() for one in content["results"]}
+    for one in content["results"]:
+        reasons[one["candidate"]].add(one["absent"])
     assert len(content["results"]) == len(gpu.OPS) * 6
+    # What is not here has not run out of time.
+    assert gpu.NO_TIME not in reasons["triton"] | reasons["cuda"]
+    assert reasons["torch"] == reasons["eager"] == {gpu.NO_TIME}
     assert "were not measured: no time was left" in capsys.readouterr().out
 
 
 def test_a_matrix_that_has_no_room(measured: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Pretended, "free", lambda self: 8000)
-    content = measured(Pretended, "--shapes", "24x16", "--ops", "sup-con")
+    content = measured(Pretended, "--shapes", "24x16", "--ops", "sup-con", "--compile-all")
     reasons = {one["candidate"]: one.get("absent") for one in content["results"]}
     for candidate in ("eager", "compile", "library"):
         assert reasons[candidate] == "8 matrices of 24 x 24 have no room"
@@ -119,11 +130,134 @@ def test_one_that_fails_leaves_the_others(measured: Any, monkeypatch: pytest.Mon
         raise RuntimeError("no such kernel image")
 
     monkeypatch.setattr(registry.backends()["torch"], "backward", fail)
-    content = measured(Pretended, "--shapes", "24x16", "--ops", "sup-con")
+    content = measured(Pretended, "--shapes", "24x16", "--ops", "sup-con", "--compile-all")
     of_torch = [one for one in content["results"] if one["candidate"] == "torch"]
-    assert [one.get("way") for one in of_torch] == ["forward", None]
-    assert of_torch[1]["absent"] == "failed: no such kernel image"
+    assert [one.get("way") for one in of_torch] == [None]
+    assert of_torch[0]["absent"] == "failed: no such kernel image"
     assert sum(one["candidate"] == "eager" for one in content["results"]) == 3
+
+
+class Simulated(devices.Cpu):
+    """A GPU with a clock that only steps move on: each has seconds of the host, of the device, and
+    those that its first call compiles for."""
+
+    ours = devices.Gpu.ours
+    now = 0.0
+    ahead = False
+
+    def compile_ahead(self, work: Any, tasks: Any) -> int:
+        """Eight at a time, seven seconds an op, and ten until all of them have begun."""
+        Simulated.now += 10 + 7 * len(tasks) / 8
+        Simulated.ahead = True
+        return len(tasks)
+
+    def clock(self) -> float:
+        return Simulated.now
+
+    def free(self) -> int:
+        return 80 * 2**30
+
+    def warm(self, step: Any) -> None:
+        wait = min(0.3, step.compiling) if self.ahead and step.reads_cache else step.compiling
+        Simulated.now += wait + max(step.costs)
+        step.compiling = 0.0
+
+    def seconds(self, prepare: Callable[[], Any]) -> devices.Seconds:
+        Simulated.now += 2 * max(prepare().costs)  # once for each of the two
+        return devices.Seconds(*prepare().costs)
+
+
+# Operations of a step at 128 rows and how they grow with the rows; microseconds of the host for
+# each; products that are as long; seconds that each op compiles for: at every shape, and once.
+SIMULATED = {
+    "triton": (187, 0.0, 20.0, 3, 1.0, 0.0),
+    "cuda": (150, 0.0, 10.0, 4, 0.0, 0.0),
+    "eager": (76, 0.0, 6.0, 30, 0.0, 0.0),
+    "compile": (12, 0.0, 10.0, 12, 5.0, 25.0),
+    "torch": (241, 1.1, 5.0, 60, 0.0, 0.0),
+}
+
+
+@pytest.fixture
+def simulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No op runs: `losing` and `searching` hand out steps of known cost."""
+    first: set[tuple[str, str]] = set()
+
+    def ways(op: str, candidate: str, batch: Batch) -> dict[str, Any]:
+        if candidate == "library":
+            raise gpu.Absent("no library is here")
+        operations, growth, each, products, compiling, once = SIMULATED[candidate]
+        rows, features = batch.x.shape
+        count = operations * max(1.0, (rows / 1024)) ** (2 * growth)
+        flops = 2.0 * rows * len(batch.leaves[-1]) * features
+        costs = count * each * 1e-6, 2e-6 * count + products * flops / 50e12
+        wait = compiling + (once if (op, candidate) not in first else 0)
+        first.add((op, candidate))
+        step = types.SimpleNamespace(costs=costs, compiling=wait, reads_cache=candidate == "triton")
+        names = ("forward",) if op in candidates.SEARCHES else ("both", "forward", "backward")
+        return {name: lambda: step for name in names}
+
+    def batch_of(op: str, rows: int, features: int, device_type: str) -> Batch:
+        Simulated.now += 4e-9 * rows * features  # drawn on the host, and copied
+        x = torch.empty(rows, features, device="meta")
+        row = gpu.ROWS.get(op)
+        proxies = torch.empty(rows // 4 * row.proxies, features, device="meta") if row else None
+        has = row is not None and row.proxies
+        return Batch(x, x, rows, proxies if has else None, x if has else None)
+
+    def product(device: Any, rows: int, features: int, precision: str) -> dict[str, Any]:
+        Simulated.now += 0.1
+        about = {"op": "product", "candidate": "G", "way": "both", "precision": precision}
+        return about | {"seconds": 1e-3, "flops": 1.0}
+
+    def unproved(device_type: str, op: str, candidate: str) -> str | None:
+        if (op, candidate, "checked") not in first:
+            first.add((op, candidate, "checked"))  # type: ignore[arg-type]
+            Simulated.now += 4.0 if candidate == "triton" and not Simulated.ahead else 0.1
+        return None
+
+    monkeypatch.setattr(Simulated, "now", 0.0)
+    monkeypatch.setattr(Simulated, "ahead", False)
+    for name in ("triton", "cuda"):
+        monkeypatch.setattr(registry.backends()[name], "unavailable", lambda: None)
+    for place in (ways, batch_of, product, unproved):
+        monkeypatch.setattr(gpu, place.__name__, place, raising=False)
+    monkeypatch.setattr(gpu, "losing", ways)
+    monkeypatch.setattr(gpu, "searching", ways)
+
+
+def test_eight_minutes_end_with_an_order(simulated: None) -> None:
+    """The build takes all that it may, 165 s with `dmlap info`; 230 s are left to measure in."""
+    seconds = 455 - 165 - 60
+    device = Simulated()
+    device.compile_ahead(gpu.compile_op, gpu.OPS)
+    found = list(gpu.measurements(device, gpu.OPS, gpu.SHAPES, seconds))
+    assert Simulated.now < seconds + 60
+    content = {"type": "cuda", "device": "a chip", "results": found}
+    table = order.proposed(content, orders.shipped())["cuda"]["measured"]["a chip"]
+    assert set(table) == {*FAMILIES, orders.SEARCH}
+    finished = {
+        (one["op"], one["rows"]) for one in found if "seconds" in one and one["candidate"] == "cuda"
+    }
+    assert all((op, rows) in finished for op in gpu.OPS for rows in (128, 1024, 4096))
+    # Nobody waits for what is far behind, and what is not here has not run out of time.
+    stopped = [one for one in found if one.get("stopped")]
+    assert stopped and {one["candidate"] for one in stopped} == {"torch"}
+    absent = {one["absent"] for one in found if one["candidate"] == "library" and "absent" in one}
+    assert absent <= {"no library is here", gpu.NO_TIME}
+    # Small steps wait for the host, and who asks for less is first; then products decide.
+    assert table["nt_xent"][0]["order"] == ["torch", "cuda", "triton"]
+    assert table["nt_xent"][-1]["order"][-1] == "torch"
+
+
+def test_what_fails_its_self_check_is_not_measured(
+    simulated: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "unproved", lambda *call: "failed its self-check: off")
+    found = list(gpu.measurements(Simulated(), ["nt-xent"], [(128, 128)], 99))
+    for one in found[2:]:
+        if one["candidate"] in ("triton", "cuda"):
+            assert one["absent"] == "failed its self-check: off"
 
 
 @pytest.mark.parametrize("name", ["cpu", "cuda"])
