@@ -14,7 +14,7 @@ from dmlap_kernels.problem import PairProblem, PairSpec, compute_dtype
 # Rows shorter than this are not brought to unit length, as in torch.nn.functional.normalize.
 _SHORT = 1e-12
 # Features are padded with zeros to a multiple of this.
-_WIDTH = 16
+WIDTH = 16
 
 
 class Sides(NamedTuple):
@@ -248,7 +248,7 @@ def _through_unit(rows: Tensor, grad: Tensor) -> Tensor:
 
 
 def _padded(rows: Tensor) -> Tensor:
-    missing = -rows.shape[1] % _WIDTH
+    missing = -rows.shape[1] % WIDTH
     return F.pad(rows, (0, missing)) if missing else rows.contiguous()
 
 
