@@ -87,8 +87,13 @@ def _made(call: Call, mined: Tensor) -> _Made:
         x = sides.x.detach().requires_grad_(sides.x_grad)
         others = _rows_of(sides.y, columns).requires_grad_(sides.y_grad)
         excess = _excess(call, x, others)
-        term = softplus(excess) if call.spec.params[1] else excess.relu()
+        term = term_of(excess, call.spec.params[1])
         return _Made(x, others, columns, excess, anchor_group(term, (mined >= 0).all(0)))
+
+
+def term_of(excess: Tensor, smooth: float) -> Tensor:
+    """Of d_ap - d_an + margin (B,)."""
+    return softplus(excess) if smooth else excess.relu()
 
 
 def _rows_of(rows: Tensor, columns: Tensor) -> Tensor:

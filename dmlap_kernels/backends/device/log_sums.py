@@ -73,8 +73,8 @@ def multi_similarity(
 
 def lifted_structure(pos_margin: float, neg_margin: float) -> Policy:
     def terms(a: Anchors) -> Terms:
-        both = torch.stack((a.pos_lse, a.neg_lse))
-        return ((torch.where(both > -torch.inf, both, 0).sum(0).relu(), None),)
+        pull, push = (torch.where(z > -torch.inf, z, 0) for z in (a.pos_lse, a.neg_lse))
+        return (((pull + push).relu(), None),)
 
     return Policy(Exponent(1.0, pos_margin), Exponent(-1.0, neg_margin), terms)
 

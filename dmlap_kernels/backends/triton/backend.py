@@ -10,13 +10,19 @@ import functools
 import importlib.util
 import os
 import re
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dmlap_kernels import versions
 from dmlap_kernels.backends.device.backend import DeviceBackend
 from dmlap_kernels.backends.device.sweeps import Sweeps
+from dmlap_kernels.backends.precision import products_in
+from dmlap_kernels.backends.triton import configurations
+from dmlap_kernels.backends.triton.plans import Plan, plan_of
+from dmlap_kernels.problem import Forward, Gradients, PairProblem, PairSpec
 
 OLDEST_TRITON = versions.numbers(versions.SUPPORTED["triton"].oldest)
 
@@ -51,6 +57,91 @@ class TritonBackend(DeviceBackend):
 
     def sweeps(self) -> Sweeps:
         return _sweeps()
+
+    def saved_like(self, spec: PairSpec, problem: PairProblem) -> Tensor:
+        plan = _plan(spec, problem)
+        if plan is None:
+            return super().saved_like(spec, problem)
+        size = _HEADER + plan.rows * problem.x.shape[0]
+        return problem.x.new_empty(size, dtype=torch.float32)
+
+    def forward(self, spec: PairSpec, problem: PairProblem, stats: bool, scores: bool) -> Forward:
+        plan = _plan(spec, problem)
+        if plan is None:
+            return super().forward(spec, problem, stats, scores)
+        from dmlap_kernels.backends.triton.steps import Step
+
+        self._refuse_without_memory(*problem)
+        with self._at(problem.x), _products_of(spec):
+            step = Step(plan, spec, problem)
+            loss, saved = step.forward()
+            step.forget()
+        summary = None
+        if stats or scores:
+            # What losses keep of an anchor is less than statistics tell.
+            summary = super().forward(spec, problem, stats, scores).stats
+        return Forward(loss, saved, summary, step)
+
+    def backward(
+        self,
+        spec: PairSpec,
+        problem: PairProblem,
+        saved: Tensor,
+        grad: Tensor,
+        context: Any = None,
+    ) -> Gradients:
+        plan = _plan(spec, problem)
+        if plan is None:
+            return super().backward(spec, problem, saved, grad, context)
+        from dmlap_kernels.backends.triton.steps import Step
+
+        self._refuse_without_memory(*problem, saved, grad)
+        with self._at(problem.x), _products_of(spec):
+            step = context
+            if step is None:
+                step = Step(plan, spec, problem)
+                step.pack()
+            elif problem.y is not None:
+                step.wanted = problem.x.requires_grad, problem.y.requires_grad
+            return step.backward(saved, grad)
+
+
+    def parts(self, spec: PairSpec, result: Forward) -> Tensor:
+        plan = getattr(result.context, "plan", None)
+        if plan is None:
+            return super().parts(spec, result)
+        saved = result.saved
+        table = saved[_HEADER:].view(plan.rows, -1)[plan.prefix :].double()
+        totals, terms, positive = table.view(plan.groups, 3, -1).unbind(1)
+        if spec.reduction == "mean_nonzero":
+            totals, terms = totals * (positive > 0), positive
+        nonfinite = saved[plan.groups].double()
+        return torch.stack((totals.sum(1), terms.sum(1))) + nonfinite
+
+    def with_counts(self, spec: PairSpec, saved: Tensor, counts: Tensor) -> Tensor:
+        if saved.ndim > 1:
+            return super().with_counts(spec, saved, counts)
+        saved[: counts.numel()] = counts.reciprocal()
+        return saved
+
+
+# Floats before the table, `steps.HEADER`, which this module cannot import without Triton.
+_HEADER = 16
+
+
+def _plan(spec: PairSpec, problem: PairProblem) -> Plan | None:
+    """What panels do for a call, None where it does not go by panels."""
+    anchors, features = problem.x.shape
+    if not configurations.panels_serve(anchors, problem.num_refs, features):
+        return None
+    if problem.y is not None and problem.ref_labels is None:
+        return None
+    return plan_of(spec, problem.y is None)
+
+
+def _products_of(spec: PairSpec) -> AbstractContextManager:
+    """Products are in the precision of the call, where it has one of its own."""
+    return nullcontext() if spec.precision is None else products_in(spec.precision)
 
 
 def _version() -> tuple[int, ...]:

@@ -91,6 +91,26 @@ _INTERPRETED_LARGER = _NEAREST | dict.fromkeys(
     ),
     Launch(32, 32, 32, 4, 1, 32),
 )
+# Panels: bytes of one, at most, unless a row takes more; features from which on products by the
+# vendor's library are expected to be worth their way through memory; rows of a program that makes
+# formulas, and those that the one program which reduces them takes at a time.
+PANEL_BYTES = 64 << 20
+PANEL_FEATURES = 32
+ROWS_OF_FORMULAS = 16 if INTERPRETED else 128
+ROWS_REDUCED = 32 if INTERPRETED else 1024
+# Blocks of rows are the same, as marks of near pairs are theirs. Tiles of twice the columns spill.
+_PANELS = {
+    "panel": Launch(16, 64, 0, 4, 1),
+    "panel_weights": Launch(16, 64, 0, 4, 1),
+    "panel_near": Launch(16, 32, 0, 4, 1, 64),
+    "rows": Launch(16, 0, 64, 4, 2),
+}
+_INTERPRETED_PANELS = {
+    "panel": Launch(16, 32, 0, 4, 1),
+    "panel_weights": Launch(16, 32, 0, 4, 1),
+    "panel_near": Launch(16, 16, 0, 4, 1, 32),
+    "rows": Launch(16, 0, 32, 4, 1),
+}
 # Programs for each multiprocessor that a launch aims at by splitting its columns.
 _WAVES = 2
 _MOST_SPLITS = 64
@@ -103,6 +123,8 @@ _MOST_GROUPS = 3 if INTERPRETED else 32
 # the buffers of a window hold, about.
 POSITIVES = 4 if INTERPRETED else 16
 LEAST_WINDOW = 8 if INTERPRETED else 64
+# Programs along a second axis of a grid that a GPU takes.
+MOST_PROGRAMS = 65535
 _WINDOW_PAIRS = 1 if INTERPRETED else 2**22
 # Numbers of a block of the search for more neighbours than are kept on chip.
 _BLOCK = 1 << 12 if INTERPRETED else 1 << 23
@@ -119,14 +141,33 @@ def launch_of(kernel: str, sides: Sides) -> Launch:
 @functools.cache
 def capability_of(device: torch.device) -> tuple[int, int]:
     """Lowest of those that are served where the device has none."""
-    return (8, 0) if device.type == "cpu" else torch.cuda.get_device_capability(device)
+    return (8, 0) if device.type != "cuda" else torch.cuda.get_device_capability(device)
 
 
 @functools.cache
 def _multiprocessors(device: torch.device) -> int:
-    if device.type == "cpu":
+    if device.type != "cuda":
         return 6  # as many as make the interpreter split small problems
     return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def panel_launch(kernel: str) -> Launch:
+    return (_INTERPRETED_PANELS if INTERPRETED else _PANELS)[kernel]
+
+
+def row_launch() -> Launch:
+    return panel_launch("rows")
+
+
+def panels_serve(anchors: int, columns: int, features: int) -> bool:
+    """Whether a problem goes by panels, where its loss can; else products are made in kernels."""
+    return anchors > 0 and columns > 0 and features >= PANEL_FEATURES
+
+
+def panel_height(columns: int) -> int:
+    """Rows of a panel, whole blocks."""
+    block = panel_launch("panel").BM
+    return max(1, PANEL_BYTES // (4 * block * columns)) * block
 
 
 def splits_of(sides: Sides, launch: Launch) -> tuple[int, int]:
@@ -168,7 +209,7 @@ def panel_of(sides: Sides) -> int:
 
 def window_of(sides: Sides) -> int:
     """Positives of each anchor in a window, a multiple of those that a program takes."""
-    wanted = min(sides.columns, _WINDOW_PAIRS // max(1, sides.anchors))
+    wanted = min(sides.columns, _WINDOW_PAIRS // max(1, sides.anchors), MOST_PROGRAMS * POSITIVES)
     return -(-max(LEAST_WINDOW, wanted) // POSITIVES) * POSITIVES
 
 

@@ -46,13 +46,13 @@ class Policy(NamedTuple):
 
 
 @triton.jit
-def _store(partials, part, at, mask, state, size: tl.constexpr):
+def store_state(partials, part, at, mask, state, size: tl.constexpr):
     for k in tl.static_range(size):
         tl.store(partials + k * part + at, state[k].to(tl.float32, bitcast=True), mask=mask)
 
 
 @triton.jit
-def _merged(partials, part, at, mask, state, size: tl.constexpr, merge: tl.constexpr):
+def merged_state(partials, part, at, mask, state, size: tl.constexpr, merge: tl.constexpr):
     """The stored state with this one merged into it."""
     stored = ()
     for k in tl.static_range(size):
@@ -101,9 +101,9 @@ def forward_kernel(
                     found = policy.visit(exponents, column, d, positive, negative, runs, 0)
                     at, there = of_columns + columns, columns < columns_of(pairs)
                     if r > begin:
-                        found = _merged(partials, part, at, there, found, size, policy.merge)
-                    _store(partials, part, at, there, found, size)
-        _store(partials, part, of_rows + block.rows, block.rows < rows_of(pairs), own, size)
+                        found = merged_state(partials, part, at, there, found, size, policy.merge)
+                    store_state(partials, part, at, there, found, size)
+        store_state(partials, part, of_rows + block.rows, block.rows < rows_of(pairs), own, size)
         if how.self_case:
             tl.debug_barrier()  # the next rows read what these left of the columns
 

@@ -61,7 +61,7 @@ def _visit_squared(exponents, own, d, positive, negative, runs, axis: tl.constex
 
 
 # Plain and squared.
-_POLICIES = Policy(_empty, _visit_plain, _merge), Policy(_empty, _visit_squared, _merge)
+POLICIES = Policy(_empty, _visit_plain, _merge), Policy(_empty, _visit_squared, _merge)
 _NO_EXPONENTS = Exponents.of(Exponent(0.0), Exponent(0.0))
 
 
@@ -69,5 +69,5 @@ def hinge_sums(
     sides: Sides, positive_bound: Tensor, negative_bound: Tensor, squared: bool
 ) -> HingeSums:
     bounds = torch.stack((positive_bound, negative_bound))
-    partials = forward("hinge_sums", sides, _POLICIES[squared], 6, bounds, _NO_EXPONENTS)
+    partials = forward("hinge_sums", sides, POLICIES[squared], 6, bounds, _NO_EXPONENTS)
     return HingeSums(*partials[:4].sum(1), *counts(partials[4:]))

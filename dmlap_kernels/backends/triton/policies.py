@@ -69,6 +69,13 @@ def sigmoid(t):
 
 
 @triton.jit
+def log_add(a, b):
+    """log(e^a + e^b), of which one is not -inf."""
+    top = tl.maximum(a, b)
+    return top + tl.log(tl.exp(a - top) + tl.exp(b - top))
+
+
+@triton.jit
 def nt_xent(e, neg_lse, other_neg_lse):
     """log(1 + e^(e + neg_lse)): value, and derivatives by e and by neg_lse."""
     t = e + neg_lse
@@ -115,9 +122,16 @@ class KernelPairGradient(NamedTuple):
 
 @triton.jit
 def coefficient(end, row):
-    """Row ``row`` of an end's coefficients, in the shape of its index."""
-    table, count, index = end
-    return tl.load(table + row * count + index, mask=index < count, other=0.0)
+    """Row ``row`` of an end's coefficients, in the shape of its index.
+
+    An end is the table of these, how many ends there are, and their index; or the rows themselves,
+    and the index.
+    """
+    if len(end) == 2:
+        return end[0][row]
+    else:
+        table, count, index = end
+        return tl.load(table + row * count + index, mask=index < count, other=0.0)
 
 
 @triton.jit
@@ -172,7 +186,16 @@ def _of_term(gradient, d, positive, negative, own, other_neg_lse):
     return tl.where(positive, pull, 0.0) + tl.where(negative, push, 0.0)
 
 
-# By the kind of a `PairGradient`.
+@triton.jit
+def hard_gradient(gradient, d, positive, negative, own, other):
+    """Of one positive and one negative of each anchor: their columns, and the slope."""
+    at, slope = other[1], coefficient(own, 2)
+    pull = tl.where(at == coefficient(own, 0).to(tl.int32), slope, 0.0)
+    push = tl.where(at == coefficient(own, 1).to(tl.int32), slope, 0.0)
+    return tl.where(positive, pull, 0.0) - tl.where(negative, push, 0.0)
+
+
+# By the kind of a `PairGradient`. That of `hard` is of panels alone.
 PAIR_GRADIENTS = {
     "hinge": hinge_gradient,
     "squared_hinge": squared_hinge_gradient,
@@ -180,4 +203,5 @@ PAIR_GRADIENTS = {
     "mined": mined_gradient,
     "nt_xent": nt_xent_gradient,
     "lifted": lifted_gradient,
+    "hard": hard_gradient,
 }

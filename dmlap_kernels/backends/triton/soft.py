@@ -74,6 +74,10 @@ def _visit_mined(exponents, own, d, positive, negative, runs, axis: tl.constexpr
     return _visit(exponents, own, d, kept_positive, kept_negative, runs, axis)
 
 
+# Of all pairs, and of those within bounds.
+PLAIN, MINED = Policy(_empty, _visit, _merge), Policy(_empty, _visit_mined, _merge)
+
+
 def log_sums(
     sides: Sides,
     positive: Exponent,
@@ -82,10 +86,9 @@ def log_sums(
     negative_below: Tensor | None = None,
     read: tuple[str, ...] = LogSums._fields,
 ) -> LogSums:
-    visit, bounds = _visit, None
+    policy, bounds, exponents = PLAIN, None, Exponents.of(positive, negative)
     if positive_above is not None and negative_below is not None:
-        visit, bounds = _visit_mined, torch.stack((positive_above, negative_below))
-    policy, exponents = Policy(_empty, visit, _merge), Exponents.of(positive, negative)
+        policy, bounds = MINED, torch.stack((positive_above, negative_below))
     partials = forward("log_sums", sides, policy, 5, bounds, exponents)
     pos_lse, neg_lse = (partials[:4:2] + partials[1:4:2].log()).logsumexp(1)
     return LogSums(pos_lse, neg_lse, partials[4].sum(0))

@@ -6,6 +6,7 @@ as one `Pairs`, compile-time choices as one `Tiling`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -99,6 +100,17 @@ class Tiling:
         norms = not all_exist or sides.distance not in ("cosine", "dot")
         blocks = launch.BM, launch.BN, launch.BK, launch.held(sides.x.shape[1])
         return Tiling(*constants(*kind, sides.self_case, itself_of(sides)[1], norms, *blocks))
+
+
+@functools.cache
+def tiling(
+    distance: str, precision: str, self_case: bool, named: int, launch: Launch, features: int
+) -> Tiling:
+    """Of panels; ``named`` is which of the pairs of an anchor and itself there are."""
+    kind = distance, precision, RECOMPUTE[precision]
+    norms = distance not in ("cosine", "dot")
+    blocks = launch.BM, launch.BN, launch.BK, launch.held(features)
+    return Tiling(*constants(*kind, self_case, named, norms, *blocks))
 
 
 class Block(NamedTuple):
@@ -234,19 +246,27 @@ def tile(pairs, rows, row_in, columns, column_in, itself: tl.constexpr, how: tl.
         x = tl.load(at_x + feature[None, :], row_in[:, None] & inside[None, :], other=0.0)
         y = tl.load(at_y + feature[:, None], column_in[None, :] & inside[:, None], other=0.0)
         dots = product(x, y, dots, how)
+    return of_products(pairs, dots, rows, row_in, columns, column_in, itself, how)
+
+
+@triton.jit
+def of_products(
+    pairs, dots, rows, row_in, columns, column_in, itself: tl.constexpr, how: tl.constexpr
+):
+    """`tile` of products (BM, BN), wherever they come from."""
     recomputed = tl.zeros((how.BM, how.BN), dtype=tl.int1)
     if not how.norms:
         q = 1.0 - dots if how.distance == "cosine" else -dots
     elif how.distance == "cosine" or how.distance == "dot":
-        q = _norms(pairs, rows, row_in, columns, column_in) - dots
+        q = norms_of(pairs, rows, row_in, columns, column_in) - dots
     else:
-        total = _norms(pairs, rows, row_in, columns, column_in)
+        total = norms_of(pairs, rows, row_in, columns, column_in)
         q = tl.maximum(total - 2.0 * dots, 0.0, propagate_nan=tl.PropagateNan.ALL)
         recomputed = (q < how.recompute * total) & row_in[:, None] & column_in[None, :]
         if itself != APART:
             recomputed &= apart(pairs, rows, row_in, columns, column_in, itself)
         if tl.max(recomputed.to(tl.int32)) > 0:
-            exact = _from_differences(pairs, rows, row_in, columns, column_in, how)
+            exact = from_differences(pairs, rows, row_in, columns, column_in, how)
             q = tl.where(recomputed, exact, q)
     if how.distance == "euclidean":
         q = tl.sqrt(q)
@@ -254,14 +274,14 @@ def tile(pairs, rows, row_in, columns, column_in, itself: tl.constexpr, how: tl.
 
 
 @triton.jit
-def _norms(pairs, rows, row_in, columns, column_in):
+def norms_of(pairs, rows, row_in, columns, column_in):
     a = tl.load(pairs.x_norms + rows, mask=row_in, other=0.0)
     b = tl.load(pairs.y_norms + columns, mask=column_in, other=0.0)
     return a[:, None] + b[None, :]
 
 
 @triton.jit
-def _from_differences(pairs, rows, row_in, columns, column_in, how: tl.constexpr):
+def from_differences(pairs, rows, row_in, columns, column_in, how: tl.constexpr):
     # Addresses of 32 bits beside one of 64, because registers are few here.
     row, column = tl.min(rows), tl.min(columns)
     of_rows, of_columns = (rows - row) * pairs.features, (columns - column) * pairs.features
@@ -308,7 +328,7 @@ def was_recomputed(pairs, rows, row_in, columns, column_in, d, how: tl.constexpr
     For kernels that have no registers to keep it.
     """
     squared = d * d if how.distance == "euclidean" else d
-    return squared < how.recompute * _norms(pairs, rows, row_in, columns, column_in)
+    return squared < how.recompute * norms_of(pairs, rows, row_in, columns, column_in)
 
 
 @triton.jit

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 from triton.runtime import interpreter
 
+from dmlap_kernels.backends.triton import configurations
+
 # That of Triton before 3.7 makes numbers of arrays of one element, which NumPy from 2.4 on refuses.
 _patch_lang_tensor = interpreter._patch_lang_tensor
 
@@ -17,6 +19,12 @@ def _with_numbers(tensor: Any, *scope: Any) -> None:
 
 
 interpreter._patch_lang_tensor = _with_numbers
+
+
+@pytest.fixture(autouse=True)
+def products_in_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the features are; `test_panels` has the other way."""
+    monkeypatch.setattr(configurations, "PANEL_FEATURES", 1 << 30)
 
 
 @pytest.fixture

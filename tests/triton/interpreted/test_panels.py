@@ -1,0 +1,240 @@
+"""Losses by panels, whatever the features: tables, ties, near pairs, and panels of few rows."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dmlap_kernels import fused_triplet_loss
+from dmlap_kernels.backends import registry
+from dmlap_kernels.backends.triton import configurations, steps
+from dmlap_kernels.backends.triton.plans import plan_of
+from dmlap_kernels.problem import PairProblem, PairSpec
+from tests.losses import device_checks as checks
+from tests.losses import test_degenerate
+from tests.losses.cases import Case, make_problem, usual, variants
+from tests.losses.compare import compare, compare_stats, run
+from tests.losses.losses_table import LOSSES
+from tests.losses.test_self_index import containing_the_batch, few_cases
+from tests.triton.selection import selection
+
+BY_PANELS = (
+    "triplet_hard",
+    "contrastive",
+    "margin",
+    "multi_similarity",
+    "lifted_structure",
+    "nt_xent",
+    "sup_con",
+    "circle",
+    "proxy_nca",
+    "proxy_anchor",
+)
+EACH = pytest.mark.parametrize("loss", BY_PANELS)
+CASES = [case for loss in BY_PANELS for case in selection(loss)]
+
+
+@pytest.fixture(autouse=True)
+def steps_made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Panels of one block of 16 rows, and the losses that went by them."""
+    made: list[str] = []
+
+    class Noted(steps.Step):
+        def __init__(self, plan: Any, spec: PairSpec, problem: PairProblem) -> None:
+            super().__init__(plan, spec, problem)
+            made.append(spec.loss)
+
+    monkeypatch.setattr(steps, "Step", Noted)
+    monkeypatch.setattr(configurations, "PANEL_FEATURES", 0)
+    monkeypatch.setattr(configurations, "PANEL_BYTES", 4 * 16 * 60)
+    return made
+
+
+def swaps(problem: Any) -> bool:
+    """What panels leave to the other way."""
+    return bool(problem.keywords.get("swap"))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_value_and_gradient(case: Case, backend: str, steps_made: list[str]) -> None:
+    problem = make_problem(case)
+    compare(case.loss, problem, backend)
+    assert steps_made == [] if swaps(problem) else steps_made
+
+
+@pytest.mark.parametrize("case", CASES[::20], ids=lambda case: case.id)
+def test_statistics(case: Case, backend: str) -> None:
+    compare_stats(case.loss, make_problem(case), backend)
+
+
+def many_tiles() -> list[Case]:
+    """More than one panel, ragged in rows, columns and features; every distance of a few losses."""
+    cases = []
+    for loss in BY_PANELS:
+        ends, row = variants(loss), LOSSES[loss]
+        every = row.distances if loss in ("contrastive", "sup_con") else ()
+        for i, refs in enumerate(("more",) if row.proxies else ("self", "more")):
+            for distance in every or (row.default_distance,):
+                case = usual(loss, rows=37, features=19, refs=refs, distance=distance)
+                cases.append(replace(case, options=ends[i % len(ends)]))
+    return cases
+
+
+@pytest.mark.parametrize("case", many_tiles(), ids=lambda case: case.id)
+def test_many_tiles(case: Case, backend: str) -> None:
+    compare(case.loss, make_problem(case), backend)
+
+
+@pytest.mark.parametrize("case", many_tiles()[::4], ids=lambda case: case.id)
+def test_panels_that_are_kept(case: Case, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(configurations, "PANEL_BYTES", 1 << 20)
+    compare(case.loss, make_problem(case), backend)
+
+
+@pytest.mark.parametrize("labels_agree", [True, False], ids=["same-label", "other-label"])
+@pytest.mark.parametrize(
+    "case", [case for case in few_cases() if case.loss in BY_PANELS], ids=lambda case: case.id
+)
+def test_self_index(case: Case, labels_agree: bool, backend: str) -> None:
+    compare(case.loss, containing_the_batch(case, labels_agree), backend)
+
+
+@pytest.mark.parametrize("loss", ["triplet_hard", "margin", "lifted_structure", "nt_xent"])
+@pytest.mark.parametrize("refs", [False, True], ids=["self", "refs"])
+def test_pairs_a_ten_thousandth_apart(loss: str, refs: bool, backend: str) -> None:
+    """Whose distances and gradients come from differences, in more than one panel."""
+    options, scale = variants(loss)[0], 30.0 if refs else 1.0
+    test_degenerate.test_pairs_a_ten_thousandth_apart(loss, options, refs, scale, backend)
+
+
+@EACH
+@pytest.mark.parametrize("rows", [0, 1])
+def test_no_pairs(loss: str, rows: int, backend: str) -> None:
+    refs = "more" if LOSSES[loss].proxies else "self"
+    problem = make_problem(replace(usual(loss, rows=20, features=8), refs=refs))
+    problem.x, problem.labels = problem.x[:rows], problem.labels[:rows]
+    if problem.y is not None:
+        assert problem.ref_labels is not None
+        problem.y, problem.ref_labels = problem.y[:rows], problem.ref_labels[:rows] + 1000
+    problem.keywords["reduction"] = "mean"
+    if loss.startswith("proxy"):
+        problem.labels = problem.labels + 5
+    value, grads = run(LOSSES[loss].fused, problem, backend=backend)
+    assert value.isfinite()
+    assert all(grad.isfinite().all() for grad in grads)
+
+
+@EACH
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_non_finite_embeddings(loss: str, bad: float, reduction: str, backend: str) -> None:
+    refs = "more" if LOSSES[loss].proxies else "self"
+    problem = make_problem(replace(usual(loss, rows=20, features=8), refs=refs))
+    problem.x[3, 2] = bad
+    problem.keywords["reduction"] = reduction
+    value, grads = run(LOSSES[loss].fused, problem, backend=backend)
+    assert not value.isfinite().any()
+    assert all(not grad.isfinite().any() for grad in grads[: 1 if problem.y is None else 2])
+
+
+@EACH
+def test_the_same_twice(loss: str, backend: str) -> None:
+    refs = "more" if LOSSES[loss].proxies else "self"
+    problem = make_problem(replace(usual(loss, rows=33, features=8), refs=refs))
+    first, second = (run(LOSSES[loss].fused, problem, backend=backend) for _ in range(2))
+    for one, other in zip((first[0], *first[1]), (second[0], *second[1]), strict=True):
+        assert torch.equal(one, other)
+
+
+@EACH
+def test_lazily_negated(loss: str, backend: str) -> None:
+    checks.check_lazily_negated(loss, backend)
+
+
+@pytest.mark.parametrize("length", checks.LENGTHS)
+@pytest.mark.parametrize("refs", [False, True], ids=["self", "refs"])
+@pytest.mark.parametrize("loss", ["nt_xent", "sup_con", "contrastive"])
+def test_lengths(loss: str, length: float, refs: bool, backend: str) -> None:
+    checks.check_lengths(loss, length, refs, backend)
+
+
+@EACH
+def test_a_second_backward(loss: str, backend: str) -> None:
+    """It packs and multiplies again, as that of an operator does."""
+    refs = "more" if LOSSES[loss].proxies else "self"
+    problem = make_problem(replace(usual(loss, rows=33, features=8), refs=refs))
+    x = problem.x.requires_grad_()
+    value = LOSSES[loss].fused(*problem.args(), backend=backend, **problem.keywords).sum()
+    (first,) = torch.autograd.grad(value, x, retain_graph=True)
+    (second,) = torch.autograd.grad(value, x)
+    assert torch.equal(first, second)
+
+
+@EACH
+def test_one_side(loss: str, backend: str) -> None:
+    """A side that needs no gradient gets none, and the other one the same."""
+    problem = make_problem(usual(loss, rows=20, features=8, refs="more"))
+
+    def gradients(*wanted: bool) -> list[Tensor | None]:
+        assert problem.y is not None
+        x, y = problem.x.detach(), problem.y.detach()
+        x.requires_grad_(wanted[0]), y.requires_grad_(wanted[1])
+        value = LOSSES[loss].fused(
+            x, problem.labels, y, problem.ref_labels, backend=backend, **problem.keywords
+        )
+        value.sum().backward()
+        return [x.grad, y.grad]
+
+    both = gradients(True, True)
+    for wanted in ((True, False), (False, True)):
+        for mine, full, needed in zip(gradients(*wanted), both, wanted, strict=True):
+            if needed:
+                assert mine is not None and full is not None and torch.equal(mine, full)
+            else:
+                assert mine is None
+
+
+def mined(x: Tensor, labels: Tensor) -> Tensor:
+    spec = PairSpec("triplet_hard", (0.2, 0.0, 0.0))
+    plan = plan_of(spec, True)
+    assert plan is not None
+    step = steps.Step(plan, spec, PairProblem(x, labels, None, None))
+    _, saved = step.forward()
+    return saved[steps.HEADER :].view(plan.rows, -1)[[1, 3]].long()
+
+
+def test_ties_go_to_the_lower_label_then_the_lower_index() -> None:
+    x = torch.tensor([[0.0], [1.0], [-1.0], [2.0], [-2.0], [2.0]])
+    labels = torch.tensor([1, 1, 1, 3, 2, 2])
+    assert mined(x, labels).tolist() == [[1, 2, 1, -1, 5, 4], [4, 5, 4, 5, 2, 3]]
+    far = torch.tensor([2**40, 2**40, 2**40, 2**62, -(2**40), -(2**40)])
+    assert mined(x, far).tolist() == [[1, 2, 1, -1, 5, 4], [4, 5, 4, 5, 2, 3]]
+
+
+def test_the_operator(backend: str) -> None:
+    """What is saved has the shape that was promised to the compiler."""
+    x, labels = torch.randn(20, 8, requires_grad=True), torch.arange(20) // 4
+
+    @torch.compile(fullgraph=True, backend="eager")
+    def step(rows: Tensor) -> Tensor:
+        return fused_triplet_loss(rows, labels, backend=backend)
+
+    (found,) = torch.autograd.grad(step(x), x)
+    (wanted,) = torch.autograd.grad(fused_triplet_loss(x, labels, backend=backend), x)
+    assert torch.equal(found, wanted)
+
+
+def test_the_backend_takes_panels_from_some_features_on(
+    monkeypatch: pytest.MonkeyPatch, steps_made: list[str], backend: str
+) -> None:
+    monkeypatch.setattr(configurations, "PANEL_FEATURES", 32)
+    assert backend in registry.backends() and "triton" in sys.modules
+    labels = torch.arange(20) // 4
+    for features in (31, 32):
+        fused_triplet_loss(torch.randn(20, features), labels, backend=backend)
+    assert steps_made == ["triplet_hard"]

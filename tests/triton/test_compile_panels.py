@@ -1,0 +1,87 @@
+"""As `test_compile`, for losses that go by panels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from dmlap_kernels.backends.triton.plans import plan_of
+from dmlap_kernels.backends.triton.steps import Step
+from dmlap_kernels.problem import PairProblem, PairSpec
+from tests.triton.aot import assert_fits, launches
+
+# The numbers of each loss, those with the longest kernels.
+LOSSES: dict[str, tuple[float, ...]] = {
+    "triplet_hard": (0.2, 1.0, 0.0),
+    "contrastive": (0.0, 1.0, 1.0),
+    "margin": (0.2,),
+    "multi_similarity": (2.0, 50.0, 0.5, 1.0, 0.1),
+    "lifted_structure": (0.0, 1.0),
+    "nt_xent": (0.1,),
+    "sup_con": (0.1,),
+    "circle": (0.25, 256.0),
+    "proxy_nca": (8.0,),
+    "proxy_anchor": (32.0, 0.1, -0.1),
+}
+
+
+def step(
+    loss: str,
+    distance: str = "euclidean",
+    refs: bool = False,
+    rows: int = 200,
+    reduction: str = "mean_nonzero",
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Forward and backward."""
+    x, labels = torch.randn(rows, 64, dtype=dtype), torch.arange(rows) // 4
+    columns = rows + 100
+    y = torch.randn(columns, 64, dtype=dtype) if refs else None
+    itself = torch.arange(rows) if refs else None
+    problem = PairProblem(
+        x, labels, y, torch.arange(columns) // 4 if refs else None, torch.ones(rows), itself
+    )
+    spec = PairSpec(loss, LOSSES[loss], distance, True, reduction)
+    plan = plan_of(spec, not refs)
+    assert plan is not None
+    made = Step(plan, spec, problem)
+    _, saved = made.forward()
+    made.backward(saved, torch.ones(rows if reduction == "none" else ()))
+
+
+@pytest.mark.parametrize("capability", [80, 90, 100])
+@pytest.mark.parametrize("refs", [False, True], ids=["self", "refs"])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_fits(loss: str, refs: bool, capability: int, monkeypatch: Any, tmp_path: Path) -> None:
+    found = launches(monkeypatch, lambda: step(loss, refs=refs), capability)
+    names = [launch.kernel.__name__ for launch in found]
+    assert {"pack_kernel", "sweep_kernel", "near_kernel", "unpack_kernel"} <= set(names)
+    for launch in found:
+        assert_fits(launch, tmp_path)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("distance", ["sqeuclidean", "cosine", "dot"])
+def test_distances_fit(distance: str, reduction: str, monkeypatch: Any, tmp_path: Path) -> None:
+    call = lambda: step("sup_con", distance, True, 200, reduction, torch.bfloat16)  # noqa: E731
+    for launch in launches(monkeypatch, call, 90):
+        assert_fits(launch, tmp_path)
+
+
+@pytest.mark.parametrize("refs", [False, True], ids=["self", "refs"])
+def test_batches_of_every_size_share_kernels(refs: bool, monkeypatch: Any) -> None:
+    """The last batch of an epoch, and another temperature, compile nothing."""
+
+    def call(*sizes: int) -> None:
+        for number, rows in enumerate(sizes):
+            monkeypatch.setitem(LOSSES, "margin", (0.2 + number,))
+            step("margin", refs=refs, rows=rows)
+
+    alone = launches(monkeypatch, lambda: call(200), 90)
+    together = launches(monkeypatch, lambda: call(200, 208, 17, 1), 90)
+    assert len(together) == len(alone) == 7

@@ -1,0 +1,110 @@
+"""How much a step asks of a device: operations of PyTorch and launches of kernels, forward and
+backward, counted on tensors without values while nothing is launched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from triton.runtime.jit import JITFunction
+
+from dmlap_kernels.backends.triton.backend import TritonBackend
+from dmlap_kernels.problem import PairProblem, PairSpec
+from tests.backends.test_panels import Operations
+
+ROWS = (128, 1024, 4096, 32768)
+# Of each loss its numbers, its distance, whether it has proxies, and how many operations a step of
+# 128, 1,024, 4,096 and 32,768 rows of 128 features may take. The last is of many panels.
+SMALL = {
+    "nt_xent": ((0.1,), "cosine", False, 10),
+    "sup_con": ((0.1,), "cosine", False, 8),
+    "circle": ((0.25, 256.0), "cosine", False, 8),
+    "multi_similarity": ((2.0, 50.0, 0.5, 0.0, 0.1), "cosine", False, 8),
+    "contrastive": ((0.0, 1.0, 0.0), "euclidean", False, 9),
+    "margin": ((0.2,), "euclidean", False, 9),
+    "lifted_structure": ((0.0, 1.0), "euclidean", False, 9),
+    "triplet_hard": ((0.2, 0.0, 0.0), "euclidean", False, 9),
+    "proxy_nca": ((8.0,), "sqeuclidean", True, 10),
+    "proxy_anchor": ((32.0, 0.1, -0.1), "cosine", True, 9),
+}
+MINED = {"multi_similarity": ((2.0, 50.0, 0.5, 1.0, 0.1), "cosine", False, 10)}
+TABLE = [(loss, *row) for part in (SMALL, MINED) for loss, row in part.items()]
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    names: list[str] = []
+
+    def note(self: JITFunction, *args: Any, grid: Any, **keywords: Any) -> None:
+        assert 0 < grid[0] < 2**31 and all(size <= 65535 for size in grid[1:])
+        names.append(self.__name__)
+
+    monkeypatch.setattr(JITFunction, "run", note)
+    monkeypatch.setattr(TritonBackend, "reads_memory", False)
+    yield names
+
+
+def operations(
+    loss: str,
+    params: tuple[float, ...],
+    distance: str,
+    shape: tuple[int, int],
+    launched: list[str],
+    classes: int | None = None,
+) -> list[str]:
+    """Names of all that a step asks for, where there are references if there are ``classes``."""
+    rows, features = shape
+    x = torch.empty(shape, device="meta", requires_grad=True)
+    labels = torch.empty(rows, dtype=torch.int64, device="meta")
+    y = ref_labels = None
+    if classes is not None:
+        y = torch.empty((classes, features), device="meta", requires_grad=True)
+        ref_labels = torch.empty(classes, dtype=torch.int64, device="meta")
+    beta = torch.empty(rows, device="meta") if loss == "margin" else None
+    problem = PairProblem(x, labels, y, ref_labels, beta)
+    spec = PairSpec(loss, params, distance, True)
+    backend = TritonBackend()
+    launched.clear()
+    with Operations() as seen, torch.no_grad():
+        done = backend.forward(spec, problem, False, False)
+        grad = torch.empty((), device="meta")
+        found = backend.backward(spec, problem, done.saved, grad, done.context)
+    assert found.x is not None and found.x.shape == x.shape
+    assert y is None or (found.y is not None and found.y.shape == y.shape)
+    return [*seen.names, *launched]
+
+
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("row", TABLE, ids=lambda row: f"{row[0]}-{row[4]}")
+def test_operations_of_a_step(row: tuple[Any, ...], rows: int, launched: list[str]) -> None:
+    loss, params, distance, proxies, most = row
+    found = operations(loss, params, distance, (rows, 128), launched, 100 if proxies else None)
+    panels = 1 if proxies or rows <= 4096 else 64
+    # All but packing, the reduction and unpacking are done for each panel, whose products are made
+    # again for the backward half.
+    bound = most if panels == 1 else 3 + panels * (most - 3 + 1)
+    assert len(found) <= bound, " ".join(found)
+
+
+@pytest.mark.parametrize(
+    ("loss", "params"),
+    [
+        ("triplet_all", (0.2, 0.0, 0.0)),
+        ("triplet_semihard", (0.2, 0.0, 0.0)),
+        ("angular", (40.0,)),
+        ("triplet_hard", (0.2, 0.0, 0.0)),
+        ("sup_con", (0.1,)),
+    ],
+)
+@pytest.mark.parametrize("shape", [(4, 16), (4, 64)], ids=str)
+def test_grids_of_few_anchors_and_a_million_references(
+    loss: str, params: tuple[float, ...], shape: tuple[int, int], launched: list[str]
+) -> None:
+    """`launched` holds them against what a GPU takes."""
+    operations(loss, params, "euclidean", shape, launched, 1_100_000)
+    assert launched
