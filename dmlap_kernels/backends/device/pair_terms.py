@@ -51,7 +51,8 @@ class NPairs(_PairTermLoss):
     def forward(self, call: Call) -> Found:
         if not call.sides.self_case:
             return self._plain.forward(call)
-        sides, at = _first_two(call.sides)
+        # Kept with their panels for the backward half.
+        sides, at = call.memo["pairs"] = _first_two(call.sides)
         total, nonzero, kept = _nt_xent(call, sides, 1.0)
         rows = call.sides.anchors
         group = Group(*(_spread(part, at, rows) for part in (total, sides.positives, nonzero)))
@@ -60,7 +61,7 @@ class NPairs(_PairTermLoss):
     def backward(self, call: Call, kept: Tensor, weights: Tensor) -> PackedGradients:
         if not call.sides.self_case:
             return self._plain.backward(call, kept, weights)
-        sides, at = _first_two(call.sides)
+        sides, at = call.memo.get("pairs") or _first_two(call.sides)
         rows, pairs = call.sides.anchors, sides.anchors
         weight = F.pad(weights[0], (0, 1))[at]
         gx, gy = _nt_xent_gradient(call, sides, 1.0, kept[:, :pairs], weight)

@@ -120,7 +120,8 @@ class PairGradient(NamedTuple):
 
     Attributes:
         kind: one of the names above.
-        anchors: (rows, B) float32, or None.
+        anchors: (rows, B) float32, or None. Of sweeps that read no memory, the rows as they are:
+            (B,) each, a number that all anchors have, or None where there is none to add.
         columns: (rows, N) float32, or None.
         positive, negative: exponents of the kinds that have them.
     """
@@ -150,7 +151,10 @@ class Sweeps(Protocol):
         self, sides: Sides, positive_bound: Tensor, negative_bound: Tensor, squared: bool
     ) -> HingeSums:
         """Sums of [d - positive_bound]+ over positives, [negative_bound - d]+ over negatives, the
-        bounds (B,) float32."""
+        bounds (B,) float32.
+
+        Sweeps that read no memory may be told what fields are ``read``, as in `log_sums`, and take
+        bounds that are numbers."""
 
     def log_sums(
         self,
@@ -179,7 +183,8 @@ class Sweeps(Protocol):
 
         ``neg_lse`` (B,), ``neg_lse_of_columns`` (N,) for lifted. With ``weight_of_columns`` (N,)
         each derivative counts with the weight of its column in ``by_neg_lse``: called with swapped
-        sides, that is what the anchors' weighted terms give their references.
+        sides, that is what the anchors' weighted terms give their references. Sweeps that read no
+        memory may be told what fields are ``read``.
         """
 
     def gradient(self, sides: Sides, pair_gradient: PairGradient) -> Both:
@@ -223,3 +228,10 @@ class Sweeps(Protocol):
         """Negative pairs between classes, whose anchors end before ``ends_x`` (Ca,) and columns
         before ``ends_y`` (Cr,), int64: sums of [thresholds_i - d]+ and smallest distances, (Ca, Cr)
         float32; 0 and inf where the labels are equal."""
+
+
+class UnorderedSweeps(Sweeps, Protocol):
+    """Sweeps that compare labels, and so take rows in any order (`Sides.in_label_order`)."""
+
+    def count_positives(self, sides: Sides) -> Tensor:
+        """(B,) int64, how many positive pairs each anchor has."""

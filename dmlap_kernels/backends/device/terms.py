@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dmlap_kernels.backends.device.packing import TILE_WIDTH, Sides, pack
-from dmlap_kernels.backends.device.sweeps import Extremes, Sweeps
+from dmlap_kernels.backends.device.sweeps import Extremes, Sweeps, UnorderedSweeps
 from dmlap_kernels.problem import PairProblem, PairSpec
 
 
@@ -122,7 +122,7 @@ class Call:
             if sides.in_label_order:
                 self._positives = sides.positives
             else:
-                self._positives = self.sweeps.count_positives(sides)  # type: ignore[attr-defined]
+                self._positives = cast(UnorderedSweeps, self.sweeps).count_positives(sides)
         if not negatives:
             return
         if sides.itself is None:

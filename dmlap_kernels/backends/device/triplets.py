@@ -21,7 +21,7 @@ class Mined:
     def forward(self, call: Call) -> Found:
         sums = call.sweeps.triplet_sums(call.sides, triplets_of(call.spec))
         total, nonzero, hinges, violated, terms = sums.unbind(1)
-        group = Group(total.to(call.sides.x.dtype), terms.long(), nonzero.long())
+        group = Group(total.to(call.sides.x.dtype), terms, nonzero)
 
         def statistics() -> Statistics:
             return Statistics(terms.sum().long(), violated.sum().long(), hinges.sum())

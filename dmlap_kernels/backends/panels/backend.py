@@ -11,7 +11,7 @@ from dmlap_kernels.backends.device.sweeps import Sweeps
 from dmlap_kernels.backends.panels.sweeps import PanelSweeps
 from dmlap_kernels.problem import PairProblem, PairSpec
 
-# Losses that go by runs of classes, or draw in the order of the columns.
+# Losses that go by runs of classes (`Sides.first`), or draw in the order of the columns.
 BY_CLASS = ("n_pairs", "soft_triple", "triplet_distance_weighted")
 
 

@@ -66,13 +66,13 @@ def log_sum(e: Tensor) -> Tensor:
     return torch.where(some, torch.where(some, total, 1).log() + top.squeeze(1), -torch.inf)
 
 
-def lifted(e: Tensor, own: Tensor, other: Tensor, left_out: Tensor) -> tuple[Tensor, ...]:
-    """[e + log(e^neg_lse + e^neg_lse')]+^2 / 2 of pairs: value, derivatives by e and by neg_lse.
+def lifted(e: Tensor, own: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """[e + log(e^neg_lse + e^neg_lse')]+ of pairs, the derivative of its [...]^2 / 2 by e, and the
+    logarithm. 0 where both log-sums are -inf."""
+    both = torch.logaddexp(own.clamp(min=LOWEST), other.clamp(min=LOWEST))
+    return (e + both).relu(), both
 
-    0 where both log-sums are -inf, and for pairs that are left out.
-    """
-    neither = (own == -torch.inf) & (other == -torch.inf)
-    both = torch.logaddexp(torch.where(neither, 0, own), other)
-    hinge = (e + both).masked_fill(left_out | neither, 0).relu()
-    share = (own - both.detach()).exp().masked_fill(neither, 0)
-    return hinge.square() / 2, hinge, hinge.detach() * share.detach()
+
+def lifted_by_neg_lse(hinge: Tensor, own: Tensor, both: Tensor) -> Tensor:
+    """The derivative of hinge^2 / 2 by neg_lse, where all three are as in `lifted`."""
+    return (own - both).exp().mul_(hinge)

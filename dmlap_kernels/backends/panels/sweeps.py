@@ -21,7 +21,12 @@ from dmlap_kernels.backends.device.sweeps import (
 )
 from dmlap_kernels.backends.device.terms import softplus
 from dmlap_kernels.backends.panels import angular, search, soft_triple, triplets, weights
-from dmlap_kernels.backends.panels.exponents import exponent_of, lifted, log_sum
+from dmlap_kernels.backends.panels.exponents import (
+    exponent_of,
+    lifted,
+    lifted_by_neg_lse,
+    log_sum,
+)
 from dmlap_kernels.backends.panels.gradients import Gradients
 from dmlap_kernels.backends.panels.panel import Panel, Panels
 
@@ -108,7 +113,11 @@ class PanelSweeps:
             if kind == "lifted":
                 assert other is not None
                 e = exponent_of(exponent, panel.d)
-                value, _, by_neg_lse = lifted(e, column, other, panel.unlike)
+                e = panel.positives_of(e, -torch.inf)
+                hinge, both = lifted(e, column, other)
+                with torch.no_grad():
+                    by_neg_lse = lifted_by_neg_lse(hinge, column, both)
+                value = hinge if read == ("by_neg_lse",) else hinge.square() / 2
             else:
                 e = panel.positives_of(exponent_of(exponent, panel.d, column), -torch.inf)
                 value, by_neg_lse = softplus(e), e.detach().sigmoid()

@@ -80,10 +80,14 @@ def _slope(triplets: Triplets, excess: Tensor) -> Tensor:
 
 def _five(triplets: Triplets, excess: Tensor, exists: Tensor) -> Tensor:
     """What `sums` holds of each row of excesses (k, n), (k, 5)."""
-    hinge = torch.where(exists, excess.relu(), 0)
-    term = torch.where(exists, softplus(excess), 0) if triplets.smooth else hinge
-    parts = (term.sum(1), term.count_nonzero(1), hinge.sum(1), hinge.count_nonzero(1))
-    return torch.stack([part.double() for part in (*parts, exists.sum(1))], 1)
+
+    def two(values: Tensor) -> list[Tensor]:
+        values = torch.where(exists, values, 0)
+        return [values.sum(1).double(), values.count_nonzero(1).double()]
+
+    hinges = two(excess.relu())
+    terms = two(softplus(excess)) if triplets.smooth else hinges
+    return torch.stack([*terms, *hinges, exists.sum(1).double()], 1)
 
 
 # Listed pairs.
@@ -259,7 +263,7 @@ def _dense_negatives(panel: Panel, triplets: Triplets) -> tuple[Tensor, Tensor]:
         return negative, ~panel.unlike & (running[:, -1:] > 0)
     ascending, column = d.masked_fill(alike, torch.inf).sort(dim=1, stable=True)
     position = torch.searchsorted(ascending, d, right=True)
-    inside = (~alike).sum(1, keepdim=True)
+    inside = d.shape[1] - alike.sum(1, keepdim=True)
     outside = column.gather(1, position.clamp(max=d.shape[1] - 1))
     farthest = d.masked_fill(alike, -torch.inf).argmax(1, keepdim=True)
     return torch.where(position < inside, outside, farthest), ~panel.unlike & (inside > 0)

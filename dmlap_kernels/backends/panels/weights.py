@@ -48,7 +48,7 @@ def _end(
     else:
         if kind == "lifted":
             assert other is not None
-            _, by_exponent, _ = lifted(exponent_of(pe, d), own[0], other[0], panel.unlike)
+            by_exponent, _ = lifted(exponent_of(pe, d), own[0], other[0])
         else:
             by_exponent = exponent_of(pe, d, own[0]).sigmoid_()
         pull = by_exponent.mul_(own[1] * pe.rate)
