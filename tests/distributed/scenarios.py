@@ -151,6 +151,19 @@ def nonfinite(rank: int) -> list[Tensor]:
     return [global_batch(one)(embeddings, labels).detach() for one in criteria]
 
 
+def long_rows(rank: int) -> Any:
+    """Rows whose squares overflow float32, which the sweeps of the CPU take again in float64."""
+    embeddings, labels = own(rank, (1e25 * batch()[0][:, :FEATURES], batch()[1]))
+    embeddings.requires_grad_()
+    loss = global_batch(far_apart, gradients="sum")(embeddings, labels)
+    loss.backward()
+    return loss.detach(), [embeddings.grad]
+
+
+def far_apart(embeddings: Tensor, labels: Tensor) -> Tensor:
+    return fused_contrastive_loss(embeddings, labels, neg_margin=4e25, normalize=False)
+
+
 def refusals(rank: int) -> dict[str, str]:
     labels = torch.zeros(3, dtype=torch.int64)
     loss = global_batch(fused_contrastive_loss)
@@ -193,7 +206,7 @@ def compiled(rank: int) -> Any:
     return value.detach() / 2
 
 
-SCENARIOS = (ddp, fsdp, sums, even, several, memory, nonfinite, refusals, compiled)
+SCENARIOS = (ddp, fsdp, sums, even, several, memory, nonfinite, long_rows, refusals, compiled)
 
 
 def all_of(rank: int) -> dict[str, Any]:

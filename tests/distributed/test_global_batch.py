@@ -289,6 +289,18 @@ def test_a_row_that_is_not_finite(results: dict[str, list[Any]]) -> None:
     assert torch.tensor(results["nonfinite"]).isnan().all()
 
 
+def test_rows_whose_squares_overflow(results: dict[str, list[Any]]) -> None:
+    x, labels = scenarios.batch()
+    leaf = (1e25 * x[:, : scenarios.FEATURES]).requires_grad_()
+    value = scenarios.far_apart(leaf, labels)
+    value.backward()
+    assert value.isfinite() and value > 1e24
+    gradient = torch.cat([found[1][0] for found in results["long_rows"]])
+    torch.testing.assert_close(gradient, leaf.grad, rtol=1e-4, atol=1e-5)
+    for found in results["long_rows"]:
+        torch.testing.assert_close(found[0], value.detach(), rtol=1e-5, atol=0)
+
+
 def test_refusals(results: dict[str, list[Any]]) -> None:
     for found in results["refusals"]:
         assert "4 of torch.float32 on rank 0 and 5 of torch.float32 on rank 2" in found["features"]
