@@ -460,6 +460,7 @@ def test_training_logs_the_same_losses(name: str, encoders: Any, tmp_path: Path)
 
 _RANKS = """
 import os, sys
+from pathlib import Path
 import torch
 import torch.distributed as dist
 from sentence_transformers.sentence_transformer import losses as originals
@@ -468,7 +469,7 @@ from tests.compat.tiny_texts import make_encoder
 
 rank = int(os.environ["RANK"])
 dist.init_process_group("gloo", f"file://{sys.argv[1]}/store", rank=rank, world_size=2)
-encoder = make_encoder(f"{sys.argv[1]}/encoder{rank}")
+encoder = make_encoder(Path(sys.argv[1]) / f"encoder{rank}")
 g = torch.Generator().manual_seed(rank)
 columns = [torch.randn(5, 6, generator=g, dtype=torch.float64) for _ in range(3)]
 guides = [torch.randn(5, 8, generator=g, dtype=torch.float64) for _ in range(3)]
