@@ -36,8 +36,8 @@ __all__ += functional.__all__
 # an extra brings is not imported by `import dmlap_kernels`.
 _SUBMODULES = frozenset(
     (
-        *("calibration", "data", "distributed", "encoders", "evaluation", "extras", "info"),
-        *("losses", "memory", "ranks", "report", "ring", "trainer"),
+        *("calibration", "compat", "data", "distributed", "encoders", "evaluation", "extras"),
+        *("info", "losses", "memory", "ranks", "report", "ring", "trainer"),
     )
 )
 

@@ -60,6 +60,8 @@ def test_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     }
     if page.name == "training.md":
         pytest.importorskip("sklearn")
+    if page.name == "sentence-transformers.md":
+        pytest.importorskip("sentence_transformers")
     for code in blocks(page.read_text(), "python"):
         exec(compile(inspect.cleandoc(code), relative(page), "exec"), names)
 
