@@ -60,7 +60,7 @@ __all__ = [
 # Imported when they are asked for: `dmlap_kernels.losses` needs no import of its own, and what only
 # an extra brings is not imported by `import dmlap_kernels`.
 _SUBMODULES = frozenset(
-    ("data", "encoders", "evaluation", "extras", "info", "losses", "report", "trainer")
+    ("compat", "data", "encoders", "evaluation", "extras", "info", "losses", "report", "trainer")
 )
 
 
