@@ -1,7 +1,7 @@
 """The losses, miners and memory of pytorch-metric-learning, computed by the fused losses.
 
-Change ``from pytorch_metric_learning import losses, miners`` to ``from
-dmlap_kernels.compat.pytorch_metric_learning import losses, miners``, or pass what you have to `fuse`.
+Import ``losses`` and ``miners`` from here and not from ``pytorch_metric_learning``, or pass what
+you have to `fuse`.
 """
 
 from __future__ import annotations

@@ -233,6 +233,13 @@ class TripletFused(Fused):
 
     triplets_per_anchor: Any
 
+    def _every(self, call: Call) -> dict[str, Entry] | None:
+        """All triplets, by a sweep."""
+        raise NotImplementedError
+
+    def _mined(self, call: Call, mined: Mined) -> dict[str, Entry] | None:
+        return self._every(call) if mined.everything else None
+
     def _few(self, call: Call) -> dict[str, Entry] | None:
         """A number of triplets an anchor, drawn by theirs, which looks at labels alone."""
         return self._listed(

@@ -70,7 +70,8 @@ inside of the loss
                 "miner must be given to the wrapper, or to fuse together with the loss inside of "
                 f"it, got {type(loss).__name__}"
             )
-        fused.inner_miner = fuse_miner(miner)
+        # Beside the modules inside, so that it hides the attribute of the class.
+        fused.__dict__["inner_miner"] = fuse_miner(miner)
     logger.info("%s", explain(fused))
     return fused
 

@@ -90,9 +90,9 @@ class TripletMarginLoss(TripletFused, theirs.TripletMarginLoss):
         return functional.fused_triplet_loss(**call.arguments(), **options)
 
     def _all(self, call: Call) -> dict[str, Entry] | None:
-        if self.triplets_per_anchor != "all":
-            return self._few(call)
+        return self._few(call) if self.triplets_per_anchor != "all" else self._every(call)
 
+    def _every(self, call: Call) -> dict[str, Entry] | None:
         def sweep(reduction: str) -> Tensor:
             return self.sweep(call, mining="all", reduction=reduction)
 
@@ -223,8 +223,9 @@ class MarginLoss(TripletFused, theirs.MarginLoss):
         return result
 
     def _all(self, call: Call) -> dict[str, Entry] | None:
-        if self.triplets_per_anchor != "all":
-            return self._few(call)
+        return self._few(call) if self.triplets_per_anchor != "all" else self._every(call)
+
+    def _every(self, call: Call) -> dict[str, Entry] | None:
         value = self.sweep(call, self._reduction())
         return {
             "margin_loss": reduced(value),
@@ -232,7 +233,7 @@ class MarginLoss(TripletFused, theirs.MarginLoss):
         }
 
     def _regularised(self, call: Call) -> Entry:
-        """nu times the boundary of every triplet, of which a class has as many as it has triplets."""
+        """nu times the boundary of every triplet, which is that of its anchor's class."""
         if not self.learn_beta or (self.nu == 0 and len(self.beta) > 1):
             return self.zero_loss()
         beta = self.beta.to(call.x.device)

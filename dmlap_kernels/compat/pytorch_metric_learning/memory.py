@@ -13,8 +13,8 @@ from dmlap_kernels.compat.pytorch_metric_learning.lazy import Mined
 
 
 class CrossBatchMemory(theirs.CrossBatchMemory):
-    """Their ``CrossBatchMemory``: a fused loss runs one sweep over the batch and the queue, in which
-    no anchor meets itself.
+    """Their ``CrossBatchMemory``: a fused loss runs one sweep over the batch and the queue, and no
+    anchor meets itself.
 
     With a loss of theirs, or where the caller gives an ``indices_tuple`` as well, it is theirs.
     """

@@ -1,8 +1,9 @@
 """Losses with a miner inside of the sweep: what the miner leaves out is a bound on a hinge.
 
 A miner that keeps the pairs beyond a bound b needs no list. The sum of ``[d - L]+`` over pairs with
-d > b is that of ``[d - L]+`` where b <= L, and else that of ``[d - b]+`` and b - L for each of these
-pairs, whose number comes with the sum. So for triplets, with the difference of their distances.
+d > b is the sum over all pairs where b <= L. Else it is that of ``[d - b]+``, and b - L for each of
+these pairs, whose number comes with the sum. So for triplets, with the difference of their
+distances.
 """
 
 from __future__ import annotations
