@@ -59,6 +59,8 @@ def test_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     }
     if page.name == "training.md":
         pytest.importorskip("sklearn")
+    if page.name == "pytorch_metric_learning.md":
+        pytest.importorskip("pytorch_metric_learning")
     for code in blocks(page.read_text(), "python"):
         exec(compile(inspect.cleandoc(code), relative(page), "exec"), names)
 

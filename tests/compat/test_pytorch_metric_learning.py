@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 pytest.importorskip("pytorch_metric_learning", reason="pytorch-metric-learning is absent")
-from pytorch_metric_learning import distances, losses, miners, reducers, regularizers  # noqa: E402
-from pytorch_metric_learning.utils import accuracy_calculator, distributed  # noqa: E402
+from pytorch_metric_learning import distances, losses, miners, reducers, regularizers
+from pytorch_metric_learning.utils import accuracy_calculator, distributed
 
-from dmlap_kernels.compat import pytorch_metric_learning as ours  # noqa: E402
+from dmlap_kernels.compat import pytorch_metric_learning as ours
 
 CLASSES, FEATURES = 7, 6
 PROXIES = ("ProxyAnchorLoss", "ProxyNCALoss", "SoftTripleLoss")
@@ -120,7 +120,7 @@ def outcome(loss: Any, tensors: list[Tensor], indices: Any = None) -> list[Tenso
     grads = torch.autograd.grad(value, leaves, allow_unused=True)
     return [
         value.detach(),
-        *(torch.zeros_like(t) if g is None else g for t, g in zip(leaves, grads)),
+        *(torch.zeros_like(t) if g is None else g for t, g in zip(leaves, grads, strict=True)),
     ]
 
 

@@ -6,21 +6,25 @@ you have to `fuse`.
 
 from __future__ import annotations
 
-from dmlap_kernels import extras
+import importlib.util
 
-extras.require(
-    "pytorch_metric_learning", purpose="dmlap_kernels.compat.pytorch_metric_learning", extra="test"
-)
+from dmlap_kernels.extras import MissingExtra
 
-from dmlap_kernels.compat.pytorch_metric_learning import losses, miners  # noqa: E402
-from dmlap_kernels.compat.pytorch_metric_learning.fuse import (  # noqa: E402
+if importlib.util.find_spec("pytorch_metric_learning") is None:
+    raise MissingExtra(
+        "dmlap_kernels.compat.pytorch_metric_learning needs pytorch-metric-learning, which is not "
+        "installed; install it with: pip install pytorch-metric-learning"
+    )
+
+from dmlap_kernels.compat.pytorch_metric_learning import losses, miners
+from dmlap_kernels.compat.pytorch_metric_learning.fuse import (
     explain,
     fuse,
     fuse_miner,
 )
-from dmlap_kernels.compat.pytorch_metric_learning.geometry import NotFused  # noqa: E402
-from dmlap_kernels.compat.pytorch_metric_learning.knn import NearestKNN  # noqa: E402
-from dmlap_kernels.compat.pytorch_metric_learning.losses import (  # noqa: E402
+from dmlap_kernels.compat.pytorch_metric_learning.geometry import NotFused
+from dmlap_kernels.compat.pytorch_metric_learning.knn import NearestKNN
+from dmlap_kernels.compat.pytorch_metric_learning.losses import (
     AngularLoss,
     CircleLoss,
     ContrastiveLoss,
@@ -37,7 +41,7 @@ from dmlap_kernels.compat.pytorch_metric_learning.losses import (  # noqa: E402
     SupConLoss,
     TripletMarginLoss,
 )
-from dmlap_kernels.compat.pytorch_metric_learning.miners import (  # noqa: E402
+from dmlap_kernels.compat.pytorch_metric_learning.miners import (
     BatchEasyHardMiner,
     BatchHardMiner,
     DistanceWeightedMiner,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from typing import Any, TypeVar
+from typing import Any
 
 from pytorch_metric_learning import losses as their_losses
 from pytorch_metric_learning import miners as their_miners
@@ -16,8 +16,6 @@ from dmlap_kernels.compat.pytorch_metric_learning.base import Fused
 from dmlap_kernels.compat.pytorch_metric_learning.geometry import NotFused
 
 logger = logging.getLogger("dmlap_kernels.compat.pytorch_metric_learning")
-
-M = TypeVar("M", bound=nn.Module)
 
 LOSSES: dict[type, type] = {
     getattr(their_losses, name): getattr(losses, name)
@@ -107,7 +105,7 @@ def _inner(loss: nn.Module) -> Any:
     return [held] if isinstance(held, nn.Module) else []
 
 
-def _fused(loss: nn.Module, strict: bool) -> Any:
+def _fused(loss: Any, strict: bool) -> Any:
     if isinstance(loss, Fused):
         return loss
     kind = type(loss)
@@ -121,7 +119,8 @@ def _fused(loss: nn.Module, strict: bool) -> Any:
         fused = _as(loss, kind)
         every = loss.losses.items() if loss.is_dict else enumerate(loss.losses)
         made = {key: _fused(one, strict) for key, one in every}
-        fused.losses = nn.ModuleDict(made) if loss.is_dict else nn.ModuleList(made.values())
+        held: Any = nn.ModuleDict if loss.is_dict else nn.ModuleList
+        fused.losses = held(made if loss.is_dict else made.values())
         _fuse_miners(fused)
         return fused
     wrappers: dict[type, type] = {

@@ -331,7 +331,7 @@ class SupConLoss(_OfAnchors, theirs.SupConLoss):
         return f"fused_sup_con_loss on {geometry(self.distance).distance}"
 
     def sweep(self, call: Call, **own: Any) -> Any:
-        values = functional.fused_sup_con_loss(
+        values: Any = functional.fused_sup_con_loss(
             **call.arguments(),
             temperature=self.temperature,
             reduction="none",

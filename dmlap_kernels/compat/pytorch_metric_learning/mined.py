@@ -16,7 +16,6 @@ from torch import Tensor
 
 from dmlap_kernels.compat.pytorch_metric_learning.geometry import (
     Entry,
-    Geometry,
     NotFused,
     geometry,
     many_terms,
@@ -30,21 +29,22 @@ from dmlap_kernels.compat.pytorch_metric_learning.lazy import Mined
 def hard_triplets(loss: Any, call: Any, mined: Mined) -> Entry | None:
     """One triplet an anchor, or one a positive pair with a drawn negative."""
     miner = mined.miner
+    if loss.swap and not call.alone:
+        return None
     if mined.is_kind("BatchHardMiner", loss.distance) or _picks_the_hardest(mined, loss.distance):
         own: dict[str, Any] = {"mining": "hard"}
-        counts = lambda: (call.triplets() > 0).long()  # noqa: E731
-    elif _draws(mined, loss.distance):
+    elif _draws(mined, loss.distance) and simple(loss.reducer_) is not None:
+        # With another reducer it is listed: how many draws an anchor has is not known here.
         bounds = {name: getattr(miner, name) for name in ("cutoff", "nonzero_loss_cutoff")}
-        own, counts = {"mining": "distance_weighted"} | bounds, None
-        if simple(loss.reducer_) is None:
-            return None  # the number of draws of an anchor is not known
+        own = {"mining": "distance_weighted"} | bounds
     else:
-        return None
-    if (loss.swap and not call.alone) or (simple(loss.reducer_) is None and counts is None):
         return None
 
     def sweep(reduction: str) -> Tensor:
         return loss.sweep(call, reduction=reduction, **own)
+
+    def counts() -> Tensor:
+        return (call.triplets() > 0).long()
 
     try:
         return many_terms(loss.reducer_, sweep, call.labels, counts, pairs=False)
@@ -147,6 +147,3 @@ def _beyond(
 def _nothing(x: Tensor) -> Tensor:
     """0, attached to the graph, whatever the rows."""
     return (x[:0] * 0).sum()
-
-
-__all__ = ["Geometry", "hard_triplets", "pairs_within", "triplets_within"]
