@@ -60,8 +60,9 @@ def test_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     }
     if page.name == "training.md":
         pytest.importorskip("sklearn")
-    if page.name == "sentence-transformers.md":
-        pytest.importorskip("sentence_transformers")
+    for library in ("pytorch_metric_learning", "sentence_transformers"):
+        if page.stem.replace("-", "_") == library:
+            pytest.importorskip(library)
     for code in blocks(page.read_text(), "python"):
         exec(compile(inspect.cleandoc(code), relative(page), "exec"), names)
 
