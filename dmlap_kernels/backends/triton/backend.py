@@ -105,7 +105,6 @@ class TritonBackend(DeviceBackend):
                 step.wanted = problem.x.requires_grad, problem.y.requires_grad
             return step.backward(saved, grad)
 
-
     def parts(self, spec: PairSpec, result: Forward) -> Tensor:
         plan = getattr(result.context, "plan", None)
         if plan is None:
