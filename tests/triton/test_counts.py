@@ -18,8 +18,8 @@ from dmlap_kernels.problem import PairProblem, PairSpec
 from tests.backends.test_panels import Operations
 
 ROWS = (128, 1024, 4096, 32768)
-# Of each loss its numbers, its distance, whether it has proxies, and how many operations a step of
-# 128, 1,024, 4,096 and 32,768 rows of 128 features may take. The last is of many panels.
+# Of each loss its numbers, its distance, whether it has references, and how many operations a step
+# of up to 4,096 rows of 128 features may take; 32,768 are many panels.
 SMALL = {
     "nt_xent": ((0.1,), "cosine", False, 10),
     "sup_con": ((0.1,), "cosine", False, 8),
@@ -29,6 +29,7 @@ SMALL = {
     "margin": ((0.2,), "euclidean", False, 9),
     "lifted_structure": ((0.0, 1.0), "euclidean", False, 9),
     "triplet_hard": ((0.2, 0.0, 0.0), "euclidean", False, 9),
+    "n_pairs": ((), "dot", True, 11),
     "proxy_nca": ((8.0,), "sqeuclidean", True, 10),
     "proxy_anchor": ((32.0, 0.1, -0.1), "cosine", True, 9),
 }

@@ -46,6 +46,7 @@ _FAMILIES: dict[str, Family] = {
         "multi_similarity",
         "lifted_structure",
         "nt_xent",
+        "n_pairs",
         "sup_con",
         "circle",
         "proxy_nca",
@@ -183,8 +184,12 @@ _plans: dict[tuple[Any, ...], Plan] = {}
 def plan_of(spec: PairSpec, self_case: bool) -> Plan | None:
     """The plan of a loss, made once for all values of its numbers that are no flags; None where it
     is not made of one sweep after the other."""
-    if spec.loss not in _FAMILIES or (spec.loss == "triplet_hard" and spec.params[2]):
+    if spec.loss not in _FAMILIES:
+        return None
+    if spec.loss == "triplet_hard" and spec.params[2]:
         return None  # with swap pairs of two references count
+    if spec.loss == "n_pairs" and self_case:
+        return None  # between the first and the second rows of classes
     known = _flags.get(spec.loss)
     if known is not None:
         key = (spec.loss, self_case, *[bool(spec.params[i]) for i in known])
