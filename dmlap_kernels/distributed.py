@@ -59,7 +59,7 @@ def global_batch(
             would have. ``"sum"``: they are added up, and nothing is multiplied.
         exchange: how the ranks see each other's embeddings. ``"gather"``: all at once; a rank holds
             those of all ranks, N x D, and their gradient. ``"ring"``: the block of each rank goes
-            round, and is swept while the next one arrives, so that a rank holds three blocks; the
+            round, and is swept while the next one arrives, so that a rank holds a few blocks; the
             losses contrastive, margin, multi-similarity, generalised lifted structure, NT-Xent,
             SupCon, circle and proxy-anchor, without statistics, on the backends ``torch``,
             ``triton`` and ``cuda`` (on the CPU ``"auto"`` takes ``torch``). Losses that
