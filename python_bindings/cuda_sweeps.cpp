@@ -59,7 +59,8 @@ constexpr Name<WeightKind> kWeightKinds[] = {{"hinge", WeightKind::hinge},
                                              {"exponential", WeightKind::exponential},
                                              {"mined", WeightKind::mined},
                                              {"nt_xent", WeightKind::nt_xent},
-                                             {"lifted", WeightKind::lifted}};
+                                             {"lifted", WeightKind::lifted},
+                                             {"logistic", WeightKind::logistic}};
 constexpr Name<Mining> kMining[] = {{"semihard", Mining::semihard},
                                     {"distance_weighted", Mining::distance_weighted}};
 constexpr Name<WindowKind> kWindowKinds[] = {{"triplets", WindowKind::triplets},
@@ -134,6 +135,15 @@ void hinge_sums(const SidesIn& sides, const Addresses<2>& bounds, bool squared,
                          out(to[3]), counts(to[4]), counts(to[5])};
   enqueue("hinge_sums", where, [&](const Queue& queue) {
     return launch_hinge_sums(sides_of(sides), in, results, pointer<void>(workspace), queue);
+  });
+}
+
+void logistic_sums(const SidesIn& sides, const ExponentIn& positive, const ExponentIn& negative,
+                   Address to, Address workspace, const QueueIn& where) {
+  const Exponent<float> pull = exponent_of(positive), push = exponent_of(negative);
+  enqueue("logistic_sums", where, [&](const Queue& queue) {
+    return launch_logistic_sums(sides_of(sides), pull, push, out(to), pointer<void>(workspace),
+                                queue);
   });
 }
 
@@ -285,6 +295,7 @@ void register_cuda_sweeps(py::module_& m) {
         [](const SidesIn& sides) { return gradient_splits(sides_of(sides)); });
   m.def("cuda_extremes", &extremes);
   m.def("cuda_hinge_sums", &hinge_sums);
+  m.def("cuda_logistic_sums", &logistic_sums);
   m.def("cuda_log_sums", &log_sums);
   m.def("cuda_pair_terms", &pair_terms);
   m.def("cuda_gradient", &gradient);

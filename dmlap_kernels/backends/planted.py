@@ -32,6 +32,7 @@ PARAMS: dict[str, tuple[float, ...]] = {
     "multi_similarity": (2.0, 10.0, 0.5, 0.0, 0.0),
     "lifted_structure": (0.0, 1.3),
     "lifted_structure_original": (0.0, 1.3),
+    "siglip": (5.0, 0.8),
     "n_pairs": (),
     "nt_xent": (0.2,),
     "sup_con": (0.2,),

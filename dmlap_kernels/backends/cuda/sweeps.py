@@ -55,6 +55,12 @@ class CudaSweeps:
             self._forward("cuda_hinge_sums", sides, bounds, squared, addresses_of(*out))
         return out
 
+    def logistic_sums(self, sides: Sides, positive: Exponent, negative: Exponent) -> Tensor:
+        (out,) = floats(sides, 1)
+        exponents = tuple(positive), tuple(negative)
+        self._forward("cuda_logistic_sums", sides, *exponents, out.data_ptr())
+        return out
+
     def log_sums(
         self,
         sides: Sides,

@@ -66,6 +66,15 @@ class PanelSweeps:
         found = self.panels.each(sides, body, rows, () if rows else bounds)
         return HingeSums(*found, *(() if active else found[:2]))
 
+    def logistic_sums(self, sides: Sides, positive: Exponent, negative: Exponent) -> Tensor:
+        def body(panel: Panel, *numbers: float) -> Sequence[Tensor]:
+            pull = exponent_of(Exponent(*numbers[:4]), panel.d)  # type: ignore[arg-type]
+            push = exponent_of(Exponent(*numbers[4:]), panel.d)  # type: ignore[arg-type]
+            e = panel.set_left_out(torch.where(panel.alike, pull, push), -torch.inf)
+            return (softplus(e).sum(1),)
+
+        return self.panels.each(sides, body, whole=(*positive, *negative))[0]
+
     def log_sums(
         self,
         sides: Sides,

@@ -45,6 +45,9 @@ def _end(
         pull, push = (d - own[0]).relu_() * (2 * own[2]), (d - own[1]).clamp_(max=0) * (2 * own[3])
     elif kind in ("exponential", "mined"):
         return _of_log_sums(panel, pair_gradient, own)
+    elif kind == "logistic":
+        pull = exponent_of(pe, d).sigmoid_().mul_(own[0] * pe.rate)
+        push = exponent_of(ne, d).sigmoid_().mul_(own[0] * ne.rate)
     else:
         if kind == "lifted":
             assert other is not None
