@@ -12,6 +12,7 @@ template <class T>
 struct BackwardShared {
   const Prepared<T>* p;
   const uint8_t* active;
+  const KeptTiles<T>* kept;  // the active tiles, or null: they are computed again
   GradientSide<T>* x;
   GradientSide<T>* y;  // == x in the self case
   Blocks rows, columns;
@@ -41,15 +42,16 @@ class BackwardWorker {
     for (int64_t py = s_.columns.begin(block_y); py < s_.columns.end(block_y); ++py) {
       for (int64_t px = s_.rows.begin(block_x); px < s_.rows.end(block_x); ++px) {
         if (p.self && px > py) break;
-        const uint8_t active = s_.active[panel_pair(px, py, s_.columns.panels, p.self)];
-        if (active) panel(px, py, active);
+        const int64_t pair = panel_pair(px, py, s_.columns.panels, p.self);
+        if (s_.active[pair]) panel(px, py, pair);
       }
     }
   }
 
  private:
-  __attribute__((noinline)) void panel(int64_t px, int64_t py, uint8_t active) {
+  __attribute__((noinline)) void panel(int64_t px, int64_t py, int64_t pair) {
     const Prepared<T>& p = *s_.p;
+    const uint8_t active = s_.active[pair];
     int first = P::kPerPanel, last = 0;  // the dense tiles lie in [first, last)
     for (int t = 0; t < P::kPerPanel; ++t) {
       T* w = weights_.get() + t * P::kRows * W;
@@ -57,8 +59,12 @@ class BackwardWorker {
       if (active >> t & 1) {
         const int64_t i0 = px * W + t * P::kRows;
         DistanceTile<T> tile;
-        const bool mixed = DistanceTile<T>::classes(p, i0, py) == DistanceTile<T>::Classes::mixed;
-        tile.compute(p, px, t * P::kRows, py, mixed, p.self && px == py);
+        if (s_.kept) {
+          s_.kept->get(pair, t * P::kRows, tile);
+        } else {
+          const bool mixed = DistanceTile<T>::classes(p, i0, py) == DistanceTile<T>::Classes::mixed;
+          tile.compute(p, px, t * P::kRows, py, mixed, p.self && px == py);
+        }
         dense = weigh(tile, i0, py * W, w);
       }
       if (!dense) {
@@ -156,14 +162,15 @@ DMLAP_ONCE void sweep_backward_segments(const BackwardShared<T>& shared,
 
 // Adds the gradients of the negatives to those of the positives in gx.out and gy.out.
 template <class T, class PairGradient>
-DMLAP_ONCE void sweep_backward(const Prepared<T>& p, const uint8_t* active,
+DMLAP_ONCE void sweep_backward(const BackwardRows<T>& from, const uint8_t* active,
                                const PairGradient& pair_gradient, GradientSide<T>& gx,
                                GradientSide<T>& gy) {
+  const Prepared<T>& p = from.get();
   gx.reset(p.x.panels, p.packed_dim);
   const bool references = !p.self && gy.wanted();
   if (references) gy.reset(p.y_storage.panels, p.packed_dim);
   const BackwardShared<T> shared{
-      &p, active, &gx, p.self ? &gx : &gy, Blocks(p.x.panels), Blocks(p.y().panels)};
+      &p, active, from.tiles(), &gx, p.self ? &gx : &gy, Blocks(p.x.panels), Blocks(p.y().panels)};
   const int64_t rows = shared.rows.count, columns = shared.columns.count;
   const int64_t shorter = rows < columns ? rows : columns;
   if (!p.self && !references && rows >= 8) {

@@ -69,6 +69,7 @@ struct ForwardShared {
                                    // or [y.n] where the references are anchors as well
   double* negative_sum;            // [blocks of x] of distances, for the statistics
   uint8_t* active;                 // [panel pairs] a bit for each tile with an active pair; or null
+  const KeptTiles<T>* kept;        // where to leave the active tiles, or null
   Blocks rows, columns;
 
   bool both() const { return column_anchors != nullptr; }
@@ -283,6 +284,7 @@ class ForwardWorker {
  private:
   __attribute__((noinline)) void panel(int64_t px, int64_t py) {
     const Prepared<T>& p = *s_.p;
+    const int64_t pair = panel_pair(px, py, s_.columns.panels, p.self);
     uint8_t active = 0;
     for (int t = 0; t < P::kPerPanel; ++t) {
       const int64_t i0 = px * P::kWidth + t * P::kRows;
@@ -291,9 +293,11 @@ class ForwardWorker {
       if (classes == Classes::one) continue;
       DistanceTile<T> tile;
       tile.compute(p, px, t * P::kRows, py, classes == Classes::mixed, p.self && px == py);
-      active |= uint8_t(accumulator_.take(tile, {i0, py * P::kWidth, i0 - first_row_})) << t;
+      const bool some = accumulator_.take(tile, {i0, py * P::kWidth, i0 - first_row_});
+      if (some && s_.kept) s_.kept->put(pair, t * P::kRows, tile);
+      active |= uint8_t(some) << t;
     }
-    if (s_.active) s_.active[panel_pair(px, py, s_.columns.panels, p.self)] = active;
+    if (s_.active) s_.active[pair] = active;
   }
 
   ForwardShared<T> s_;

@@ -239,11 +239,15 @@ constexpr double kLargestNorm = double(std::numeric_limits<T>::max()) / 16;
 // Whether some row is not finite.
 template <class T>
 inline bool not_finite(const Rows<T>& rows, int64_t dim) {
+  constexpr int L = Simd<T>::kLanes;
   for (int64_t i = 0; i < rows.n; ++i) {
     const T* row = rows.data + i * rows.stride;
-    for (int64_t k = 0; k < dim; ++k) {
-      if (!(row[k] - row[k] == 0)) return true;
-    }
+    typename Simd<T>::V zeros{};  // NaN as soon as a number is not finite
+    int64_t k = 0;
+    for (; k + L <= dim; k += L) zeros += load(row + k) - load(row + k);
+    T zero = sum_lanes<T>(zeros);
+    for (; k < dim; ++k) zero += row[k] - row[k];
+    if (!(zero == 0)) return true;
   }
   return false;
 }

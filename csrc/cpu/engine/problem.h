@@ -50,18 +50,29 @@ class Keeping {
   K* kept_;
 };
 
-// A small problem's packed rows, kept for the backward sweep: there packing takes a share of the
-// time, and the rows take little memory.
+// What may be kept of a problem for its backward sweep: of its packed rows and of its distances so
+// many bytes each. Between the rows of a batch, as much as stays in cache; of losses whose every
+// distance is used, but whose problem is small beside the batch (proxies, N-pairs), more.
+constexpr int64_t kKeptOfBatch = int64_t{4} << 20;
+constexpr int64_t kKeptOfProxies = int64_t{32} << 20;
+
+// A small problem's packed rows and the distances of its tiles, kept for the backward sweep, where
+// packing and multiplying again take a share of the time.
 template <class T>
 struct KeptRows : Kept {
-  static constexpr int64_t kBytes = 4 << 20;
   Prepared<T> p;
+  KeptTiles<T> tiles;
 
   KeptRows() : Kept{[](Kept* k) { delete static_cast<KeptRows*>(k); }} {}
 
-  static bool small(const Prepared<T>& p) {
+  static bool rows_fit(const Prepared<T>& p, int64_t bytes) {
     const int64_t panels = p.x.panels + (p.self ? 0 : p.y_storage.panels);
-    return panels * Tile<T>::kWidth * p.packed_dim * int64_t{sizeof(T)} <= kBytes;
+    return panels * Tile<T>::kWidth * p.packed_dim * int64_t{sizeof(T)} <= bytes;
+  }
+  // Tiles come with their rows.
+  static bool tiles_fit(const Prepared<T>& p, int64_t bytes) {
+    const double pairs = double(p.x.n) * double(p.y().n) / (p.self ? 2 : 1);
+    return rows_fit(p, bytes) && pairs * sizeof(T) <= double(bytes);
   }
 };
 
@@ -71,19 +82,25 @@ class BackwardRows {
  public:
   BackwardRows(const Pairs<T>& pairs, const Kept* kept) {
     if (kept == nullptr) prepare(own_, pairs, true);
-    p_ = kept == nullptr ? &own_ : &static_cast<const KeptRows<T>*>(kept)->p;
+    const auto* rows = static_cast<const KeptRows<T>*>(kept);
+    p_ = rows == nullptr ? &own_ : &rows->p;
+    tiles_ = rows != nullptr && rows->tiles.any() ? &rows->tiles : nullptr;
   }
   const Prepared<T>& get() const { return *p_; }
+  // Those that are active, or null.
+  const KeptTiles<T>* tiles() const { return tiles_; }
 
  private:
   Prepared<T> own_;
   const Prepared<T>* p_;
+  const KeptTiles<T>* tiles_;
 };
 
 // The problem of a forward sweep, packed, and what it gathers.
 template <class T>
 class ForwardState {
   Keeping<KeptRows<T>> rows_{new KeptRows<T>()};
+  int64_t kept_bytes_;
 
  public:
   const Prepared<T>& p = rows_->p;
@@ -91,18 +108,24 @@ class ForwardState {
   Buffer<AnchorState<T>> references;  // [y.n], where they are anchors as well
   Buffer<double> negative_sum;        // [blocks of x]
 
-  explicit ForwardState(const Pairs<T>& pairs) {
+  // out: of a sweep whose backward takes the tiles again, which are kept where they fit.
+  explicit ForwardState(const Pairs<T>& pairs, const ForwardOut<T>* out = nullptr,
+                        int64_t kept_bytes = kKeptOfBatch)
+      : kept_bytes_(kept_bytes) {
     prepare(rows_->p, pairs, true);
     anchors.reset(p.x.n);
     anchors.fill(p.x.n, AnchorState<T>{});
     const int64_t blocks = Blocks(p.x.panels).count;
     negative_sum.reset(blocks);
     negative_sum.fill(blocks, 0.0);
+    if (out == nullptr || out->kept == nullptr || !KeptRows<T>::tiles_fit(p, kept_bytes)) return;
+    rows_->tiles.reset(panel_pairs(p.x.panels, p.y().panels, p.self));
   }
 
-  // Leaves the rows of a small problem to the backward sweep. Nothing may use `p` afterwards.
+  // Leaves the rows of a small problem to the backward sweep, and its tiles. Nothing may use `p`
+  // afterwards.
   void keep_rows(const ForwardOut<T>& out) {
-    if (out.kept != nullptr && KeptRows<T>::small(p)) rows_.hand_over(out.kept);
+    if (out.kept != nullptr && KeptRows<T>::rows_fit(p, kept_bytes_)) rows_.hand_over(out.kept);
   }
 
   void count_references() {
@@ -114,8 +137,9 @@ class ForwardState {
   AnchorState<T>* columns() const { return p.self ? anchors.get() : references.get(); }
 
   ForwardShared<T> shared(uint8_t* active) const {
-    return {&p,     anchors.get(),      columns(),           negative_sum.get(),
-            active, Blocks(p.x.panels), Blocks(p.y().panels)};
+    const KeptTiles<T>* kept = active != nullptr && rows_->tiles.any() ? &rows_->tiles : nullptr;
+    return {&p,     anchors.get(), columns(),          negative_sum.get(),
+            active, kept,          Blocks(p.x.panels), Blocks(p.y().panels)};
   }
 
   // Of distances. The sweep of the self case meets every pair once, the statistics count it twice.

@@ -162,6 +162,44 @@ struct DistanceTile {
   }
 };
 
+// The distances that a forward sweep computed, tile by tile, so that the backward sweep need not
+// multiply again.
+template <class T>
+class KeptTiles {
+  using P = Tile<T>;
+  static constexpr int64_t W = P::kWidth;
+
+ public:
+  bool any() const { return d2_.get() != nullptr; }
+  void reset(int64_t panel_pairs) {
+    d2_.reset(panel_pairs * W * W);
+    recomputed_.reset(panel_pairs * W);
+  }
+
+  // row: of the tile in the panel of rows.
+  void put(int64_t panel_pair, int row, const DistanceTile<T>& tile) const {
+    T* to = d2_.get() + (panel_pair * W + row) * W;
+    for (int r = 0; r < P::kRows; ++r) {
+      for (int c = 0; c < P::kVectors; ++c) store(to + r * W + c * P::kLanes, tile.d2[r][c]);
+      recomputed_[panel_pair * W + row + r] = tile.has_recomputed ? tile.recomputed[r] : 0;
+    }
+  }
+  // All but `least`.
+  void get(int64_t panel_pair, int row, DistanceTile<T>& tile) const {
+    const T* from = d2_.get() + (panel_pair * W + row) * W;
+    uint64_t any = 0;
+    for (int r = 0; r < P::kRows; ++r) {
+      for (int c = 0; c < P::kVectors; ++c) tile.d2[r][c] = load(from + r * W + c * P::kLanes);
+      any |= tile.recomputed[r] = recomputed_[panel_pair * W + row + r];
+    }
+    tile.has_recomputed = any != 0;
+  }
+
+ private:
+  Buffer<T> d2_;                 // [panel pairs][W][W]
+  Buffer<uint64_t> recomputed_;  // [panel pairs][W] a bit a column
+};
+
 // Blocks of panels: enough of them to keep the schedule's threads busy, large enough to reuse what
 // a task brings into cache.
 struct Blocks {

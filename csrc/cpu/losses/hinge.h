@@ -165,7 +165,7 @@ struct HingeKernels {
   static void forward(const Pairs<T>& pairs, const LossOptions& options, const ForwardOut<T>& out) {
     const Policy policy(options.params);
     const bool stats = out.stat_counts != nullptr;
-    ForwardState<T> state(pairs);
+    ForwardState<T> state(pairs, &out);
     const Prepared<T>& p = state.p;
     SavedHinge<T> saved(out.saved, p.x.n, kParams);
     const HingeBounds<T> bounds(policy, p, pairs.anchor_params);
@@ -242,8 +242,8 @@ struct HingeKernels {
       return policy.term(variable<1>(d - bounds.positive[i], 0, pull[i])).by[0];
     };
     positive_gradients(p, slope, gx, gy);
-    sweep_backward(p, saved.active, HingePairGradient<T>{&p, &bounds, push.get(), policy.term}, gx,
-                   gy);
+    sweep_backward(rows, saved.active, HingePairGradient<T>{&p, &bounds, push.get(), policy.term},
+                   gx, gy);
   }
 };
 

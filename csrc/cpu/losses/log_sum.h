@@ -77,7 +77,8 @@ class ExponentSum {
   double top_ = 0, sum_ = 0, total_ = 0;
 };
 
-template <class T, class Policy>
+// kKept: see ForwardState.
+template <class T, class Policy, int64_t kKept = kKeptOfBatch>
 struct LogSumKernels {
   static constexpr bool kSkipsReferences = true;
 
@@ -88,7 +89,7 @@ struct LogSumKernels {
   static void forward(const Pairs<T>& pairs, const LossOptions& options, const ForwardOut<T>& out) {
     const Policy policy(options.params);
     const bool stats = out.stat_counts != nullptr;
-    ForwardState<T> state(pairs);
+    ForwardState<T> state(pairs, &out, kKept);
     const Prepared<T>& p = state.p;
     const SavedLogSums<T> saved(out.saved, p.x.n, p.y().n);
     if (Policy::kBothEnds) state.count_references();
@@ -147,7 +148,7 @@ struct LogSumKernels {
                                               columns ? columns->push.get() : nullptr,
                                               columns ? columns->neg_lse.get() : nullptr,
                                               reach};
-    sweep_backward(p, saved.active, pair_gradient, gx, gy);
+    sweep_backward(rows, saved.active, pair_gradient, gx, gy);
   }
 
  private:

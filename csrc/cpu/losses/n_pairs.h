@@ -51,25 +51,39 @@ struct FirstPairs {
   }
 };
 
+// The chosen rows, which are copies, and what is kept of their problem.
+template <class T>
+struct KeptPairs : Kept {
+  FirstPairs<T> chosen;
+  Kept* inner = nullptr;
+
+  explicit KeptPairs(const Pairs<T>& pairs)
+      : Kept{[](Kept* k) { delete static_cast<KeptPairs*>(k); }}, chosen(pairs) {}
+  ~KeptPairs() {
+    if (inner != nullptr) inner->destroy(inner);
+  }
+};
+
 template <class T>
 struct NPairsKernels {
   static constexpr bool kSkipsReferences = true;
 
-  using Inner = LogSumKernels<T, NPairs<T>>;
+  using Inner = LogSumKernels<T, NPairs<T>, kKeptOfProxies>;
 
   // The self case becomes anchors against references, at most half of the rows each.
   static constexpr SavedSize saved_size(bool) { return Inner::saved_size(false); }
 
   static void forward(const Pairs<T>& pairs, const LossOptions& options, const ForwardOut<T>& out) {
     if (!pairs.self) return Inner::forward(pairs, options, out);
-    const FirstPairs<T> chosen(pairs);
+    Keeping<KeptPairs<T>> kept(new KeptPairs<T>(pairs));
+    const FirstPairs<T>& chosen = kept->chosen;
     const bool each = options.reduction == Reduction::none;
     Buffer<T> loss(each ? chosen.n : 0);
     Buffer<int64_t> counts(2 + 2 * chosen.n);
     T values[3];
     ForwardOut<T> inner = out;
     inner.thresholds = nullptr;
-    inner.kept = nullptr;  // the rows are copies
+    if (out.kept != nullptr) inner.kept = &kept->inner;
     if (each) inner.loss = loss.get();
     if (out.stat_counts) {
       inner.stat_counts = counts.get();
@@ -86,22 +100,32 @@ struct NPairsKernels {
       *out.loss += none;
     }
     reinterpret_cast<SavedHeader*>(out.saved)->nonfinite = nonfinite;
-    if (!out.stat_counts) return;
-    // Statistics of distances and hardest pairs are of the whole batch.
-    sweep_statistics(ForwardState<T>(pairs), T(0), out);
-    out.stat_counts[0] = counts[0];
-    out.stat_counts[1] = counts[1];
-    out.stat_values[0] = values[0] + none;
+    if (out.stat_counts) {
+      // Statistics of distances and hardest pairs are of the whole batch.
+      sweep_statistics(ForwardState<T>(pairs), T(0), out);
+      out.stat_counts[0] = counts[0];
+      out.stat_counts[1] = counts[1];
+      out.stat_values[0] = values[0] + none;
+    }
+    if (kept->inner != nullptr) kept.hand_over(out.kept);
   }
 
   static void backward(const Pairs<T>& pairs, const LossOptions& options,
                        const BackwardArgs<T>& args) {
     if (!pairs.self) return Inner::backward(pairs, options, args);
     if (nonfinite_gradients(pairs, args)) return;
-    const FirstPairs<T> chosen(pairs);
+    if (args.kept == nullptr) return backward(pairs, options, args, FirstPairs<T>(pairs), nullptr);
+    const auto* kept = static_cast<const KeptPairs<T>*>(args.kept);
+    backward(pairs, options, args, kept->chosen, kept->inner);
+  }
+
+ private:
+  static void backward(const Pairs<T>& pairs, const LossOptions& options,
+                       const BackwardArgs<T>& args, const FirstPairs<T>& chosen, const Kept* kept) {
     const int64_t n = chosen.n, dim = pairs.dim;
     Buffer<T> gx(n * dim), gy(n * dim), grad(n);
     BackwardArgs<T> inner = args;
+    inner.kept = kept;
     inner.gx = gx.get();
     inner.gy = gy.get();
     if (options.reduction == Reduction::none) {

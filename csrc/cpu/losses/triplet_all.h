@@ -333,7 +333,7 @@ struct TripletAllKernels {
 
   static void forward(const Pairs<T>& pairs, const LossOptions& options, const ForwardOut<T>& out) {
     const Triplet<T> policy(options.params);
-    const ForwardState<T> state(pairs);
+    ForwardState<T> state(pairs, &out);
     const Prepared<T>& p = state.p;
     const TripletThresholds<T> thresholds(p, policy);
     sweep_negatives<T, TripletAllAccumulator<T>>(state.shared(out.saved + sizeof(SavedHeader)),
@@ -347,6 +347,7 @@ struct TripletAllKernels {
         p, options, [&](int64_t i) { return many_positives(p, i) > 0; },
         [&](auto& miner, int64_t i, const T* d2) { miner.add(i, d2, totals[i]); });
     finish_triplets(state, options, totals.get(), out);
+    state.keep_rows(out);
   }
 
   static void backward(const Pairs<T>& pairs, const LossOptions& options,
@@ -354,8 +355,8 @@ struct TripletAllKernels {
     constexpr int64_t W = Tile<T>::kWidth;
     if (nonfinite_gradients(pairs, args)) return;
     const Triplet<T> policy(options.params);
-    Prepared<T> p;
-    prepare(p, pairs, true);
+    const BackwardRows<T> rows(pairs, args.kept);
+    const Prepared<T>& p = rows.get();
     const TripletThresholds<T> thresholds(p, policy);
     const int64_t windows = thresholds.windows.size(p);
     const Upstream<T> upstream(options, args);
@@ -381,8 +382,13 @@ struct TripletAllKernels {
       fill(args.gy, p.y_storage.n * p.dim, T(0));
     }
     GradientSide<T>& gy = p.self ? gx : gy_storage;
-    const BackwardShared<T> shared{
-        &p, args.saved + sizeof(SavedHeader), &gx, &gy, Blocks(p.x.panels), Blocks(p.y().panels)};
+    const BackwardShared<T> shared{&p,
+                                   args.saved + sizeof(SavedHeader),
+                                   rows.tiles(),
+                                   &gx,
+                                   &gy,
+                                   Blocks(p.x.panels),
+                                   Blocks(p.y().panels)};
     const TripletAllPairGradient<T> pair_gradient{&p, &thresholds, coefficient.get(), slopes.get(),
                                                   reach};
     Schedule schedule(shared.rows.count, shared.columns.count, p.self);

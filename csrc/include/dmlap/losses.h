@@ -19,8 +19,8 @@
   X(n_pairs, NPairsKernels<T>)                                               \
   X(sup_con, LogSumKernels<T, SupCon<T>>)                                    \
   X(circle, LogSumKernels<T, Circle<T>>)                                     \
-  X(proxy_nca, LogSumKernels<T, ProxyNCA<T>>)                                \
-  X(proxy_anchor, LogSumKernels<T, ProxyAnchor<T>>)                          \
+  X(proxy_nca, LogSumKernels<T, ProxyNCA<T>, kKeptOfProxies>)                \
+  X(proxy_anchor, LogSumKernels<T, ProxyAnchor<T>, kKeptOfProxies>)          \
   X(angular, AngularKernels<T>)                                              \
   X(soft_triple, SoftTripleKernels<T>)
 
