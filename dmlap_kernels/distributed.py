@@ -193,7 +193,8 @@ class _Shared:
                 )
             if spec.loss == "proxy_anchor":
                 problem = self._share_of_proxies(problem)
-            return _Scaled.apply(ring_loss(self.ranks, spec, problem, backend), self.factor), None
+            value = ring_loss(self.ranks, spec, problem, backend, self.even)
+            return _Scaled.apply(value, self.factor), None
         whole = spec.loss == "lifted_structure_original" or (
             spec.loss == "n_pairs" and problem.y is None
         )

@@ -42,7 +42,9 @@ LOSSES = (
 )
 
 
-def ring_loss(ranks: Ranks, spec: PairSpec, problem: PairProblem, backend: str) -> Tensor:
+def ring_loss(
+    ranks: Ranks, spec: PairSpec, problem: PairProblem, backend: str, even: bool
+) -> Tensor:
     """The loss of the anchors of this rank in the batch of all, references in blocks."""
     if spec.loss not in LOSSES:
         raise ValueError(
@@ -54,7 +56,7 @@ def ring_loss(ranks: Ranks, spec: PairSpec, problem: PairProblem, backend: str) 
             'exchange="ring" takes the numbers of a loss as Python numbers, got a tensor that '
             'needs a gradient, which exchange="gather" takes'
         )
-    whole = _RingLoss(ranks, spec, problem, _device_backend(spec, problem, backend))
+    whole = _RingLoss(ranks, spec, problem, _device_backend(spec, problem, backend), even)
     return _Function.apply(whole, problem.x, problem.y, problem.anchor_params)
 
 
@@ -232,15 +234,21 @@ class _RingLoss:
     """One call: its forward, and what that leaves for its backward."""
 
     def __init__(
-        self, ranks: Ranks, spec: PairSpec, problem: PairProblem, backend: DeviceBackend
+        self,
+        ranks: Ranks,
+        spec: PairSpec,
+        problem: PairProblem,
+        backend: DeviceBackend,
+        even: bool,
     ) -> None:
         self.ranks, self.spec, self.problem, self.backend = ranks, spec, problem, backend
+        self.even = even
         self.family = FAMILIES[spec.loss]
 
     def forward(self) -> Tensor:
         ranks, spec, problem = self.ranks, self.spec, self.problem
         rows, own_labels = problem.ref_side
-        sizes = ranks.sizes(rows, even=False)
+        sizes = ranks.sizes(rows, self.even)
         labels = ranks.gather(own_labels, sizes)
         ring = Ring(ranks, rows, sizes)
         self.sweeps = RingSweeps(self.backend.sweeps(), ring, spec, problem, labels)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dmlap_kernels import fused_contrastive_loss, fused_multi_similarity_loss
-from dmlap_kernels.distributed import global_batch
+from dmlap_kernels.distributed import EXCHANGES, global_batch
 from dmlap_kernels.losses import (
     ContrastiveLoss,
     MarginLoss,
@@ -104,11 +104,15 @@ def sums(rank: int) -> Any:
     return value, [p.grad for p in (*model.parameters(), *loss.parameters())]
 
 
-def even(rank: int) -> Any:
-    model, loss = model_and("triplet")
-    inputs = tuple(one[:16].split(4)[rank] for one in batch())
-    value = one_step(DistributedDataParallel(model), global_batch(loss, even=True), inputs)
-    return value, [p.grad for p in model.parameters()]
+def even(rank: int) -> list[Any]:
+    found = []
+    for exchange in EXCHANGES:
+        model, _ = model_and("triplet")
+        loss = global_batch(SupConLoss(), even=True, exchange=exchange)
+        inputs = tuple(one[:16].split(4)[rank] for one in batch())
+        value = one_step(DistributedDataParallel(model), loss, inputs)
+        found.append((value, [p.grad for p in model.parameters()]))
+    return found
 
 
 def two_losses(embeddings: Tensor, labels: Tensor) -> Tensor:
