@@ -33,6 +33,8 @@ PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "_cdist_forward")
 # Plain PyTorch runs with values up to so many rows; two sizes below tell the growth.
 MOST_ROWS = 1024
 LEAST_PANEL = 256
+# Kernels that are handed the rows and go over them, or over positive pairs alone.
+NO_SWEEP = ("pack_kernel", "unpack_kernel", "near_kernel", "positive_distances", "mined_terms")
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ def of_kernel(name: str, tensors: list[Tensor], problem: PairProblem, again: boo
     if panels:
         multiplies = name in ("weights_kernel", "product_kernel")
         return 2.0 * panels[0].numel() * features if multiplies else 0.0
-    if not rows or again:
+    if not rows or again or name in NO_SWEEP:
         return 0.0
     sides = 1.0 if problem.y is None else 2.0
     times = 1.0 + sides if "gradient" in name else sides / 2

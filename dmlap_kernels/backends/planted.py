@@ -134,6 +134,7 @@ def _drawn() -> tuple[Tensor, ...]:
     return x, labels, y, ref_labels, itself
 
 
+@torch.no_grad()  # as inside an autograd function
 def _run(backend: Backend, case: Case, dtype: torch.dtype, device: Any) -> dict[str, Tensor]:
     """Loss and gradients, by name."""
 
