@@ -112,9 +112,12 @@ def draw(refs: bool, seed: int = 0) -> list[Tensor]:
 
 
 def outcome(loss: Any, tensors: list[Tensor], indices: Any = None) -> list[Tensor]:
-    """Value, gradients of the rows and of the parameters."""
+    """Value, gradients of the rows and of the parameters; ``indices`` may be a miner, which then
+    sees the very rows of the loss."""
     x, labels, *refs = tensors
     rows = [t.clone().requires_grad_() for t in (x, *refs[:1])]
+    if callable(indices):
+        indices = indices(rows[0], labels, *rows[1:], *refs[1:])
     value = loss(rows[0], labels, indices, *rows[1:], *refs[1:])
     leaves = [*rows, *loss.parameters()]
     grads = torch.autograd.grad(value, leaves, allow_unused=True)
@@ -134,8 +137,7 @@ def compare(name: str, tensors: list[Tensor], miner: str | None = None, **option
     one, other = pair(name, **options)
     indices: list[Any] = [None, None]
     if miner is not None:
-        found = MINERS[miner](other.distance)
-        indices = [mine(*tensors) for mine in found]
+        indices = list(MINERS[miner](other.distance))
     try:
         expected = outcome(other, tensors, indices[1])
     except (ValueError, NotImplementedError):
@@ -446,3 +448,19 @@ def test_neighbours_for_their_testers(distance: str | None) -> None:
     search.train(y)
     search.add(x)
     assert search(x, 1)[1].flatten().tolist() == list(range(len(y), len(y) + len(x)))
+
+
+@pytest.mark.parametrize(
+    ("name", "miner"),
+    [
+        *(("TripletMarginLoss", key) for key in MINERS if key.startswith(("hard", "triplets"))),
+        ("MultiSimilarityLoss", "multi-similarity"),
+        ("ContrastiveLoss", "pairs"),
+        ("SupConLoss", "everything"),
+    ],
+)
+def test_what_is_never_listed(name: str, miner: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, _ = pair(name)
+    mine, _ = MINERS[miner](one.distance)
+    monkeypatch.setattr(type(mine), "listed", None)
+    outcome(one, draw(False), mine)
