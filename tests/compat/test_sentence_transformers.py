@@ -468,8 +468,9 @@ from dmlap_kernels.compat import sentence_transformers as fused
 from tests.compat.tiny_texts import make_encoder
 
 rank = int(os.environ["RANK"])
-dist.init_process_group("gloo", f"file://{sys.argv[1]}/store", rank=rank, world_size=2)
+# Before the processes know of each other: afterwards transformers saves on one of them alone.
 encoder = make_encoder(Path(sys.argv[1]) / f"encoder{rank}")
+dist.init_process_group("gloo", f"file://{sys.argv[1]}/store", rank=rank, world_size=2)
 g = torch.Generator().manual_seed(rank)
 columns = [torch.randn(5, 6, generator=g, dtype=torch.float64) for _ in range(3)]
 guides = [torch.randn(5, 8, generator=g, dtype=torch.float64) for _ in range(3)]
@@ -520,6 +521,5 @@ def test_embeddings_of_two_processes(tmp_path: Path) -> None:
         )
         for rank in range(2)
     ]
-    for process in running:
-        output, _ = process.communicate(timeout=240)
-        assert process.returncode == 0, output
+    outputs = [process.communicate(timeout=240)[0] for process in running]
+    assert [process.returncode for process in running] == [0, 0], "\n".join(outputs)

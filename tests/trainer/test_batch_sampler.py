@@ -255,8 +255,29 @@ before = made()  # made before the processes know of each other
 if sys.argv[3] == "accelerate":
     from accelerate import Accelerator
     accelerator = Accelerator(cpu=True)
-else:
+elif sys.argv[3] == "torch":
     dist.init_process_group("gloo", f"file://{sys.argv[1]}", rank=int(sys.argv[2]), world_size=2)
+else:
+    import lightning
+    class Recorder(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.rows = torch.nn.Linear(1, 1), []
+        def training_step(self, batch):
+            self.rows.append(batch[0].tolist())
+            return self.layer(batch[0][:, None].float()).sum()
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=1e-9)
+    def fit(sampler, **options):
+        trainer = lightning.Trainer(
+            strategy="ddp", accelerator="cpu", devices=2, logger=False, max_epochs=2,
+            enable_checkpointing=False, enable_progress_bar=False, **options,
+        )
+        module = Recorder()
+        data = TensorDataset(torch.arange(60))
+        trainer.fit(module, DataLoader(data, batch_sampler=sampler))
+        return [module.rows[:6], module.rows[6:]]
+    lightning_rows = fit(made(), use_distributed_sampler=False)
 rank = dist.get_rank()
 wanted = made(num_replicas=2, rank=rank)
 wanted = [list(wanted), list(wanted)]
@@ -276,20 +297,30 @@ if sys.argv[3] == "accelerate":
         assert "would leave it one in 2" in str(error), error
     else:
         raise AssertionError("shared out twice")
+if sys.argv[3] == "lightning":
+    assert lightning_rows == wanted, (lightning_rows, wanted)
+    try:
+        fit(made())
+    except (RuntimeError, TypeError) as error:  # ours, or Lightning's own
+        assert "use_distributed_sampler=False" in str(error), error
+    else:
+        raise AssertionError("shared out twice")
 dist.destroy_process_group()
 """
 
 
-@pytest.mark.parametrize("kind", ["torch", "accelerate"])
+@pytest.mark.parametrize("kind", ["torch", "accelerate", "lightning"])
 def test_two_processes(kind: str, tmp_path: Path) -> None:
-    if kind == "accelerate":
-        pytest.importorskip("accelerate")
+    if kind != "torch":
+        pytest.importorskip(kind)
     script = tmp_path / "ranks.py"
     script.write_text(_RANKS)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    if kind == "lightning":  # as torchrun tells it
+        place |= {"TORCHELASTIC_RUN_ID": "test", "GROUP_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
     running = [
         subprocess.Popen(
             [sys.executable, script, tmp_path / "store", str(rank), kind],
