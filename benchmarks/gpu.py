@@ -6,7 +6,8 @@
 Shape by shape, small ones first, and op by op: `triton`, `cuda`, eager PyTorch, torch.compile of
 it, a library, and `torch` (plain PyTorch in bounded memory). The library is
 pytorch-metric-learning, or Inf-CL's kernels for ``info-nce``, which is NT-Xent over two sets as
-Inf-CL has it: references, one positive an anchor, products in TF32 for everybody. What is not here
+Inf-CL has it: references, one positive an anchor, products in TF32 for everybody; and
+siglip-kernel's for ``siglip-pairs``, images against texts. What is not here
 is absent, with the reason, and so is what fails the self-check of `auto`; a candidate that takes 20
 times as long as the best is stopped after one call. So when time runs out there is an order for the
 shapes that people train with. Times are medians: ``host_seconds`` to ask for a step,
