@@ -151,6 +151,9 @@ PAIRED: dict[str, Loss] = {
     "info-nce": Loss(
         "fused_nt_xent_loss", eager.info_nce, peers.info_nce, {"temperature": 0.07}, proxies=1,
         paired=True, precision="high"),
+    "siglip-pairs": Loss(
+        "fused_siglip_loss", eager.siglip_pairs, peers.siglip_pairs,
+        {"scale": 10.0, "bias": -10.0}, proxies=1, paired=True),
 }
 # fmt: on
 

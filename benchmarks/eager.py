@@ -205,6 +205,15 @@ def info_nce(
     return F.cross_entropy(similarities(x, y) / temperature, labels)
 
 
+def siglip_pairs(
+    x: Tensor, labels: Tensor, y: Tensor, y_labels: Tensor, *, scale: float, bias: float
+) -> Tensor:
+    """Row i of x belongs to row labels[i] of y alone, as images to their texts."""
+    logits = scale * similarities(x, y) + bias
+    signs = 2.0 * (labels[:, None] == y_labels) - 1
+    return -F.logsigmoid(signs * logits).sum() / len(x)
+
+
 def sup_con(x: Tensor, labels: Tensor, *, temperature: float) -> Tensor:
     logits = similarities(x, x) / temperature
     positive, negative = masks(labels)

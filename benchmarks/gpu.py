@@ -3,14 +3,15 @@
     python -m benchmarks.gpu --out DIR [--seconds 240] [--ops nt-xent info-nce nearest]
         [--shapes 4096x128 32768x512] [--device cpu] [--without-kernels]
 
-Candidates are our backends, `torch` (plain PyTorch, bounded memory) among them, eager
-PyTorch, torch.compile of it, and a library: pytorch-metric-learning, or Inf-CL's kernels for
-``info-nce``, which is NT-Xent over two sets as Inf-CL has it: references, one positive an anchor,
-products in TF32 for everybody. Times are medians over CUDA events; memory is what a step allocates
-beyond its inputs. G is ``torch.mm(x, y.T, out=buffer)``, one product that materialises every pair.
-The share of the roofline is what the products that a step cannot do without (one forward, two more
-backward) would take at the rate of the fastest G of the run in their precision, over the time it
-takes. Writes gpu.json and gpu.png; `benchmarks.order` makes of gpu.json what ``auto`` goes by.
+Candidates are our backends, `torch` (plain PyTorch, bounded memory) among them, eager PyTorch,
+torch.compile of it, and a library: pytorch-metric-learning, or Inf-CL's kernels for ``info-nce``,
+which is NT-Xent over two sets as Inf-CL has it: references, one positive an anchor, products in
+TF32 for everybody, or siglip-kernel's for ``siglip-pairs``. Times are medians over CUDA events;
+memory is what a step allocates beyond its inputs. G is ``torch.mm(x, y.T, out=buffer)``, one
+product that materialises every pair. The share of the roofline is what the products that a step
+cannot do without (one forward, two more backward) would take at the rate of the fastest G of the
+run in their precision, over the time it takes. Writes gpu.json and gpu.png; `benchmarks.order`
+makes of gpu.json what ``auto`` goes by.
 ``--device cpu`` measures the CPU's backends the same way, times only. Where none of our kernels
 for the device run, nothing is measured, unless ``--without-kernels`` asks for the rest.
 """

@@ -147,6 +147,23 @@ def info_nce(batch: Batch, *, temperature: float) -> Loss:
     return loss
 
 
+def siglip_pairs(batch: Batch, *, scale: float, bias: float) -> Loss:
+    """siglip-kernel: rows of unit length, row i of one side belongs to row i of the other."""
+    try:
+        from siglip_kernel import fused_siglip_loss
+    except ImportError as error:
+        raise Absent("siglip-kernel is not installed") from error
+    if not torch.cuda.is_available():
+        raise Absent("siglip-kernel needs a GPU")
+    numbers = (torch.tensor(number, device=batch.x.device) for number in (math.log(scale), bias))
+    log_scale, shift = numbers
+
+    def loss(x: Tensor, labels: Tensor, y: Tensor, y_labels: Tensor) -> Tensor:
+        return fused_siglip_loss(F.normalize(x), F.normalize(y)[labels], log_scale, shift)
+
+    return loss
+
+
 def sup_con(batch: Batch, *, temperature: float) -> Loss:
     return _mean("SupConLoss", temperature=temperature)
 

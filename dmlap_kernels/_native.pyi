@@ -142,6 +142,14 @@ def cuda_hinge_sums(
     workspace: _Address,
     queue: _Queue,
 ) -> None: ...
+def cuda_logistic_sums(
+    sides: _Sides,
+    positive: _Exponent,
+    negative: _Exponent,
+    out: _Address,
+    workspace: _Address,
+    queue: _Queue,
+) -> None: ...
 def cuda_log_sums(
     sides: _Sides,
     positive: _Exponent,

@@ -171,6 +171,10 @@ class MarginLoss(PairLoss):
         super().__init__(beta=beta, **options)
 
 
+class SigLIPLoss(PairLoss):
+    function = staticmethod(functional.fused_siglip_loss)
+
+
 class MultiSimilarityLoss(PairLoss):
     function = staticmethod(functional.fused_multi_similarity_loss)
 

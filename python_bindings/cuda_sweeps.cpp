@@ -86,6 +86,15 @@ void hinge_sums(const SidesIn& sides, const Addresses<2>& bounds, bool squared,
   });
 }
 
+void logistic_sums(const SidesIn& sides, const ExponentIn& positive, const ExponentIn& negative,
+                   Address to, Address workspace, const QueueIn& where) {
+  const Exponent<float> pull = exponent_of(positive), push = exponent_of(negative);
+  enqueue("logistic_sums", where, [&](const Queue& queue) {
+    return launch_logistic_sums(sides_of(sides), pull, push, out(to), pointer<void>(workspace),
+                                queue);
+  });
+}
+
 void log_sums(const SidesIn& sides, const ExponentIn& positive, const ExponentIn& negative,
               const Addresses<2>& mining, const Addresses<3>& to, Address workspace,
               const QueueIn& where) {
@@ -238,6 +247,7 @@ void register_cuda_sweeps(py::module_& m) {
         [](const SidesIn& sides) { return gradient_splits(sides_of(sides)); });
   m.def("cuda_extremes", &extremes);
   m.def("cuda_hinge_sums", &hinge_sums);
+  m.def("cuda_logistic_sums", &logistic_sums);
   m.def("cuda_log_sums", &log_sums);
   m.def("cuda_pair_terms", &pair_terms);
   m.def("cuda_gradient", &gradient);

@@ -56,6 +56,7 @@ int launch_gradient(const Sides& s, const Weights& weights, float* out, float* w
     case WeightKind::mined: return run(gradient_kernel<ExponentialWeights<true>>);
     case WeightKind::nt_xent: return run(gradient_kernel<NTXentWeights>);
     case WeightKind::lifted: return run(gradient_kernel<LiftedWeights>);
+    case WeightKind::logistic: return run(gradient_kernel<LogisticWeights>);
   }
   return 0;
 }

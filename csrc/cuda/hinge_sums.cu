@@ -27,7 +27,7 @@ struct Hinges {
     strip.each([&](float d, int, bool positive) {
       const float h = positive ? d - bound.positive : bound.negative - d;
       if (!(h > 0)) return;
-      const float taken = HingeTerm{bounds.squared}(h);
+      const float taken = HingeTerm<float>{bounds.squared}(h);
       (positive ? here.positive : here.negative) += taken;
       (positive ? here.positive_hinge : here.negative_hinge) += h;
       (positive ? here.positive_active : here.negative_active) += 1;

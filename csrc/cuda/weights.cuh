@@ -34,7 +34,7 @@ struct HingeWeights : EachEnd<HingeWeights<kSquared>> {
     const float h = positive ? d - a.positive_bound : a.negative_bound - d;
     if (!(h > 0)) return 0;
     const float scale = positive ? a.positive_scale : -a.negative_scale;
-    return HingeTerm{kSquared}(variable<1>(h, 0, scale)).by[0];
+    return HingeTerm<float>{kSquared}(variable<1>(h, 0, scale)).by[0];
   }
 };
 
@@ -61,6 +61,17 @@ struct ExponentialWeights : EachEnd<ExponentialWeights<kMined>> {
     }
     if (!(d < a.below) || a.by_neg_lse == 0) return 0;
     return a.by_neg_lse * expf(in.negative(d) - a.neg_lse) * in.negative.slope(d);
+  }
+};
+
+struct LogisticWeights : EachEnd<LogisticWeights> {
+  struct Numbers {
+    float weight;
+  };
+  __device__ static Numbers load(const float* table, int64_t, int64_t i) { return {table[i]}; }
+  __device__ static float part(const Weights& in, const Numbers& a, float d, bool positive) {
+    const Exponent<float>& e = positive ? in.positive : in.negative;
+    return a.weight * sigmoid(e(d)) * e.slope(d);
   }
 };
 

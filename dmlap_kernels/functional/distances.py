@@ -7,7 +7,15 @@ from torch import Tensor
 
 from dmlap_kernels import checks
 from dmlap_kernels.functional.documentation import documented
-from dmlap_kernels.functional.options import DISTANCE, Number, Result, run
+from dmlap_kernels.functional.options import (
+    DISTANCE,
+    INNER_PRODUCT,
+    Number,
+    Result,
+    most_similar,
+    operand,
+    run,
+)
 
 TRIPLET_MINING = ("hard", "semihard", "all", "distance_weighted")
 LIFTED_FORMS = ("generalized", "original")
@@ -20,6 +28,7 @@ __all__ = [
     "fused_contrastive_loss",
     "fused_lifted_structure_loss",
     "fused_margin_loss",
+    "fused_siglip_loss",
     "fused_triplet_loss",
 ]
 
@@ -223,6 +232,54 @@ def fused_margin_loss(
     problem = problem.changed(anchor_params=checks.per_anchor("beta", beta, problem))
     options = distance, DISTANCE, normalize, reduction, backend, precision, return_stats
     return run("margin", (checks.number("margin", margin),), problem, *options)
+
+
+@documented
+def fused_siglip_loss(
+    embeddings: Tensor,
+    labels: Tensor,
+    ref_embeddings: Tensor | None = None,
+    ref_labels: Tensor | None = None,
+    *,
+    self_index: Tensor | None = None,
+    scale: float | Tensor = 10.0,
+    bias: float | Tensor = -10.0,
+    distance: str = "cosine",
+    normalize: bool = False,
+    reduction: str = "mean",
+    backend: str = "auto",
+    precision: str | None = None,
+    return_stats: bool | str = False,
+) -> Result:
+    """SigLIP's sigmoid loss (2303.15343, eq. 1).
+
+    Per anchor the sum over P of ``-log sigmoid(scale s + bias)`` and over N of
+    ``-log sigmoid(-scale s - bias)``. Every anchor is a term, so that the mean is the sum over all
+    pairs by the number of anchors, as in the paper. With images as anchors, their texts as
+    references and ``torch.arange`` as both labels it is the paper's loss.
+
+    Args:
+        scale: more than 0; the paper's t itself, of which it learns the logarithm.
+        bias: finite number, the paper's b; far below 0 where most pairs are negative.
+        distance: ``"cosine"`` or ``"dot"``.
+
+    Returns:
+        Agrees with open_clip's ``SigLipLoss`` on one device.
+
+    Example:
+        >>> import torch
+        >>> from dmlap_kernels import fused_siglip_loss
+        >>> images, texts = torch.randn(2, 8, 16, requires_grad=True)
+        >>> log_scale = torch.tensor(2.3, requires_grad=True)
+        >>> bias = torch.tensor(-10.0, requires_grad=True)
+        >>> pairs = images, torch.arange(8), texts, torch.arange(8)
+        >>> fused_siglip_loss(*pairs, scale=log_scale.exp(), bias=bias).backward()
+    """
+    problem = checks.pair_problem(embeddings, labels, ref_embeddings, ref_labels, self_index)
+    scale, bias = operand(checks.number("scale", scale, above=0)), checks.number("bias", bias)
+    params = scale, most_similar(distance) + bias / scale
+    options = distance, INNER_PRODUCT, normalize, reduction, backend, precision, return_stats
+    return run("siglip", params, problem, *options)
 
 
 @documented

@@ -62,7 +62,7 @@ def test_shapes_and_candidates() -> None:
         names = [name for at, some in stages if at == shape for name in some]
         assert sorted(names) == ["compile", "cuda", "eager", "library", "torch", "triton"]
     assert {shape for shape, _ in stages[:6]} == set(gpu.SHAPES[:2])
-    assert set(gpu.OPS) == {*candidates.OPS, "info-nce"}
+    assert set(gpu.OPS) == {*candidates.OPS, *candidates.PAIRED}
 
 
 def test_every_op(measured: Any, tmp_path: Path) -> None:
@@ -202,3 +202,28 @@ def test_inf_cl_has_our_problem(monkeypatch: pytest.MonkeyPatch) -> None:
         for loss in (row.eager, dmlap_kernels.fused_nt_xent_loss):
             for mine, peer in zip(gradients(loss, batch, **settings), theirs, strict=True):
                 torch.testing.assert_close(mine, peer, rtol=1e-4, atol=1e-6)
+
+
+def test_the_pairs_of_siglip_are_those_of_its_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what siglip-kernel documents: rows of unit length, row i of both, ln(scale), bias."""
+
+    def fused_siglip_loss(x: Tensor, y: Tensor, log_scale: Tensor, bias: Tensor) -> Tensor:
+        logits = log_scale.exp() * x @ y.T + bias
+        signs = 2 * torch.eye(len(x)) - 1
+        return -F.logsigmoid(signs * logits).sum() / len(x)
+
+    package = types.ModuleType("siglip_kernel")
+    package.fused_siglip_loss = fused_siglip_loss  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "siglip_kernel", package)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    row = candidates.PAIRED["siglip-pairs"]
+    batch = row.batch(20, 16)
+    settings = row.settings(batch.x)
+    found = []
+    for loss in (row.peer(batch, **settings), row.eager, dmlap_kernels.fused_siglip_loss):
+        options = {} if not found else settings
+        value = loss(*batch.tensors, **options)
+        found.append([value, *torch.autograd.grad(value, batch.leaves)])
+    for mine in found[1:]:
+        for one, peer in zip(mine, found[0], strict=True):
+            torch.testing.assert_close(one, peer, rtol=1e-4, atol=1e-6)

@@ -105,6 +105,8 @@ def _part(pair_gradient: PairGradient, end: Tensor, d: Tensor) -> tuple[Tensor, 
         if kind == "mined":
             p, n = p * (d > end[5]), n * (d < end[6])
         return p, n
+    if kind == "logistic":
+        return tuple(end[0] * exponent(e, d).sigmoid() * slope(e, d) for e in (e_p, e_n))
     neg_lse, weight, by_neg_lse = end
     n = by_neg_lse * (exponent(e_n, d) - neg_lse).exp() * slope(e_n, d)
     if kind == "lifted":

@@ -202,6 +202,7 @@ int run(int64_t rows, int64_t cols, int64_t dim, bool self, int distance, int pr
                                counts[0].data(), counts[1].data()},
                               workspace.data(), queue);
   const Exponent<float> up{1, 0, 0, 0}, down{-1, 0, 0, 0};
+  status |= launch_logistic_sums(s, up, down, out[0].data(), workspace.data(), queue);
   status |= launch_log_sums(s, {up, down, bound.data(), bound.data()},
                             {out[0].data(), out[1].data(), out[2].data()}, workspace.data(), queue);
   status |= launch_pair_terms(

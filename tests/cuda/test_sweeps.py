@@ -90,6 +90,17 @@ def test_hinge_sums(sweeps: CudaSweeps, sides: Sides, squared: bool, order: str)
 
 
 @sides_of_every_case
+def test_logistic_sums(sweeps: CudaSweeps, sides: Sides, order: str) -> None:
+    d = formulas.distances(sides)
+    positives, negatives = formulas.masks(sides)
+    e_p, e_n = Exponent(2.0, 0.5), Exponent(-3.0, 0.2)
+    zero = torch.zeros_like(d)
+    p = torch.where(positives, torch.logaddexp(formulas.exponent(e_p, d), zero), 0)
+    n = torch.where(negatives, torch.logaddexp(formulas.exponent(e_n, d), zero), 0)
+    assert_near(sweeps.logistic_sums(sides, e_p, e_n), (p + n).sum(1))
+
+
+@sides_of_every_case
 @pytest.mark.parametrize("kind", ["linear", "clipped", "mined"])
 def test_log_sums(sweeps: CudaSweeps, sides: Sides, kind: str, order: str) -> None:
     d = formulas.distances(sides)
@@ -139,7 +150,15 @@ def test_pair_terms(sweeps: CudaSweeps, sides: Sides, kind: str, order: str) -> 
     assert_near(got.by_neg_lse, by_neg_lse.sum(1))
 
 
-ROWS = {"hinge": 4, "squared_hinge": 4, "exponential": 5, "mined": 7, "nt_xent": 3, "lifted": 3}
+ROWS = {
+    "hinge": 4,
+    "squared_hinge": 4,
+    "exponential": 5,
+    "mined": 7,
+    "nt_xent": 3,
+    "lifted": 3,
+    "logistic": 1,
+}
 
 
 def make_pair_gradient(kind: str, sides: Sides, ends: str = "both") -> PairGradient:

@@ -205,6 +205,11 @@ def _multi_similarity(draw: Draw, *, sharpness: str, mined: bool) -> dict[str, A
     return options | ({"epsilon": 0.2 * draw.spread} if mined else {})
 
 
+def _siglip(draw: Draw, *, sharpness: str) -> dict[str, Any]:
+    rate = draw.rate(sharpness)
+    return {"scale": rate, "bias": rate * (draw.middle() - draw.zero_similarity)}
+
+
 def _lifted(draw: Draw) -> dict[str, Any]:
     argument = draw.terms(pos_margin=0.0, neg_margin=0.0).kinks[0]
     usual = between(argument, 0.5) if len(argument) else 0.3
@@ -320,6 +325,16 @@ LOSSES: dict[str, Row] = {
             _margin,
             levels={"beta": ("number", "0-d", "1-d", "classes"), "active": ("half", "all")},
             max_rows=130,
+        ),
+        Row(
+            "siglip",
+            _siglip,
+            levels=_SHARP,
+            positive=("scale",),
+            slope=lambda options, largest: (options["scale"],) * 2,
+            distances=PRODUCTS,
+            sum_over_references=True,
+            extreme={"scale": 1e4},
         ),
         Row(
             "multi_similarity",

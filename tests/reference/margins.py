@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tests.reference.pairs import Group, Pairs, Terms, hinge
+from tests.reference.pairs import Group, Pairs, Terms, hinge, softplus
 
 
 def contrastive(
@@ -50,3 +50,11 @@ def margin(pairs: Pairs, *, margin: float = 0.2, beta: float | Tensor = 1.2) -> 
         thresholds=(own + margin).detach(),
         pooled=True,
     )
+
+
+def siglip(pairs: Pairs, *, scale: float | Tensor = 10.0, bias: float | Tensor = -10.0) -> Terms:
+    """Sum over the pairs of an anchor of -log sigmoid(z (scale s + bias)) (2303.15343, eq. 1)."""
+    logits = scale * (pairs.zero_similarity - pairs.d) + bias
+    values = softplus(torch.where(pairs.positives, -logits, logits))
+    sums = (values * (pairs.positives | pairs.negatives)).sum(1, keepdim=True)
+    return Terms([Group(sums, torch.ones_like(sums, dtype=torch.bool))], soft=True)

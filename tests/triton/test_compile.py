@@ -51,6 +51,7 @@ def mined(sides: Sides) -> PairGradient:
 CALLS: dict[str, Callable[[Sweeps, Sides], Any]] = {
     "extremes": lambda sweeps, sides: sweeps.extremes(sides, True),
     "hinge_sums": lambda sweeps, sides: sweeps.hinge_sums(sides, *vectors(sides, 2), True),
+    "logistic_sums": lambda sweeps, sides: sweeps.logistic_sums(sides, CLIPPED, CLIPPED),
     "log_sums": lambda sweeps, sides: sweeps.log_sums(sides, CLIPPED, CLIPPED, *vectors(sides, 2)),
     "pair_terms": lambda sweeps, sides: sweeps.pair_terms(
         sides, "lifted", Exponent(1.0), *vectors(sides, 3)

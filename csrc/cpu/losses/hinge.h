@@ -1,4 +1,4 @@
-// Losses that are hinges on single pairs: contrastive and margin.
+// Losses of single pairs, hinges and their smooth relatives: contrastive, margin and SigLIP's.
 #pragma once
 
 #include "dmlap/policies/hinge.h"
@@ -12,7 +12,7 @@ template <class T>
 struct HingeBounds {
   Buffer<T> positive;  // [x.n]: a positive beyond it is a violation
   Buffer<T> negative;  // [x.panels * kWidth]: a negative before it is one; -inf beyond x.n
-  T reach = -kInf<T>;  // the largest bound of a negative, squared
+  T reach = -kInf<T>;  // the largest bound of a negative, squared; smooth terms have none
   bool uniform = true;
 
   template <class Policy>
@@ -24,7 +24,7 @@ struct HingeBounds {
       const T param = uniform ? T(0) : anchor_params[p.x.order[i]];
       positive[i] = policy.positive_bound(param);
       negative[i] = policy.negative_bound(param);
-      const T square = p.to_squared(negative[i]);
+      const T square = policy.term.smooth() ? kInf<T> : p.to_squared(negative[i]);
       reach = square > reach ? square : reach;
     }
   }
@@ -39,7 +39,12 @@ class HingeAccumulator {
   struct Sums {
     V violation, term, nonzero;
     void clear() { violation = term = nonzero = V{}; }
-    void add(V h, HingeTerm of) {
+    void add(V excess, HingeTerm<T> of) {
+      if (of.smooth()) {
+        term += of(excess);
+        return;
+      }
+      const V h = hinge(excess);
       violation += h;
       if (of.squared) term += of(h);
       nonzero += h > 0 ? splat<T>(1) : V{};
@@ -49,7 +54,7 @@ class HingeAccumulator {
  public:
   struct Options {
     const HingeBounds<T>* bounds;
-    HingeTerm term;
+    HingeTerm<T> term;
   };
 
   HingeAccumulator(const ForwardShared<T>& shared, const Options& options)
@@ -68,11 +73,11 @@ class HingeAccumulator {
       const T bound = o_.bounds->negative[at.i0 + r];
       for (int c = 0; c < P::kVectors; ++c) {
         const V d = s_.p->from_squared(tile.d2[r][c]);
-        const V h = hinge(bound - d);
-        rows_[at.row + r].add(h, o_.term);
+        const V excess = bound - d;
+        rows_[at.row + r].add(excess, o_.term);
         if (!s_.both()) continue;
         const T* bounds = o_.bounds->negative.get() + at.j0 + c * P::kLanes;
-        columns_[c].add(two ? hinge(load(bounds) - d) : h, o_.term);
+        columns_[c].add(two ? load(bounds) - d : excess, o_.term);
       }
     }
     return true;
@@ -93,7 +98,8 @@ class HingeAccumulator {
 
  private:
   void add(AnchorState<T>& anchor, double violation, double term, int64_t nonzero) const {
-    anchor.terms[1].add({o_.term.squared ? term : violation, violation, 0, nonzero, nonzero});
+    const bool apart = o_.term.squared || o_.term.smooth();
+    anchor.terms[1].add({apart ? term : violation, violation, 0, nonzero, nonzero});
   }
 
   ForwardShared<T> s_;
@@ -128,7 +134,7 @@ struct HingePairGradient {
   const Prepared<T>* p;
   const HingeBounds<T>* bounds;
   const T* push;  // [x.panels * kWidth]
-  HingeTerm term;
+  HingeTerm<T> term;
   T own = 0, own_bound = 0;
 
   void row(int64_t i) {
@@ -166,8 +172,8 @@ struct HingeKernels {
 
     AnchorState<T>* anchors = state.anchors.get();
     sweep_positives(p, anchors, [&](AnchorState<T>& a, T d2, int64_t at) {
-      const T h = hinge(p.from_squared(d2) - bounds.positive[&a - anchors]);
-      a.terms[0].add({double(policy.term(h)), double(h), 0, h > 0, h > 0});
+      const T excess = p.from_squared(d2) - bounds.positive[&a - anchors], h = hinge(excess);
+      a.terms[0].add({double(policy.term(excess)), double(h), 0, h > 0, h > 0});
       if (stats) note_hardest_positive(p, a, d2, at);
     });
     const ForwardShared<T> shared = state.shared(saved.active);
@@ -185,6 +191,13 @@ struct HingeKernels {
       terms[1].count = p.negatives(i);
       const double shares[2] = {policy.share(0, terms[0].count, terms[1].count),
                                 policy.share(1, terms[0].count, terms[1].count)};
+      if constexpr (Policy::kAnchorTerms) {
+        const double sum = terms[0].term + terms[1].term;
+        const TermSums whole{sum, sum, 1, sum > 0, sum > 0};
+        end.add(p.x.order[i], &whole);
+        if (out.thresholds) out.thresholds[p.x.order[i]] = farthest_positive(p, anchors[i]);
+        continue;
+      }
       end.add(p.x.order[i], terms, 2, shares);
       for (int g = 0; kParams && g < 2; ++g) saved.nonzero[2 * i + g] = terms[g].nonzero;
       if (out.thresholds) out.thresholds[p.x.order[i]] = bounds.negative[i];
@@ -211,7 +224,8 @@ struct HingeKernels {
       for (int g = 0; g < 2; ++g) {
         const T share = static_cast<T>(policy.share(g, count[0], count[1]));
         const T whole = options.reduction == Reduction::none ? T(share > 0) : share;
-        c[g] = whole * upstream.at(p.x.order[i], g, count[g]);
+        c[g] = Policy::kAnchorTerms ? upstream.at(p.x.order[i], 0, 1)
+                                    : whole * upstream.at(p.x.order[i], g, count[g]);
       }
       pull[i] = c[0];
       push[i] = c[1];

@@ -11,6 +11,7 @@
   X(triplet_distance_weighted, TripletDistanceWeightedKernels<T>)            \
   X(contrastive, HingeKernels<T, Contrastive<T>>)                            \
   X(margin, HingeKernels<T, Margin<T>>)                                      \
+  X(siglip, HingeKernels<T, SigLIP<T>>)                                      \
   X(multi_similarity, LogSumKernels<T, MultiSimilarity<T>>)                  \
   X(lifted_structure, LogSumKernels<T, LiftedStructure<T>>)                  \
   X(lifted_structure_original, LogSumKernels<T, LiftedStructureOriginal<T>>) \

@@ -40,6 +40,7 @@ _WEIGHT_KINDS = {
     "mined": 3,
     "nt_xent": 4,
     "lifted": 5,
+    "logistic": 6,
 }
 
 
@@ -63,6 +64,12 @@ class CudaSweeps:
         out = HingeSums(*floats(sides, 4), *counts(sides, 2))
         with Inputs(positive_bound, negative_bound) as bounds:
             self._forward("cuda_hinge_sums", sides, bounds, squared, addresses_of(*out))
+        return out
+
+    def logistic_sums(self, sides: Sides, positive: Exponent, negative: Exponent) -> Tensor:
+        (out,) = floats(sides, 1)
+        exponents = tuple(positive), tuple(negative)
+        self._forward("cuda_logistic_sums", sides, *exponents, out.data_ptr())
         return out
 
     def log_sums(

@@ -1,11 +1,11 @@
-"""Hinges on single pairs: contrastive and margin."""
+"""Terms of single pairs: the hinges of contrastive and margin, and SigLIP's smooth ones."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from dmlap_kernels.backends.device.sweeps import HingeSums, PairGradient
+from dmlap_kernels.backends.device.sweeps import Exponent, HingeSums, PairGradient
 from dmlap_kernels.backends.device.terms import (
     Call,
     Family,
@@ -14,6 +14,7 @@ from dmlap_kernels.backends.device.terms import (
     PackedGradients,
     Statistics,
     filled,
+    found,
 )
 from dmlap_kernels.problem import PairProblem, PairSpec
 
@@ -83,7 +84,34 @@ class Margin:
         return beta - margin, beta + margin
 
 
-FAMILIES: dict[str, Family] = {"contrastive": Contrastive(), "margin": Margin()}
+class SigLIP:
+    """log(1 + e^(-z (scale s + bias))), z = 1 for positives and -1 for negatives: of a distance
+    log(1 + e^(z scale (d - bound))). A term is the sum of an anchor."""
+
+    def groups(self, spec: PairSpec) -> int:
+        return 1
+
+    def kept_rows(self, spec: PairSpec, problem: PairProblem) -> int:
+        return 0
+
+    def forward(self, call: Call) -> Found:
+        total = call.sweeps.logistic_sums(call.sides, *self._exponents(call))
+        return found((Group(total),), None)
+
+    def backward(self, call: Call, kept: Tensor, weights: Tensor) -> PackedGradients:
+        pair_gradient = PairGradient("logistic", weights, None, *self._exponents(call))
+        return PackedGradients(*call.sweeps.gradient(call.sides, pair_gradient))
+
+    def _exponents(self, call: Call) -> tuple[Exponent, Exponent]:
+        scale, bound = call.spec.params
+        return Exponent(scale, bound), Exponent(-scale, bound)
+
+
+FAMILIES: dict[str, Family] = {
+    "contrastive": Contrastive(),
+    "margin": Margin(),
+    "siglip": SigLIP(),
+}
 
 
 def _found(

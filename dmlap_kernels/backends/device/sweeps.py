@@ -115,6 +115,8 @@ class PairGradient(NamedTuple):
     ``lifted``, terms [e_p(d) + log(e^neg_lse + e^neg_lse')]+^2 / 2 with neg_lse' of the other end
         (0 if both are -inf), for which both ends have coefficients; the same rows:
         weight [...]+ slope_p(d) and by_neg_lse e^(e_n(d) - neg_lse) slope_n(d)
+    ``logistic``, terms log(1 + e^(e(d))); row weight:
+        weight sigmoid(e_p(d)) slope_p(d) and weight sigmoid(e_n(d)) slope_n(d)
 
     Kinds of losses that see more than a pair are with the methods that they belong to.
 
@@ -151,6 +153,10 @@ class Sweeps(Protocol):
     ) -> HingeSums:
         """Sums of [d - positive_bound]+ over positives, [negative_bound - d]+ over negatives, the
         bounds (B,) float32."""
+
+    def logistic_sums(self, sides: Sides, positive: Exponent, negative: Exponent) -> Tensor:
+        """The sums (B,) float32 of log(1 + e^(e(d))) over positives and negatives together, each
+        with its exponent."""
 
     def log_sums(
         self,

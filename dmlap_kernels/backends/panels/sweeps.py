@@ -51,6 +51,15 @@ class PanelSweeps:
 
         return HingeSums(*self.panels.each(sides, body, (positive_bound, negative_bound)))
 
+    def logistic_sums(self, sides: Sides, positive: Exponent, negative: Exponent) -> Tensor:
+        def body(panel: Panel, *numbers: float) -> Sequence[Tensor]:
+            pull = exponent_of(Exponent(*numbers[:4]), panel.d)  # type: ignore[arg-type]
+            push = exponent_of(Exponent(*numbers[4:]), panel.d)  # type: ignore[arg-type]
+            e = torch.where(panel.unlike, push.masked_fill_(panel.alike, -torch.inf), pull)
+            return (softplus(e).sum(1),)
+
+        return self.panels.each(sides, body, whole=(*positive, *negative))[0]
+
     def log_sums(
         self,
         sides: Sides,

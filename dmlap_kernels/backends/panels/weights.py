@@ -44,6 +44,11 @@ def _end(
         pe, ne = pair_gradient.positive, pair_gradient.negative
         pull = _of_log_sum(pe, d, own[0], own[2], own[4])
         push = _of_log_sum(ne, d, own[1], own[3])
+    elif kind == "logistic":
+        pull, push = (
+            exponent_of(e, d).sigmoid_() * (own[0] * slope_of(e, d))
+            for e in (pair_gradient.positive, pair_gradient.negative)
+        )
     else:
         e, slope = exponent_of(pair_gradient.positive, d), slope_of(pair_gradient.positive, d)
         if kind == "lifted":

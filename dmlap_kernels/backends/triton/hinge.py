@@ -1,4 +1,5 @@
-"""Sums of hinges on single pairs: [d - own 0]+ of positives, [own 1 - d]+ of negatives."""
+"""Sums over single pairs: hinges, [d - own 0]+ of positives and [own 1 - d]+ of negatives, and
+log(1 + e^exponent)."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from dmlap_kernels.backends.device.packing import Sides
 from dmlap_kernels.backends.device.sweeps import Exponent, HingeSums
 from dmlap_kernels.backends.triton.forward import Policy, counts, forward
-from dmlap_kernels.backends.triton.policies import Exponents, coefficient
+from dmlap_kernels.backends.triton.policies import Exponents, coefficient, softplus
 
 
 @triton.jit
@@ -71,3 +72,30 @@ def hinge_sums(
     bounds = torch.stack((positive_bound, negative_bound))
     partials = forward("hinge_sums", sides, _POLICIES[squared], 6, bounds, _NO_EXPONENTS)
     return HingeSums(*partials[:4].sum(1), *counts(partials[4:]))
+
+
+@triton.jit
+def _none(count: tl.constexpr):
+    return (tl.zeros((count,), tl.float32),)
+
+
+@triton.jit
+def _add(state, other):
+    return (state[0] + other[0],)
+
+
+@triton.jit
+def _visit_logistic(exponents, own, d, positive, negative, runs, axis: tl.constexpr):
+    pe, ne = exponents.positive, exponents.negative
+    e = exponents.slope(ne, d) * (d - ne[1])
+    if runs:
+        e = tl.where(positive, exponents.slope(pe, d) * (d - pe[1]), e)
+    return (tl.sum(tl.where(positive | negative, softplus(e), 0.0), axis),)
+
+
+_LOGISTIC = Policy(_none, _visit_logistic, _add)
+
+
+def logistic_sums(sides: Sides, positive: Exponent, negative: Exponent) -> Tensor:
+    exponents = Exponents.of(positive, negative)
+    return forward("hinge_sums", sides, _LOGISTIC, 1, None, exponents)[0].sum(0)

@@ -135,6 +135,14 @@ def squared_hinge_gradient(gradient, d, positive, negative, own, other):
 
 
 @triton.jit
+def logistic_gradient(gradient, d, positive, negative, own, other):
+    pe, ne = gradient.exponents.positive, gradient.exponents.negative
+    p, n = gradient.exponents.slope(pe, d), gradient.exponents.slope(ne, d)
+    pull, push = p * sigmoid(p * (d - pe[1])), n * sigmoid(n * (d - ne[1]))
+    return coefficient(own, 0) * (tl.where(positive, pull, 0.0) + tl.where(negative, push, 0.0))
+
+
+@triton.jit
 def exponential_gradient(gradient, d, positive, negative, own, other):
     pe, ne = gradient.exponents.positive, gradient.exponents.negative
     p, n = gradient.exponents.slope(pe, d), gradient.exponents.slope(ne, d)
@@ -176,6 +184,7 @@ def _of_term(gradient, d, positive, negative, own, other_neg_lse):
 PAIR_GRADIENTS = {
     "hinge": hinge_gradient,
     "squared_hinge": squared_hinge_gradient,
+    "logistic": logistic_gradient,
     "exponential": exponential_gradient,
     "mined": mined_gradient,
     "nt_xent": nt_xent_gradient,

@@ -15,6 +15,7 @@ class TritonSweeps:
 
     extremes = staticmethod(mining.extremes)
     hinge_sums = staticmethod(hinge.hinge_sums)
+    logistic_sums = staticmethod(hinge.logistic_sums)
     log_sums = staticmethod(soft.log_sums)
     pair_terms = staticmethod(soft.pair_terms)
     gradient = staticmethod(backward.gradient)

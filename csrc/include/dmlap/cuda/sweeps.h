@@ -42,6 +42,11 @@ struct HingeOut {
 int launch_hinge_sums(const Sides& s, const HingeBounds& bounds, const HingeOut& out,
                       void* workspace, const Queue& queue);
 
+// out [rows]
+int launch_logistic_sums(const Sides& s, const Exponent<float>& positive,
+                         const Exponent<float>& negative, float* out, void* workspace,
+                         const Queue& queue);
+
 struct LogSumsIn {
   Exponent<float> positive, negative;
   const float* positive_above;  // [rows], or null: all positives
@@ -78,7 +83,8 @@ enum class WeightKind : int {
   exponential = 2,
   mined = 3,
   nt_xent = 4,
-  lifted = 5
+  lifted = 5,
+  logistic = 6
 };
 struct Weights {
   WeightKind kind;
