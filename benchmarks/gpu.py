@@ -264,7 +264,9 @@ def loss_of(op: str) -> str:
     of a loss that it begins with."""
     if op in SEARCHES:
         return orders.SEARCH
-    name = ("nt-xent" if op in PAIRED else op).replace("-", "_")
+    name = op.replace("-", "_")
+    if op in PAIRED:
+        name = PAIRED[op].function.removeprefix("fused_").removesuffix("_loss")
     return max((loss for loss in FAMILIES if name.startswith(loss)), key=len)
 
 
