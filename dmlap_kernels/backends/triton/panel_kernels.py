@@ -22,7 +22,7 @@ from dmlap_kernels.backends.triton.tile import (
 )
 
 # Sizes that change from batch to batch are no reason to compile again.
-_SIZES = ["top", "anchors", "columns", "span", "splits", "blocks"]
+_SIZES = ["top", "anchors", "columns", "span", "splits", "height"]
 
 
 @triton.jit
@@ -80,7 +80,7 @@ def sweep_kernel(
     size: tl.constexpr,
     mines: tl.constexpr,  # whether the policy reads columns and labels
     prefix: tl.constexpr,  # rows of the table
-    height: tl.constexpr,  # of panels, rows at most
+    height,  # of panels, rows at most
     how: tl.constexpr,
 ):
     pairs = Pairs(
@@ -216,7 +216,7 @@ def weights_of_panel_kernel(
     groups: tl.constexpr,
     reduction: tl.constexpr,
     param_row: tl.constexpr,  # which output is the gradient at anchor_params; -1 for none
-    height: tl.constexpr,
+    height,
     how: tl.constexpr,
 ):
     """Products become weights of pairs, in place; those of near pairs become 0."""

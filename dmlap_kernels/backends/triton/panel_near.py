@@ -111,7 +111,9 @@ def _at_columns(
     return total, near
 
 
-@triton.jit(do_not_specialize=["stride", "top", "anchors", "columns", "span", "splits", "blocks"])
+@triton.jit(
+    do_not_specialize=["stride", "top", "anchors", "columns", "span", "splits", "blocks", "height"]
+)
 def near_kernel(
     panel,
     x,
@@ -159,7 +161,7 @@ def near_kernel(
     prefix: tl.constexpr,
     groups: tl.constexpr,
     reduction: tl.constexpr,
-    height: tl.constexpr,
+    height,
     how: tl.constexpr,
 ):
     numbers = (number0, number1, number2, number3, number4, number5)

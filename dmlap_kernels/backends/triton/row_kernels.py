@@ -124,7 +124,7 @@ def pack_kernel(
         )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["top", "anchors", "splits"])
+@triton.jit(do_not_specialize=["top", "anchors", "splits", "height"])
 def formula_kernel(
     partials,  # (size + 2, splits, rows of the panel), as the sweep left them
     table,
@@ -145,7 +145,7 @@ def formula_kernel(
     size: tl.constexpr,
     prefix: tl.constexpr,  # rows of the table before those of this formula
     outputs: tl.constexpr,
-    height: tl.constexpr,
+    height,
     BLOCK: tl.constexpr,
 ):
     """What a sweep found of the rows of a panel, as the formula has it."""
