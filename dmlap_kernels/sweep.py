@@ -108,10 +108,8 @@ class _Call:
         self.recorded = torch.is_grad_enabled()
 
     def run(self, problem: PairProblem) -> Tensor:
-        if not self.recorded:  # no backward follows, for which something would be kept
-            problem = PairProblem._make(
-                t.detach() if t is not None and t.requires_grad else t for t in problem
-            )
+        if not self.recorded:
+            problem = _without_backward(problem)
         spec = _with_values(self.spec, problem.numbers, self.runner)
         result = self.runner.forward(spec, problem, self.wanted, self.scores)
         self.saved, self.stats = result.saved, result.stats
@@ -119,6 +117,13 @@ class _Call:
         # the context relies on.
         self.context = None if _is_transformed() else result.context
         return result.loss
+
+
+def _without_backward(problem: PairProblem) -> PairProblem:
+    """The same for a forward to which no backward belongs that something could be kept for."""
+    return PairProblem._make(
+        t.detach() if t is not None and t.requires_grad else t for t in problem
+    )
 
 
 def _is_transformed() -> bool:
@@ -282,7 +287,8 @@ def _pair_loss_op(
     problem = PairProblem(x, labels, y, ref_labels, anchor_params, self_index, numbers)
     decoded = PairSpec.decode(spec)
     runner = _runner(backend, decoded, problem)
-    result = runner.forward(_with_values(decoded, numbers, runner), problem, stats, False)
+    values = _with_values(decoded, numbers, runner)
+    result = runner.forward(values, _without_backward(problem), stats, False)
     if result.stats is not None:
         return result.loss, result.saved, *result.stats.packed()
     return result.loss, result.saved, labels.new_empty(0), result.loss.new_empty(0)
