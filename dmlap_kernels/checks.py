@@ -148,7 +148,7 @@ def embeddings(argument: str, value: Any) -> Tensor:
 
 def dense(argument: str, value: Tensor) -> None:
     """Refuses tensors that are not laid out by strides: sparse, MKL-DNN, nested."""
-    if value.layout != torch.strided or value.is_nested:
+    if value.layout is not torch.strided or value.is_nested:
         kind = "nested" if value.is_nested else names((value.layout,))
         cure = "torch.nested.to_padded_tensor" if value.is_nested else ".to_dense()"
         raise TypeError(f"{argument} must be a dense tensor ({cure}), got a {kind} one")
@@ -161,6 +161,15 @@ def labels(argument: str, value: Any, rows: Tensor, rows_argument: str) -> Tenso
     whole numbers, for which the values of a device are waited for.
     """
     count = rows.shape[0]
+    if (  # as nearly all labels are: no closer look
+        type(value) is Tensor
+        and value.dtype is torch.int64
+        and value.layout is torch.strided
+        and value.shape == (count,)
+        and value.device == rows.device
+        and not value.is_nested
+    ):
+        return value
     value = _column(argument, value, rows.device)
     if value.ndim != 1 or value.shape[0] != count:
         raise ValueError(
@@ -313,11 +322,12 @@ def _differentiable(problem: PairProblem) -> PairProblem:
     copy can."""
     if torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
         return problem
-    if not any(t is not None and t.is_inference() for t in problem):
-        return problem
-    return PairProblem._make(
-        t.clone() if t is not None and t.is_inference() else t for t in problem
-    )
+    for tensor in problem:
+        if tensor is not None and tensor.is_inference():
+            return PairProblem._make(
+                t.clone() if t is not None and t.is_inference() else t for t in problem
+            )
+    return problem
 
 
 def per_anchor(argument: str, value: Any, problem: PairProblem) -> Tensor:

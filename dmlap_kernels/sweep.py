@@ -36,7 +36,7 @@ def pair_loss(
     spec: PairSpec, problem: PairProblem, backend: str, *, stats: bool = False, scores: bool = False
 ) -> tuple[Tensor, PairStats | None]:
     """The loss of ``spec`` over ``problem``, differentiable in all of its floating tensors."""
-    if torch.compiler.is_compiling() or not all(map(_is_plain, problem)):
+    if torch.compiler.is_compiling() or not _are_plain(problem):
         return _as_operator(spec, problem, backend, stats, scores)
     if (others := sharing.get()) is not None:
         return others.pair_loss(spec, problem, backend, stats, scores)
@@ -56,17 +56,25 @@ def pair_loss_here(
     (but for the reduction "none")."""
     runner = _runner(backend, spec, problem)
     call = _Call(spec, runner, stats, scores, add_up)
-    function = _TransformedPairLoss if _is_transformed() else _PairLoss
-    return function.apply(call, *problem), call.stats
+    if _is_transformed():
+        return _TransformedPairLoss.apply(call, *problem), call.stats
+    x, _, y, _, anchor_params, _, numbers = problem
+    if y is None and anchor_params is None and numbers is None:
+        return _PairLoss.apply(call, problem, x), call.stats
+    given = [t for t in (x, y, anchor_params, numbers) if t is not None]
+    return _PairLoss.apply(call, problem, *given), call.stats
 
 
-def _is_plain(tensor: Tensor | None) -> bool:
-    """Whether there is memory behind it: not so for fake tensors, "meta" and wrappers, which only
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def _are_plain(problem: PairProblem) -> bool:
+    """Whether there is memory behind all: not so for fake tensors, "meta" and wrappers, which only
     the operators know to treat."""
-    if tensor is None:
-        return True
-    kind = type(tensor)
-    return (kind is Tensor or kind is torch.nn.Parameter) and tensor.device.type != "meta"
+    for tensor in problem:
+        if tensor is not None and (type(tensor) not in _PLAIN or tensor.is_meta):
+            return False
+    return True
 
 
 def _runner(name: str, spec: PairSpec, problem: PairProblem) -> registry.Backend:
@@ -134,6 +142,7 @@ class _Call:
         "add_up",
         "context",
         "counts",
+        "recorded",
         "runner",
         "saved",
         "scores",
@@ -153,8 +162,11 @@ class _Call:
         self.spec, self.runner, self.wanted, self.scores = spec, runner, stats, scores
         self.add_up = add_up
         self.counts: Tensor | None = None
+        self.recorded = torch.is_grad_enabled()
 
     def run(self, problem: PairProblem) -> Tensor:
+        if not self.recorded:
+            problem = _without_backward(problem)
         spec = _with_values(self.spec, problem.numbers, self.runner)
         result = self.runner.forward(spec, problem, self.wanted, self.scores)
         self.saved, self.stats = result.saved, result.stats
@@ -177,32 +189,35 @@ class _Call:
         return (sums / counts).sum().to(loss.dtype)
 
 
+def _without_backward(problem: PairProblem) -> PairProblem:
+    """The same for a forward to which no backward belongs that something could be kept for."""
+    return PairProblem._make(
+        t.detach() if t is not None and t.requires_grad else t for t in problem
+    )
+
+
 def _is_transformed() -> bool:
     return torch._C._are_functorch_transforms_active()
 
 
 class _PairLoss(torch.autograd.Function):
     """Counts microseconds: no `setup_context`, for which PyTorch looks at the signature in every
-    call."""
+    call; and of the tensors only those that may need a gradient are arguments of their own."""
 
     @staticmethod
-    def forward(ctx: Any, call: _Call, *tensors):
+    def forward(ctx: Any, call: _Call, problem: PairProblem, *given: Tensor):
         ctx.call = call
-        ctx.save_for_backward(*tensors)
-        return call.run(PairProblem(*tensors))
+        ctx.save_for_backward(*problem)
+        return call.run(problem)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor):
-        call, tensors = ctx.call, ctx.saved_tensors
-        wants_numbers = ctx.needs_input_grad[-1]
-        # A loss that is kept for the log must not keep its batch; a second backward does without.
-        context, call.context = call.context, None
-        if torch._C._functorch.is_legacy_batchedtensor(grad):
-            return None, *_batched_gradients(call, wants_numbers, grad, tensors)
-        if torch.is_grad_enabled() or _is_transformed():
-            found = _PairLossBackward.apply(call, wants_numbers, grad, *tensors)
-            return None, *found
-        return None, *_gradients(call, PairProblem(*tensors), grad, wants_numbers, context)
+        tensors = ctx.saved_tensors
+        found = _backward(ctx.call, tensors, grad, ctx.needs_input_grad[-1])
+        if len(ctx.needs_input_grad) == 3:
+            return None, None, found[0]
+        # Those of tensors that are there, in the order in which `pair_loss` gives them.
+        return None, None, *(found[i] for i in (0, 2, 4, 6) if tensors[i] is not None)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *inputs: Any):
@@ -217,7 +232,8 @@ class _PairLoss(torch.autograd.Function):
 
 
 class _TransformedPairLoss(_PairLoss):
-    """The same under a transform of `torch.func`, which asks for this form."""
+    """The same under a transform of `torch.func`, which asks for this form, and sees its own
+    tensors only among the arguments."""
 
     @staticmethod
     def forward(call: _Call, *tensors):  # type: ignore[override]
@@ -228,6 +244,23 @@ class _TransformedPairLoss(_PairLoss):
         call, *tensors = inputs
         ctx.call = call
         ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor):
+        return None, *_backward(ctx.call, ctx.saved_tensors, grad, ctx.needs_input_grad[-1])
+
+
+def _backward(
+    call: _Call, tensors: Sequence[Tensor | None], grad: Tensor, wants_numbers: bool
+) -> tuple[Tensor | None, ...]:
+    """The gradients at ``tensors``, those of the problem."""
+    # A loss that is kept for the log must not keep its batch; a second backward does without.
+    context, call.context = call.context, None
+    if torch._C._functorch.is_legacy_batchedtensor(grad):
+        return _batched_gradients(call, wants_numbers, grad, tensors)
+    if torch.is_grad_enabled() or _is_transformed():
+        return _PairLossBackward.apply(call, wants_numbers, grad, *tensors)
+    return _gradients(call, PairProblem._make(tensors), grad, wants_numbers, context)
 
 
 class _PairLossBackward(torch.autograd.Function):
@@ -324,7 +357,8 @@ def _pair_loss_op(
     problem = PairProblem(x, labels, y, ref_labels, anchor_params, self_index, numbers)
     decoded = PairSpec.decode(spec)
     runner = _runner(backend, decoded, problem)
-    result = runner.forward(_with_values(decoded, numbers, runner), problem, stats, False)
+    values = _with_values(decoded, numbers, runner)
+    result = runner.forward(values, _without_backward(problem), stats, False)
     if result.stats is not None:
         return result.loss, result.saved, *result.stats.packed()
     return result.loss, result.saved, labels.new_empty(0), result.loss.new_empty(0)

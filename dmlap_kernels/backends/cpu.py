@@ -24,6 +24,7 @@ from dmlap_kernels.problem import (
 
 _DISTANCES = {name: i for i, name in enumerate(DISTANCES)}
 _REDUCTIONS = {name: i for i, name in enumerate(REDUCTIONS)}
+_REAL = (torch.float32, torch.float64)
 # Elements of the score matrix of a slice of classes in `hard_classes`.
 _SCORE_ELEMENTS = 1 << 22
 
@@ -52,6 +53,8 @@ def _losses() -> dict[str, int]:
 
 def _rows(rows: Tensor) -> Tensor:
     """``rows`` as the kernels read them: float32 or float64 with contiguous features."""
+    if _is_dense(rows) and rows.dtype in _REAL:
+        return rows
     rows = _plain(rows)
     if rows.dtype.itemsize == 2:
         rows = rows.float()
@@ -61,7 +64,17 @@ def _rows(rows: Tensor) -> Tensor:
 
 def _dense(tensor: Tensor) -> Tensor:
     """``tensor`` as the kernels read labels, numbers of anchors and gradients."""
-    return _plain(tensor).contiguous()
+    return tensor if _is_dense(tensor) else _plain(tensor).contiguous()
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Whether it can be read as it is, one value after another."""
+    return (
+        tensor.is_cpu
+        and tensor.layout is torch.strided
+        and tensor.is_contiguous()
+        and not tensor.is_neg()
+    )
 
 
 def _plain(tensor: Tensor) -> Tensor:
@@ -91,9 +104,12 @@ def _no_memory(tensor: Tensor) -> TypeError:
     )
 
 
-def _empty(*shape: int, dtype: torch.dtype) -> Tensor:
+_CPU = torch.device("cpu")
+
+
+def _empty(shape: int | tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """For results; whatever the default device is."""
-    return torch.empty(shape, dtype=dtype, device="cpu")
+    return torch.empty(shape, dtype=dtype, device=_CPU)
 
 
 class CpuBackend:
@@ -113,22 +129,25 @@ class CpuBackend:
         return None
 
     def saved_like(self, spec: PairSpec, problem: PairProblem) -> Tensor:
-        return _empty(_saved_bytes(spec, problem), dtype=torch.uint8)
+        return _empty(_saved_bytes(spec, problem), torch.uint8)
 
     def forward(self, spec: PairSpec, problem: PairProblem, stats: bool, scores: bool) -> Forward:
         call = _Call(spec, problem)
-        keep = any(t is not None and t.requires_grad for t in problem)
+        keep = problem.x.requires_grad or any(
+            t is not None and t.requires_grad
+            for t in (problem.y, problem.anchor_params, problem.numbers)
+        )
         call.wants_refs = problem.y is not None and problem.y.requires_grad
         anchors = problem.x.shape[0]
         real = call.x.dtype
-        loss = _empty(*((anchors,) if spec.reduction == "none" else ()), dtype=real)
-        saved = self.saved_like(spec, problem)
+        loss = _empty(anchors if spec.reduction == "none" else (), real)
+        saved = _empty(native().saved_bytes(*call.sizes), torch.uint8)
         if not (stats or scores):
             call.forward(loss, saved, keep, 0, 0, 0)
             return Forward(loss, saved, None, call)
-        counts = _empty(2 + 2 * anchors, dtype=torch.int64)
-        values = _empty(3, dtype=real)
-        thresholds = _empty(anchors, dtype=real)
+        counts = _empty(2 + 2 * anchors, torch.int64)
+        values = _empty(3, real)
+        thresholds = _empty(anchors, real)
         call.forward(loss, saved, keep, *map(_address, (counts, values, thresholds)))
         class_scores = _loss_scores(spec, problem, call.x, thresholds) if scores else None
         return Forward(loss, saved, PairStats.unpack(counts, values, class_scores), call)
@@ -162,8 +181,8 @@ class CpuBackend:
     ) -> Nearest:
         q = _rows(queries)
         r = q if refs is None else _rows(refs)
-        distances = _empty(q.shape[0], k, dtype=q.dtype)
-        indices = _empty(q.shape[0], k, dtype=torch.int64)
+        distances = _empty((q.shape[0], k), q.dtype)
+        indices = _empty((q.shape[0], k), torch.int64)
         native().nearest(
             *_pairs(q, r, refs is None, distance, normalize),
             k,
@@ -250,9 +269,11 @@ class _Call:
         "arguments",
         "kept",
         "labels",
+        "more",
         "params",
         "ref_labels",
         "self_index",
+        "sizes",
         "source",
         "wants_refs",
         "x",
@@ -262,20 +283,34 @@ class _Call:
     def __init__(self, spec: PairSpec, problem: PairProblem) -> None:
         x, labels, y, ref_labels, params, self_index, _ = problem
         self.x = x = _rows(x)
+        self.labels = labels = _dense(labels)
         self.y = None if y is None else _rows(y)
-        refs = x if self.y is None else self.y
-        self.labels = _dense(labels)
-        self.ref_labels = self.labels if ref_labels is None else _dense(ref_labels)
+        self.ref_labels = None if ref_labels is None else _dense(ref_labels)
         self.params = None if params is None else _dense(params)
         self.self_index = None if self_index is None else _dense(self_index)
+        at_x, at_labels, (rows, dim), stride = _address(x), _address(labels), x.shape, x.stride(0)
+        refs = at_x, rows, stride
+        if self.y is not None:
+            refs = _address(self.y), self.y.shape[0], self.y.stride(0)
+        loss, is_double = _losses()[spec.loss], x.dtype is torch.float64
         self.arguments = (
-            *_pairs(x, refs, y is None, spec.distance, spec.normalize),
-            _address(self.labels),
-            _address(self.ref_labels),
-            _losses()[spec.loss],
+            is_double,
+            *(at_x, rows, stride),
+            *refs,
+            dim,
+            y is None,
+            _DISTANCES[spec.distance],
+            spec.normalize,
+            torch.get_num_threads(),
+            at_labels,
+            at_labels if self.ref_labels is None else _address(self.ref_labels),
+            loss,
             _REDUCTIONS[spec.reduction],
             spec.params,
         )
+        # What `saved_bytes` takes.
+        self.sizes = loss, rows, refs[1], y is None, is_double
+        self.more = _address(self.params), _address(self.self_index)
         self.source = _addresses(problem)
         self.kept: Any = None  # what the forward sweep leaves for the backward sweep
         # A memory bank needs no gradient: a backward that knows of it writes none.
@@ -287,14 +322,12 @@ class _Call:
 
     def forward(self, loss: Tensor, saved: Tensor, keep: bool, *statistics: int) -> None:
         results = _address(loss), _address(saved), *statistics
-        itself = _address(self.self_index)
-        self.kept = native().forward(*self.arguments, *results, _address(self.params), itself, keep)
+        self.kept = native().forward(*self.arguments, *results, *self.more, keep)
 
     def backward(self, saved: Tensor, grad: Tensor) -> Gradients:
-        gx = _empty(*self.x.shape, dtype=self.x.dtype)
-        gy = None
+        gx, gy = _empty_like(self.x), None
         if self.y is not None and self.wants_refs:
-            gy = _empty(*self.y.shape, dtype=self.x.dtype)
+            gy = _empty_like(self.y)
         g_anchor = None if self.params is None else torch.empty_like(self.params)
         native().backward(
             *self.arguments,
@@ -302,8 +335,7 @@ class _Call:
             _address(grad),
             _address(gx),
             _address(gy),
-            _address(self.params),
-            _address(self.self_index),
+            *self.more,
             _address(g_anchor),
             self.kept,
         )
@@ -311,7 +343,12 @@ class _Call:
 
 
 def _addresses(problem: PairProblem) -> list[int]:
-    return [_address(tensor) for tensor in problem]
+    return [_address(tensor) for tensor in problem if tensor is not None]
+
+
+def _empty_like(rows: Tensor) -> Tensor:
+    """For gradients, whatever the strides of ``rows`` are."""
+    return torch.empty_like(rows, memory_format=torch.contiguous_format)
 
 
 def _scores(

@@ -141,8 +141,8 @@ def _operands(
     Operands are the numbers that are tensors; and under `torch.compile` all, so that another value
     is no other graph.
     """
-    tensors = [p for p in params if isinstance(p, Tensor)]
     if not torch.compiler.is_compiling():
+        tensors = [p for p in params if isinstance(p, Tensor)]
         if not tensors:
             return params, None
         return (
