@@ -464,3 +464,18 @@ def test_what_is_never_listed(name: str, miner: str, monkeypatch: pytest.MonkeyP
     mine, _ = MINERS[miner](one.distance)
     monkeypatch.setattr(type(mine), "listed", None)
     outcome(one, draw(False), mine)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_lists_without_labels(name: str) -> None:
+    """Where theirs needs labels, so does ours."""
+    x, labels = draw(False)
+    indices = miners.BatchHardMiner()(x, labels)
+    one, other = pair(name)
+    try:
+        expected = other(x, None, indices)
+    except ValueError as error:
+        with pytest.raises(ValueError, match=str(error)):
+            one(x, None, indices)
+        return
+    torch.testing.assert_close(one(x, None, indices), expected)

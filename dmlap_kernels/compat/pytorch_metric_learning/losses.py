@@ -430,6 +430,10 @@ class AngularLoss(Fused, theirs.AngularLoss):
     def _way(self) -> str:
         return "chunks of positive pairs against all references"
 
+    def _ours(self, embeddings: Tensor, labels: Any, *rest: Any) -> Any:
+        theirs.angular_loss.c_f.labels_required(labels)
+        return super()._ours(embeddings, labels, *rest)
+
     def _all(self, call: Call) -> dict[str, Entry] | None:
         skip = torch.arange(len(call.x), device=call.x.device) if call.alone else call.skip
         pairs = lists.positive_pairs(call.labels, call.ref_labels, skip)
