@@ -203,7 +203,7 @@ class RingSweeps:
             gx, gy = self.sweeps.gradient(one, pair_gradient)
             assert gx is not None
             total.append(total.pop() + gx if total else gx)
-            return None if gy is None else unpacked(one, gy, block, self.spec.unit_rows, True)
+            return None if gy is None else unpacked(one, gy, block, True, gy.new_zeros(()))
 
         self.at_references = self.ring.turn(visit, carry=self.refs_wanted)
         return total[0], None
@@ -282,7 +282,7 @@ class _RingLoss:
         weights = self.weights * (grad if grad.ndim == 0 else grad[sides.order_x])
         found = self.family.backward(self.call, self.kept, weights.to(compute_dtype(grad.dtype)))
         assert found.x is not None
-        gx = unpacked(sides, found.x, problem.x, self.spec.unit_rows, False) + nonfinite
+        gx = unpacked(sides, found.x, problem.x, False, nonfinite)
         gy = self.sweeps.at_references
         gy = None if gy is None else gy + nonfinite
         if problem.y is None:

@@ -223,6 +223,8 @@ def reduce(
     value = value.sum(dtype=torch.float64)
     if nonfinite is None:
         nonfinite = torch.zeros_like(value)
+    if torch.is_grad_enabled() and value.requires_grad:
+        return torch.add(nonfinite, value, alpha=scale).to(total.dtype), weights
     # Rounded as it is written.
     return torch.add(nonfinite, value, alpha=scale, out=total.new_empty(())), weights
 
