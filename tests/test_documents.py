@@ -13,8 +13,10 @@ import pytest
 import torch
 
 import dmlap_kernels
+import dmlap_kernels.distributed
 import dmlap_kernels.evaluation
 import dmlap_kernels.losses
+import dmlap_kernels.memory
 import dmlap_kernels.trainer
 from dmlap_kernels import cli
 
@@ -65,6 +67,48 @@ def test_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             pytest.importorskip(library)
     for code in blocks(page.read_text(), "python"):
         exec(compile(inspect.cleandoc(code), relative(page), "exec"), names)
+
+
+def lines_that_change() -> list[str]:
+    table = (ROOT / "README.md").read_text().partition("| you have | the line |")[2]
+    return re.findall(r"^\|.*\| `(.+)` \|$", table.partition("\n\n")[0], re.M)
+
+
+@pytest.mark.parametrize("line", lines_that_change())
+def test_the_line_that_changes(line: str) -> None:
+    """Each as it stands in the README, in the program of somebody who has the rest."""
+    if library := re.search(r"compat\.(\w+)|(fuse)\(", line):
+        pytest.importorskip(library[1] or "pytorch_metric_learning")
+    torch.manual_seed(0)
+    rows, labels = torch.randn(8, 16, requires_grad=True), torch.arange(8) // 2
+    names: dict[str, Any] = vars(dmlap_kernels) | vars(dmlap_kernels.losses)
+    names |= {"embeddings": rows, "labels": labels}
+    names["retrieval_metrics"] = dmlap_kernels.evaluation.retrieval_metrics
+    names["CrossBatchMemory"] = dmlap_kernels.memory.CrossBatchMemory
+    names["global_batch"] = dmlap_kernels.distributed.global_batch
+    names["criterion"] = dmlap_kernels.losses.SupConLoss()
+    if "fuse(" in line:
+        from pytorch_metric_learning import losses, miners
+
+        from dmlap_kernels.compat.pytorch_metric_learning import fuse
+
+        names |= {"fuse": fuse, "criterion": losses.TripletMarginLoss()}
+        names["miner"] = miners.BatchHardMiner()
+    exec(line, names)
+    if "criterion" in line:
+        names["loss"] = names["criterion"](rows, labels)
+    elif "losses, miners" in line:
+        found = names["miners"].BatchHardMiner()(rows, labels)
+        names["loss"] = names["losses"].TripletMarginLoss()(rows, labels, found)
+    elif "Ranking" in line:
+        loss = names["MultipleNegativesRankingLoss"](torch.nn.Identity())
+        sides = [{"sentence_embedding": part} for part in rows.split(4)]
+        names["loss"] = loss(sides, None)
+    if "metrics" in names:
+        assert 0 <= names["metrics"]["recall@1"] <= 1
+    else:
+        names["loss"].backward()
+        assert rows.grad is not None and rows.grad.isfinite().all()
 
 
 def anchors(path: Path) -> set[str]:
