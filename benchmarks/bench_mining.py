@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.measure import call_time, ratio, record, recorded_clock, round_robin
-from dmlap_kernels.trainer.mining import hardest_classes
+from dmlap_kernels.trainer.class_mining import hardest_classes
 
 FEATURES = 128
 POOL = 16

@@ -43,7 +43,7 @@ from benchmarks.candidates import LOSSES, NEIGHBOURS, PAIRED, SEARCHES, Loss
 from benchmarks.devices import DEVICES, Cpu, Gpu, Step, always, timed
 from dmlap_kernels import info
 from dmlap_kernels.backends import orders, selfcheck
-from dmlap_kernels.backends.device.losses import FAMILIES
+from dmlap_kernels.backends.device.families import FAMILIES
 from dmlap_kernels.backends.precision import matmul_precision as precision_now
 from dmlap_kernels.backends.registry import backends
 from dmlap_kernels.calibration import spec_of

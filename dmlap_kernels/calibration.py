@@ -21,7 +21,7 @@ from torch import Tensor
 
 from dmlap_kernels.backends import cache, orders, ranking, registry, selfcheck
 from dmlap_kernels.backends.chips import chip_at
-from dmlap_kernels.backends.device.losses import FAMILIES
+from dmlap_kernels.backends.device.families import FAMILIES
 from dmlap_kernels.backends.planted import PARAMS, PROXIES
 from dmlap_kernels.problem import PairProblem, PairSpec
 from dmlap_kernels.sweep import pair_loss

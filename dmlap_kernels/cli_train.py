@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 from dmlap_kernels.data import SOURCES
 from dmlap_kernels.losses import LOSSES, PROXY_LOSSES
 from dmlap_kernels.trainer import TrainConfig, defaults
+from dmlap_kernels.trainer.class_mining import SEARCHES
 from dmlap_kernels.trainer.config import (
     CLASS_CHOICES,
     METHODS,
     REPRESENTATIVE_CHOICES,
 )
 from dmlap_kernels.trainer.config_files import CONFIGS
-from dmlap_kernels.trainer.mining import SEARCHES
 from dmlap_kernels.trainer.mixed_precision import DTYPES
 from dmlap_kernels.trainer.objective import SIDES
 from dmlap_kernels.trainer.optimization import OPTIMIZERS, SCHEDULES

@@ -19,7 +19,7 @@ from dmlap_kernels.backends import cache, orders, registry, selfcheck
 from dmlap_kernels.backends.chips import chip_at
 from dmlap_kernels.backends.cpu import native
 from dmlap_kernels.backends.cuda import machine
-from dmlap_kernels.backends.device.losses import FAMILIES
+from dmlap_kernels.backends.device.families import FAMILIES
 from dmlap_kernels.problem import PairSpec
 
 

@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from dmlap_kernels.backends import registry
 from dmlap_kernels.backends.device.backend import DeviceBackend
-from dmlap_kernels.backends.device.losses import FAMILIES
+from dmlap_kernels.backends.device.families import FAMILIES
 from dmlap_kernels.backends.device.packing import Sides, pack, unpacked
 from dmlap_kernels.backends.device.sweeps import (
     Both,

@@ -12,7 +12,7 @@
 #include <tuple>
 
 #include "dmlap/cuda/device.h"
-#include "dmlap/cuda/soft_triple.h"
+#include "dmlap/cuda/soft_triple_launchers.h"
 #include "dmlap/cuda/sweeps.h"
 #include "dmlap/cuda/windows.h"
 

@@ -13,7 +13,7 @@ import pytest
 import dmlap_kernels
 from dmlap_kernels import cli_train, functional, losses
 from dmlap_kernels.backends import cpu, planted
-from dmlap_kernels.backends.device.losses import FAMILIES
+from dmlap_kernels.backends.device.families import FAMILIES
 from tests.losses.losses_table import LOSSES as ROWS
 from tests.reference.losses import FORMULAS
 

@@ -3,11 +3,11 @@
 #pragma once
 
 #include "kernels.h"
-#include "losses/angular.h"
-#include "losses/hinge.h"
-#include "losses/log_sum.h"
+#include "losses/angular_kernels.h"
+#include "losses/hinge_kernels.h"
+#include "losses/log_sum_kernels.h"
 #include "losses/n_pairs.h"
-#include "losses/soft_triple.h"
+#include "losses/soft_triple_kernels.h"
 #include "losses/triplet_all.h"
 #include "losses/triplet_distance_weighted.h"
 #include "losses/triplet_hard.h"

@@ -2,7 +2,7 @@
 // as many whole classes as fit; a class that does not fit has tiles of its own, visited twice.
 #pragma once
 
-#include "dmlap/cuda/soft_triple.h"
+#include "dmlap/cuda/soft_triple_launchers.h"
 #include "gradient.cuh"
 
 namespace dmlap::cuda {

@@ -76,7 +76,7 @@ def backends() -> dict[str, Backend]:
     from dmlap_kernels.backends.cpu import CpuBackend
     from dmlap_kernels.backends.cuda import CudaBackend
     from dmlap_kernels.backends.panels import TorchBackend
-    from dmlap_kernels.backends.triton.backend import TritonBackend
+    from dmlap_kernels.backends.triton.triton_backend import TritonBackend
 
     return {b.name: b for b in (CpuBackend(), TorchBackend(), TritonBackend(), CudaBackend())}
 

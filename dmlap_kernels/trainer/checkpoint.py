@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dmlap_kernels.extras import require
 from dmlap_kernels.trainer.chunks import map_tensors
-from dmlap_kernels.trainer.packing import pack, unpack
+from dmlap_kernels.trainer.nested_state import pack, unpack
 
 FILE_NAME = "checkpoint.safetensors"
 _FORMAT = 2

@@ -12,7 +12,7 @@ from dmlap_kernels.data.splits import FOLDS
 from dmlap_kernels.encoders import EMBEDDING_DIM
 from dmlap_kernels.losses import LOSSES, PROXY_LOSSES
 from dmlap_kernels.trainer import defaults
-from dmlap_kernels.trainer.mining import SEARCHES
+from dmlap_kernels.trainer.class_mining import SEARCHES
 from dmlap_kernels.trainer.mixed_precision import DTYPES
 from dmlap_kernels.trainer.objective import SIDES
 from dmlap_kernels.trainer.optimization import OPTIMIZERS, SCHEDULES

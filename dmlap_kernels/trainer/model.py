@@ -16,7 +16,7 @@ from dmlap_kernels.trainer import defaults
 from dmlap_kernels.trainer.checkpoint import CheckpointError, load_checkpoint, of_prefix
 from dmlap_kernels.trainer.config import TrainConfig, parse_widths
 from dmlap_kernels.trainer.embedding import device_of, evaluate
-from dmlap_kernels.trainer.packing import unpack
+from dmlap_kernels.trainer.nested_state import unpack
 
 
 def build_encoder(

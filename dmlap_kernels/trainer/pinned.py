@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from dmlap_kernels.data import Split
+from dmlap_kernels.trainer.class_mining import hardest_classes
 from dmlap_kernels.trainer.config import TrainConfig
 from dmlap_kernels.trainer.embedding import embed, search_options
-from dmlap_kernels.trainer.mining import hardest_classes
 from dmlap_kernels.trainer.representatives import CHOICES, RepresentativeSampler
 
 

@@ -20,12 +20,12 @@ from dmlap_kernels.evaluation import retrieval_metrics
 from dmlap_kernels.extras import MissingExtra, require
 from dmlap_kernels.trainer.batches import Batch
 from dmlap_kernels.trainer.checkpoint import pack_optimizer
+from dmlap_kernels.trainer.class_mining import hardest_classes
 from dmlap_kernels.trainer.config import TrainConfig
 from dmlap_kernels.trainer.diagnosis import OutOfMemory, is_out_of_memory
 from dmlap_kernels.trainer.embedding import embed, search_options
-from dmlap_kernels.trainer.mining import hardest_classes
+from dmlap_kernels.trainer.nested_state import apart, pack
 from dmlap_kernels.trainer.optimization import build_optimizer
-from dmlap_kernels.trainer.packing import apart, pack
 
 
 @contextlib.contextmanager

@@ -14,9 +14,9 @@ from dmlap_kernels.trainer import checkpoint as files
 from dmlap_kernels.trainer.config import TrainConfig
 from dmlap_kernels.trainer.mixed_precision import MixedPrecision
 from dmlap_kernels.trainer.model import load_weights
+from dmlap_kernels.trainer.nested_state import apart, pack, unpack
 from dmlap_kernels.trainer.objective import AlternatingObjective
 from dmlap_kernels.trainer.optimization import WITHOUT_END, Schedule
-from dmlap_kernels.trainer.packing import apart, pack, unpack
 from dmlap_kernels.trainer.patience import Patience
 from dmlap_kernels.trainer.pinned import PinnedRepresentatives
 from dmlap_kernels.trainer.projection import Projection

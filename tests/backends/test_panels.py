@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dmlap_kernels.backends.device.packing import centre, less, pack_rows
-from dmlap_kernels.backends.panels import TorchBackend, block, panel, triplets
-from dmlap_kernels.backends.panels.backend import BY_CLASS
+from dmlap_kernels.backends.panels import TorchBackend, block, panel, panel_triplets
 from dmlap_kernels.backends.panels.block import Block, Listed, Nearest, Rows
+from dmlap_kernels.backends.panels.torch_backend import BY_CLASS
 from dmlap_kernels.problem import PairProblem, PairSpec
 from tests.losses.calls import EVERY_CALL, Call
 
@@ -87,7 +87,7 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     positive pairs."""
     monkeypatch.setattr(TorchBackend, "in_label_order", lambda _, spec, __: spec.loss in BY_CLASS)
     monkeypatch.setattr(block, "near_pairs", lambda of, share: Nearest(of))
-    monkeypatch.setattr(triplets, "FEW", 0)
+    monkeypatch.setattr(panel_triplets, "FEW", 0)
 
 
 @EVERY_CALL

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dmlap_kernels import FallbackWarning, fused_nt_xent_loss, info, nearest
 from dmlap_kernels.backends import cache, chips, fallback, orders, planted, registry, selfcheck
-from dmlap_kernels.backends.device.losses import FAMILIES
+from dmlap_kernels.backends.device.families import FAMILIES
 from dmlap_kernels.problem import PairProblem, PairSpec
 from tests.backends import faults
 

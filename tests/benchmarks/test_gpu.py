@@ -18,7 +18,7 @@ import dmlap_kernels
 from benchmarks import candidates, devices, gpu, order
 from benchmarks.batch import Batch
 from dmlap_kernels.backends import orders, precision, registry
-from dmlap_kernels.backends.device.losses import FAMILIES
+from dmlap_kernels.backends.device.families import FAMILIES
 
 
 class Pretended(devices.Cpu):

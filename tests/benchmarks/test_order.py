@@ -12,7 +12,7 @@ from benchmarks import order
 from benchmarks.candidates import LOSSES
 from benchmarks.gpu import NO_TIME
 from dmlap_kernels.backends import orders
-from dmlap_kernels.backends.device.losses import FAMILIES
+from dmlap_kernels.backends.device.families import FAMILIES
 
 TABLE = {
     "about": "words",

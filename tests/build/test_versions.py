@@ -10,7 +10,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from dmlap_kernels import info, versions
-from dmlap_kernels.backends.triton import backend
+from dmlap_kernels.backends.triton import triton_backend
 from tests.build.conftest import ROOT, run
 
 PYPROJECT = (ROOT / "pyproject.toml").read_text()
@@ -70,7 +70,7 @@ def test_info_shows_how_a_version_fits(
 
 
 def test_the_triton_backend_goes_by_the_same_version() -> None:
-    assert ".".join(map(str, backend.OLDEST_TRITON)) == oldest("triton")
+    assert ".".join(map(str, triton_backend.OLDEST_TRITON)) == oldest("triton")
 
 
 @pytest.mark.parametrize(("package", "version"), [("torch", "2.5.1"), ("numpy", "1.22.0")])

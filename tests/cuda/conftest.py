@@ -11,7 +11,7 @@ import pytest
 
 from dmlap_kernels.backends import registry
 from dmlap_kernels.backends.cuda import CudaBackend
-from dmlap_kernels.backends.cuda.sweeps import CudaSweeps
+from dmlap_kernels.backends.cuda.cuda_sweeps import CudaSweeps
 from tests.cuda import emulated
 
 

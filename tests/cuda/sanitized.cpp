@@ -4,7 +4,7 @@
 #include <utility>
 #include <vector>
 
-#include "dmlap/cuda/soft_triple.h"
+#include "dmlap/cuda/soft_triple_launchers.h"
 #include "dmlap/cuda/sweeps.h"
 #include "dmlap/cuda/windows.h"
 

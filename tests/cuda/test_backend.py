@@ -9,7 +9,7 @@ import torch
 
 from dmlap_kernels import fused_triplet_loss
 from dmlap_kernels.backends import cuda, registry
-from dmlap_kernels.backends.device.losses import FAMILIES
+from dmlap_kernels.backends.device.families import FAMILIES
 from dmlap_kernels.backends.panels import TorchBackend
 from dmlap_kernels.problem import PairProblem, PairSpec
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dmlap_kernels.backends.cuda import positive_windows
-from dmlap_kernels.backends.cuda.sweeps import CudaSweeps
+from dmlap_kernels.backends.cuda.cuda_sweeps import CudaSweeps
 from dmlap_kernels.backends.device.packing import Sides
 from dmlap_kernels.backends.device.sweeps import Triplets
 from tests.cuda import class_formulas as formulas

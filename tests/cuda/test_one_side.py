@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dmlap_kernels.backends import registry
-from dmlap_kernels.backends.cuda.sweeps import CudaSweeps
+from dmlap_kernels.backends.cuda.cuda_sweeps import CudaSweeps
 from tests.cuda.conftest import EmulatedBackend
 from tests.losses.calls import CALLS, Call
 from tests.losses.one_side import check_one_side

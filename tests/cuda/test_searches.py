@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dmlap_kernels import hard_classes, nearest
-from dmlap_kernels.backends.cuda.sweeps import CudaSweeps
+from dmlap_kernels.backends.cuda.cuda_sweeps import CudaSweeps
 from tests.cuda import formulas
 
 # Queries, references (None: the queries), k: lists on and off the chip, groups of columns to merge.

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dmlap_kernels.backends.cuda.sweeps import CudaSweeps
+from dmlap_kernels.backends.cuda.cuda_sweeps import CudaSweeps
 from dmlap_kernels.backends.device.packing import Sides
 from dmlap_kernels.backends.device.sweeps import Exponent, PairGradient
 from tests.cuda import formulas

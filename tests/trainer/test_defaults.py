@@ -26,8 +26,8 @@ from dmlap_kernels.trainer import (
     evaluate,
     evaluate_run,
 )
+from dmlap_kernels.trainer.class_mining import hardest_classes
 from dmlap_kernels.trainer.config_files import CONFIGS, read_config
-from dmlap_kernels.trainer.mining import hardest_classes
 
 # Of each part: its parameter, and the field of TrainConfig that says the same.
 TWICE: dict[Callable[..., Any], dict[str, str]] = {

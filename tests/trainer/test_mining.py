@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dmlap_kernels.trainer.mining import hardest_classes
+from dmlap_kernels.trainer.class_mining import hardest_classes
 
 
 def _representatives(classes: int, per_class: int) -> torch.Tensor:

@@ -13,7 +13,7 @@ from torch import nn
 
 from dmlap_kernels.trainer import CheckpointError, Interrupted, Trainer, embed, evaluate
 from dmlap_kernels.trainer import checkpoint as files
-from dmlap_kernels.trainer.packing import pack, unpack
+from dmlap_kernels.trainer.nested_state import pack, unpack
 from tests.trainer.helpers import TinyEncoder, quick_config, tiny_data
 
 

@@ -12,7 +12,7 @@ import torch
 
 from dmlap_kernels import fused_triplet_loss
 from dmlap_kernels.backends import registry
-from dmlap_kernels.backends.triton import backend as module
+from dmlap_kernels.backends.triton import triton_backend as module
 from dmlap_kernels.problem import PairSpec
 
 BACKEND = registry.backends()["triton"]

@@ -18,7 +18,7 @@ pytest.importorskip("triton")
 
 from dmlap_kernels.backends.device.packing import Sides, pack_rows
 from dmlap_kernels.backends.device.sweeps import Exponent, PairGradient, Sweeps
-from dmlap_kernels.backends.triton.sweeps import TritonSweeps
+from dmlap_kernels.backends.triton.triton_sweeps import TritonSweeps
 from tests.triton.aot import CHECKED, Launch, assert_fits, launches
 
 CLIPPED = Exponent(2.0, 0.3, 1, -0.3)

@@ -13,7 +13,7 @@ pytest.importorskip("triton")
 
 from dmlap_kernels.backends.device.packing import Sides, pack_rows
 from dmlap_kernels.backends.device.sweeps import Triplets
-from dmlap_kernels.backends.triton.sweeps import TritonSweeps
+from dmlap_kernels.backends.triton.triton_sweeps import TritonSweeps
 from tests.triton.aot import assert_fits, launches
 
 SWEEPS = TritonSweeps()

@@ -13,7 +13,7 @@ pytest.importorskip("triton")
 
 from triton.runtime.jit import JITFunction
 
-from dmlap_kernels.backends.triton.backend import TritonBackend
+from dmlap_kernels.backends.triton.triton_backend import TritonBackend
 from dmlap_kernels.problem import PairProblem, PairSpec
 from tests.backends.test_panels import Operations
 

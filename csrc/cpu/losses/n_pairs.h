@@ -1,7 +1,7 @@
 // N-pairs of a batch: the first row of each class against the second rows of all classes.
 #pragma once
 
-#include "losses/log_sum.h"
+#include "losses/log_sum_kernels.h"
 
 namespace dmlap::cpu::DMLAP_ISA {
 

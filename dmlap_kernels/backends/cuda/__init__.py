@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from dmlap_kernels.backends.cpu import native
-from dmlap_kernels.backends.cuda.sweeps import CudaSweeps
+from dmlap_kernels.backends.cuda.cuda_sweeps import CudaSweeps
 from dmlap_kernels.backends.device.backend import DeviceBackend
 from dmlap_kernels.backends.device.sweeps import Sweeps
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from dmlap_kernels.backends.device import search
-from dmlap_kernels.backends.device.losses import FAMILIES
-from dmlap_kernels.backends.device.memory import refuse_without_memory
+from dmlap_kernels.backends.device.families import FAMILIES
 from dmlap_kernels.backends.device.packing import unpacked
 from dmlap_kernels.backends.device.stats import pair_stats
+from dmlap_kernels.backends.device.storage import refuse_without_memory
 from dmlap_kernels.backends.device.sweeps import Sweeps
 from dmlap_kernels.backends.device.terms import Call, Family, parts, reduce
 from dmlap_kernels.backends.precision import full_precision

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from dmlap_kernels.backends.device.losses import FAMILIES
+from dmlap_kernels.backends.device.families import FAMILIES
 from dmlap_kernels.backends.device.sweeps import (
     Exponent,
     Extremes,
@@ -22,7 +22,7 @@ from dmlap_kernels.backends.device.sweeps import (
     PairTerms,
 )
 from dmlap_kernels.backends.device.terms import Call, Family
-from dmlap_kernels.backends.triton.hard import HardOfPanels
+from dmlap_kernels.backends.triton.hard_of_panels import HardOfPanels
 from dmlap_kernels.backends.triton.tracing import (
     FLOAT,
     WHOLE,

@@ -18,6 +18,7 @@ from dmlap_kernels.compat.pytorch_metric_learning.base import (
     PairFused,
     TripletFused,
 )
+from dmlap_kernels.compat.pytorch_metric_learning.cross_batch import CrossBatchMemory
 from dmlap_kernels.compat.pytorch_metric_learning.geometry import (
     Entry,
     NotFused,
@@ -30,13 +31,12 @@ from dmlap_kernels.compat.pytorch_metric_learning.geometry import (
     simple,
 )
 from dmlap_kernels.compat.pytorch_metric_learning.lazy import Mined
-from dmlap_kernels.compat.pytorch_metric_learning.memory import CrossBatchMemory
 from dmlap_kernels.compat.pytorch_metric_learning.mined import (
     hard_triplets,
     pairs_within,
     triplets_within,
 )
-from dmlap_kernels.compat.pytorch_metric_learning.proxies import (
+from dmlap_kernels.compat.pytorch_metric_learning.proxy_losses import (
     ProxyAnchorLoss,
     ProxyNCALoss,
     SoftTripleLoss,

@@ -43,7 +43,7 @@ from dmlap_kernels.compat.sentence_transformers.guided import (  # noqa: E402
     GISTEmbedLoss,
 )
 from dmlap_kernels.compat.sentence_transformers.pairs import OnlineContrastiveLoss  # noqa: E402
-from dmlap_kernels.compat.sentence_transformers.ranking import (  # noqa: E402
+from dmlap_kernels.compat.sentence_transformers.ranking_losses import (  # noqa: E402
     CachedMultipleNegativesRankingLoss,
     CachedMultipleNegativesSymmetricRankingLoss,
     MultipleNegativesRankingLoss,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dmlap_kernels import fused_triplet_loss
-from dmlap_kernels.backends.device.losses import FAMILIES
+from dmlap_kernels.backends.device.families import FAMILIES
 from tests.losses import test_degenerate
 from tests.losses.cases import Problem, make_problem, usual, variants
 from tests.losses.compare import run

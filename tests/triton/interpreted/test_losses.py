@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dmlap_kernels.backends.device.losses import FAMILIES
+from dmlap_kernels.backends.device.families import FAMILIES
 from tests.losses.cases import Case, make_problem
 from tests.losses.compare import compare, compare_stats
 from tests.triton.selection import selection

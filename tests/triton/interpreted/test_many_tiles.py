@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from dmlap_kernels.backends.device.losses import FAMILIES
+from dmlap_kernels.backends.device.families import FAMILIES
 from tests.losses.cases import Case, make_problem, usual, variants
 from tests.losses.compare import compare
 from tests.losses.losses_table import LOSSES

@@ -20,7 +20,13 @@ from dmlap_kernels.backends.device.sweeps import (
     Triplets,
 )
 from dmlap_kernels.backends.device.terms import softplus
-from dmlap_kernels.backends.panels import angular, search, soft_triple, triplets, weights
+from dmlap_kernels.backends.panels import (
+    angular,
+    pair_weights,
+    panel_search,
+    panel_triplets,
+    soft_triple,
+)
 from dmlap_kernels.backends.panels.exponents import (
     exponent_of,
     lifted,
@@ -150,15 +156,15 @@ class PanelSweeps:
     def gradient(self, sides: Sides, pair_gradient: PairGradient) -> Both:
         sums = Gradients(sides)
         for panel in self.panels.of(sides):
-            sums.add(panel, weights.of(panel, pair_gradient))
+            sums.add(panel, pair_weights.of(panel, pair_gradient))
         return sums.x, sums.y
 
     def triplet_sums(self, sides: Sides, triplets_: Triplets) -> Tensor:
-        return triplets.sums(self.panels, sides, triplets_)
+        return panel_triplets.sums(self.panels, sides, triplets_)
 
     def triplet_gradient(self, sides: Sides, triplets_: Triplets, weight: Tensor) -> Both:
         sums = Gradients(sides)
-        triplets.add_gradient(self.panels, sums, sides, triplets_, weight)
+        panel_triplets.add_gradient(self.panels, sums, sides, triplets_, weight)
         return sums.x, sums.y
 
     def angular_terms(self, sides: Sides, tangent: float) -> Tensor:
@@ -181,12 +187,12 @@ class PanelSweeps:
         return sums.x, sums.y
 
     def nearest(self, sides: Sides, k: int) -> tuple[Tensor, Tensor]:
-        return search.nearest(self.panels, sides, k)
+        return panel_search.nearest(self.panels, sides, k)
 
     def class_scores(
         self, sides: Sides, thresholds: Tensor, ends_x: Tensor, ends_y: Tensor
     ) -> tuple[Tensor, Tensor]:
-        return search.class_scores(self.panels, sides, thresholds, ends_x, ends_y)
+        return panel_search.class_scores(self.panels, sides, thresholds, ends_x, ends_y)
 
 
 def _column(bound: Any) -> Any:

@@ -156,6 +156,6 @@ def _interpreted() -> bool:
 
 @functools.cache
 def _sweeps() -> Any:
-    from dmlap_kernels.backends.triton.sweeps import TritonSweeps
+    from dmlap_kernels.backends.triton.triton_sweeps import TritonSweeps
 
     return TritonSweeps()

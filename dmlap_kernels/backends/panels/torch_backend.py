@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from dmlap_kernels.backends.device.backend import DeviceBackend
-from dmlap_kernels.backends.device.losses import FAMILIES
+from dmlap_kernels.backends.device.families import FAMILIES
 from dmlap_kernels.backends.device.sweeps import Sweeps
-from dmlap_kernels.backends.panels.sweeps import PanelSweeps
+from dmlap_kernels.backends.panels.panel_sweeps import PanelSweeps
 from dmlap_kernels.problem import PairProblem, PairSpec
 
 # Losses that go by runs of classes (`Sides.first`), or draw in the order of the columns.

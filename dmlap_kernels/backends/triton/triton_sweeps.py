@@ -6,7 +6,7 @@ from dmlap_kernels.backends.triton import extremes as mining
 from dmlap_kernels.backends.triton import gradient as backward
 from dmlap_kernels.backends.triton import hinge, soft, windows
 from dmlap_kernels.backends.triton import nearest as search
-from dmlap_kernels.backends.triton import soft_triple as centres
+from dmlap_kernels.backends.triton import soft_triple_kernels as centres
 from dmlap_kernels.backends.triton.class_scores import class_scores
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dmlap_kernels.backends.cuda import positive_windows
-from dmlap_kernels.backends.cuda import soft_triple as centres
+from dmlap_kernels.backends.cuda import soft_triple_launches as centres
 from dmlap_kernels.backends.cuda.arguments import (
     Inputs,
     addresses_of,
