@@ -65,7 +65,7 @@ def of_reference(name: str, distance: str) -> Callable[..., Tensor]:
             d = torch.cdist(x, refs)
             d = d.square() if distance == "sqeuclidean" else d
         sides = x, labels, refs, labels if y_labels is None else y_labels
-        pairs = Pairs(*sides, d, positive, negative, distance, y is None)
+        pairs = Pairs(*sides, d, positive, negative, distance, y is None, list(range(len(x))))
         return reduce_terms(FORMULAS[name](pairs, **options), "mean")
 
     return loss

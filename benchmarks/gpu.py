@@ -64,7 +64,7 @@ SHAPES = [
 FIRST = tuple(SHAPES[:3])
 PLAIN = ("eager", "compile", "library", "torch")
 # Seconds that go into a measurement, and why there is none where they have run out.
-BUDGET = 0.05
+BUDGET = 0.04
 NO_TIME = "no time was left"
 STOPPED = "far behind"
 # A candidate that takes so many times as long as the best is stopped. What it took with fewer pairs

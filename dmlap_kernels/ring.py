@@ -272,7 +272,7 @@ class _RingLoss:
             loss = (sums * shares).sum().to(loss.dtype)
             weights = shares.to(loss.dtype)[:, None]
             self.weights = torch.where(self.weights != 0, weights, 0)
-        return loss + self.nonfinite
+        return loss + self.nonfinite.to(loss.dtype)
 
     def backward(
         self, grad: Tensor, refs_wanted: bool

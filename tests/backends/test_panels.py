@@ -37,7 +37,7 @@ STEPS: dict[str, tuple[tuple[float, ...], str, bool, int]] = {
     "circle": ((0.25, 256.0), "cosine", False, 56),
     "triplet_hard": ((0.2, 0.0, 0.0), "euclidean", False, 60),
     "contrastive": ((0.0, 1.0, 0.0), "euclidean", True, 68),
-    "lifted_structure": ((0.0, 1.0), "euclidean", True, 70),
+    "lifted_structure": ((0.0, 1.0), "euclidean", True, 72),
     "margin": ((0.2,), "euclidean", True, 80),
     "triplet_semihard": ((0.2, 0.0, 0.0), "euclidean", False, 95),
     "triplet_all": ((0.2, 0.0, 0.0), "euclidean", False, 83),

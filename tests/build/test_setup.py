@@ -286,7 +286,7 @@ def test_the_cuda_half_imports_without_a_driver(sources, compiler, nvcc, tmp_pat
     shutil.copy(module, tmp_path)
     ask = (
         "import _native as n\n"
-        "sides = [0] * 8, [10, 100, 16], False, 0, 0, [0] * 2\n"
+        "sides = [0] * 8, [10, 100, 16], False, 'dot', 'high', [0] * 2\n"
         "print(n.cuda_machine(), n.cuda_gradient_splits(sides))\n"
         "try:\n"
         "    n.cuda_extremes(sides, [0] * 6, 0, (10_000, 0))\n"
