@@ -11,15 +11,13 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from dmlap_kernels.backends.interface import Backend
 from dmlap_kernels.problem import PairProblem, PairSpec, compute_dtype
-
-if TYPE_CHECKING:
-    from dmlap_kernels.backends.registry import Backend
 
 # Params for rows of about unit length, so that of every hinge some are active and some are not.
 PARAMS: dict[str, tuple[float, ...]] = {

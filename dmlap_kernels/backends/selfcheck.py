@@ -12,16 +12,14 @@ import datetime
 import os
 import socket
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from dmlap_kernels.backends import cache, planted
 from dmlap_kernels.backends.chips import Chip, chip_at
+from dmlap_kernels.backends.interface import Backend
 from dmlap_kernels.problem import PairSpec
-
-if TYPE_CHECKING:
-    from dmlap_kernels.backends.registry import Backend
 
 # Plain PyTorch is the judge; the kernels of the CPU are compiled and tested as they are.
 TRUSTED = ("torch", "cpu")
