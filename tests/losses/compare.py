@@ -78,6 +78,8 @@ def slopes(loss: str, problem: Problem) -> tuple[float, float]:
 def value_epsilon(loss: str, problem: Problem) -> float:
     """16 ulp of the largest distance as a term sees it; for a sum, times its size in such terms."""
     largest = largest_distance(loss, problem) * max(1.0, slopes(loss, problem)[0])
+    if LOSSES[loss].summed:
+        largest *= len(problem.x if problem.y is None else problem.y) ** 0.5
     if problem.keywords["reduction"] == "sum":
         args = problem.cast(torch.float64).named().args()
         largest *= max(1, LOSSES[loss].stats(*args, **problem.keywords).constraints) ** 0.5

@@ -87,6 +87,7 @@ class Row:
         ordered: whether the order of rows matters: the first rows of a class, or numbered draws.
         drawn: whether negatives are drawn at random, with weights that depend on D.
         cancels: whether weights of both signs cancel where an anchor is done with.
+        summed: whether a term adds up all pairs of an anchor, and their rounding.
         extreme: options that make exponents huge.
     """
 
@@ -106,6 +107,7 @@ class Row:
     ordered: bool = False
     drawn: bool = False
     cancels: bool = False
+    summed: bool = False
     extreme: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -334,6 +336,7 @@ LOSSES: dict[str, Row] = {
             slope=lambda options, largest: (options["scale"],) * 2,
             distances=PRODUCTS,
             sum_over_references=True,
+            summed=True,
             extreme={"scale": 1e4},
         ),
         Row(

@@ -74,7 +74,8 @@ constexpr double kParams[kMaxParams] = {0.25, 0.8, 0.3, 1, 0.1};
 struct Elsewhere {
   static void show_terms(const char*) {}
 };
-template <class, class Policy>
+constexpr int64_t kKeptOfProxies = 0;
+template <class, class Policy, int64_t = 0>
 struct LogSumKernels {
   static void show_terms(const char* name) {
     if constexpr (Policy::kPairTerms) {

@@ -199,14 +199,21 @@ def pack_rows(
     precision: str,
     in_label_order: bool = True,
     width: int = TILE_WIDTH,
+    each_by_itself: bool = False,
 ) -> Sides:
-    """The sides of anchors (B, D) and references (N, D), or None, with their labels."""
+    """The sides of anchors (B, D) and references (N, D), or None, with their labels.
+
+    A row that is not finite may make others so, which does not matter to a loss, unless rows are to
+    be ``each_by_itself``.
+    """
     self_case, features = y is None, x.shape[1]
     unit = normalize or distance == "cosine"
     x, lengths_x = _ready(x, unit, in_label_order)
     y, lengths_y = (None, None) if y is None else _ready(y, unit, in_label_order)
     if distance in ("euclidean", "sqeuclidean"):
         middle, exact = centre(x if y is None else torch.cat((x, y)))
+        if each_by_itself:
+            middle = torch.where(exact > 0, middle, 0)
         x = less(x, middle, exact)
         y = None if y is None else less(y, middle, exact)
     x, labels_x, order_x = _ordered(x, labels[0], in_label_order, width)

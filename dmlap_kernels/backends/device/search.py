@@ -20,7 +20,8 @@ def nearest(
     sweeps: Sweeps, queries: Tensor, refs: Tensor | None, k: int, distance: str, normalize: bool
 ) -> Nearest:
     labels = _one_class(queries), None if refs is None else _one_class(refs)
-    sides = pack_rows(queries, refs, labels, distance, normalize, _PRECISION)
+    how = distance, normalize, _PRECISION
+    sides = pack_rows(queries, refs, labels, *how, each_by_itself=True)
     return Nearest(*sweeps.nearest(sides, k))
 
 
@@ -34,7 +35,8 @@ def hard_classes(
     normalize: bool,
 ) -> HardClasses:
     """Some classes against all, block by block. Waits for the device, to know the classes."""
-    sides = pack_rows(rows, None, (labels, None), distance, normalize, _PRECISION)
+    how = distance, normalize, _PRECISION
+    sides = pack_rows(rows, None, (labels, None), *how, each_by_itself=True)
     classes, sizes = torch.unique_consecutive(labels[sides.order_x], return_counts=True)
     ends = sizes.cumsum(0)
     last_rows = [0, *ends.tolist()]

@@ -59,10 +59,10 @@ class NearestKNN:
         return distances[:, more:], found.indices[:, more:]
 
     def train(self, embeddings: Any) -> None:
-        self.references = torch.as_tensor(embeddings)
+        self.references = _tensor(embeddings)
 
     def add(self, embeddings: Any) -> None:
-        more = torch.as_tensor(embeddings)
+        more = _tensor(embeddings)
         self.references = more if self.references is None else torch.cat((self.references, more))
 
     def save(self, filename: str) -> None:
@@ -73,3 +73,7 @@ class NearestKNN:
 
     def reset(self) -> None:
         self.references = None
+
+
+def _tensor(rows: Any) -> Tensor:
+    return rows if isinstance(rows, Tensor) else torch.from_numpy(rows)

@@ -101,7 +101,7 @@ def _same(one: Tensor | None, other: Tensor | None) -> bool:
 
 def without(indices: tuple[Tensor, ...], skip: Tensor) -> tuple[Tensor, ...]:
     """``indices`` without positive pairs of an anchor and itself, nor triplets of such a pair."""
-    keep = torch.as_tensor(skip[indices[0]] != indices[1])
+    keep = skip[indices[0]].ne(indices[1])
     if len(indices) == 3:
         return tuple(part[keep] for part in indices)
     a1, p, a2, n = indices
