@@ -232,6 +232,8 @@ def test_a_step_under_ddp(criterion: str, results: dict[str, list[Any]]) -> None
 
 @pytest.mark.parametrize("criterion", ["temperature", "proxy_anchor"])
 def test_a_step_under_fsdp(criterion: str, results: dict[str, list[Any]]) -> None:
+    if torch.__version__.startswith("2.8."):
+        pytest.skip("over gloo, FSDP of PyTorch 2.8 adds gradients up where it is to average them")
     for found in results["fsdp"]:
         value, gradients = single_step(criterion)
         close(found[criterion], (value, gradients[: len(found[criterion][1])]))
