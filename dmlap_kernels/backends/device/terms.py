@@ -247,9 +247,9 @@ def _together(parts: list[Tensor]) -> Tensor:
 
 def filled(like: Tensor, number: Any) -> Tensor:
     """A tensor of one number, which may be a tensor (): to read it would wait for its device."""
-    if isinstance(number, Tensor):
-        return torch.zeros_like(like) + number
-    return torch.full_like(like, number)
+    if isinstance(number, (int, float)):
+        return torch.full_like(like, number)
+    return torch.zeros_like(like) + number
 
 
 def softplus(x: Tensor) -> Tensor:

@@ -141,7 +141,10 @@ def _symbol(value: Any) -> Symbol:
 
 def _arithmetic(op: str, a: Any, b: Any) -> Symbol:
     a, b = _symbol(a), _symbol(b)
-    return Symbol(op, (a, b), FLOAT if FLOAT in (a.dtype, b.dtype) else WHOLE)
+    dtype = FLOAT if FLOAT in (a.dtype, b.dtype) else WHOLE
+    if op == "add" and a.op == "const" and a.key == 0:
+        return b.to(dtype)  # a vector filled with a number is that number
+    return Symbol(op, (a, b), dtype)
 
 
 def _where(condition: Any, a: Any, b: Any) -> Symbol:
