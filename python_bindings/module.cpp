@@ -178,6 +178,25 @@ py::dict losses() {
   return numbers;
 }
 
+// The numbers of distances and of reductions by their names.
+py::dict distances() {
+  py::dict numbers;
+  numbers["euclidean"] = static_cast<int>(Distance::euclidean);
+  numbers["sqeuclidean"] = static_cast<int>(Distance::sqeuclidean);
+  numbers["cosine"] = static_cast<int>(Distance::cosine);
+  numbers["dot"] = static_cast<int>(Distance::dot);
+  return numbers;
+}
+
+py::dict reductions() {
+  py::dict numbers;
+  numbers["mean"] = static_cast<int>(Reduction::mean);
+  numbers["mean_nonzero"] = static_cast<int>(Reduction::mean_nonzero);
+  numbers["sum"] = static_cast<int>(Reduction::sum);
+  numbers["none"] = static_cast<int>(Reduction::none);
+  return numbers;
+}
+
 py::list simd_levels() {
   const cpu::KernelSet* sets[cpu::kMaxLevels];
   const int n = cpu::available_levels(sets);
@@ -194,6 +213,8 @@ PYBIND11_MODULE(_native, m) {
   m.def("simd_level", [] { return std::string(cpu::kernels().name); });
   m.def("simd_levels", simd_levels);
   m.def("losses", losses);
+  m.def("distances", distances);
+  m.def("reductions", reductions);
   m.def("saved_size", saved_size);
   m.def("saved_bytes", saved_bytes);
   m.def("forward", forward);

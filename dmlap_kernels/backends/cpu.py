@@ -10,8 +10,6 @@ from torch import Tensor
 
 from dmlap_kernels.backends.extension import why_missing
 from dmlap_kernels.problem import (
-    DISTANCES,
-    REDUCTIONS,
     ClassScores,
     Forward,
     Gradients,
@@ -22,8 +20,6 @@ from dmlap_kernels.problem import (
     PairStats,
 )
 
-_DISTANCES = {name: i for i, name in enumerate(DISTANCES)}
-_REDUCTIONS = {name: i for i, name in enumerate(REDUCTIONS)}
 _REAL = (torch.float32, torch.float64)
 # Elements of the score matrix of a slice of classes in `hard_classes`.
 _SCORE_ELEMENTS = 1 << 22
@@ -49,6 +45,16 @@ def native() -> Any:
 def _losses() -> dict[str, int]:
     """The numbers by which the extension knows its losses."""
     return native().losses()
+
+
+@functools.cache
+def _distances() -> dict[str, int]:
+    return native().distances()
+
+
+@functools.cache
+def _reductions() -> dict[str, int]:
+    return native().reductions()
 
 
 def _rows(rows: Tensor) -> Tensor:
@@ -235,7 +241,7 @@ def _pairs(x: Tensor, y: Tensor, self_case: bool, distance: str, normalize: bool
         y.stride(0),
         x.shape[1],
         self_case,
-        _DISTANCES[distance],
+        _distances()[distance],
         normalize,
         torch.get_num_threads(),
     )
@@ -299,13 +305,13 @@ class _Call:
             *refs,
             dim,
             y is None,
-            _DISTANCES[spec.distance],
+            _distances()[spec.distance],
             spec.normalize,
             torch.get_num_threads(),
             at_labels,
             at_labels if self.ref_labels is None else _address(self.ref_labels),
             loss,
-            _REDUCTIONS[spec.reduction],
+            _reductions()[spec.reduction],
             spec.params,
         )
         # What `saved_bytes` takes.

@@ -116,7 +116,10 @@ class Symbol:
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None):
         known = _FUNCTIONS.get(function.__name__)
         if known is None:
-            raise NotImplementedError(f"kernels have no {function.__name__}")
+            raise TypeError(
+                f"a formula that kernels compute must do without {function.__name__}, or "
+                "`tracing._FUNCTIONS` must say what it is"
+            )
         return known(*args, **(kwargs or {}))
 
 

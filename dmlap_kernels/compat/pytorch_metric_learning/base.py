@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -99,8 +100,9 @@ class Fused:
             return f"{name}: {end}: {reason}"
         return f"{name}: {ways}"
 
+    @abstractmethod
     def _way(self) -> str:
-        raise NotImplementedError
+        """What runs, in words; `NotFused` with the reason where nothing of ours does."""
 
     def compute_loss(
         self,
@@ -166,16 +168,17 @@ class Fused:
             raise ValueError("labels and indices_tuple cannot both be None")
         return self._listed(call, indices_tuple)
 
+    @abstractmethod
     def _all(self, call: Call) -> dict[str, Entry] | None:
         """Over all pairs of ``call``; None for their loss of zero."""
-        raise NotImplementedError
 
     def _mined(self, call: Call, mined: Mined) -> dict[str, Entry] | None:
         """With the miner inside of the sweep; None where the list must be made."""
         return self._all(call) if mined.everything else None
 
+    @abstractmethod
     def _listed(self, call: Call, indices: Any) -> dict[str, Entry] | None:
-        raise NotImplementedError
+        """Over the pairs or triplets of a list; None for their loss of zero."""
 
     def _options(self) -> dict[str, Any]:
         return {"backend": self.backend, "precision": self.precision}
@@ -233,9 +236,9 @@ class TripletFused(Fused):
 
     triplets_per_anchor: Any
 
+    @abstractmethod
     def _every(self, call: Call) -> dict[str, Entry] | None:
         """All triplets, by a sweep."""
-        raise NotImplementedError
 
     def _mined(self, call: Call, mined: Mined) -> dict[str, Entry] | None:
         return self._every(call) if mined.everything else None

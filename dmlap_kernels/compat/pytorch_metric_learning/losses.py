@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -274,8 +275,9 @@ class _OfAnchors(PairFused):
 
     once = True
 
+    @abstractmethod
     def sweep(self, call: Call, **own: Any) -> Tensor:
-        raise NotImplementedError
+        """The terms (B,) of the anchors, by the fused loss with the options ``own``."""
 
     def _all(self, call: Call) -> dict[str, Entry] | None:
         return {"loss": of_anchors(self.sweep(call))}

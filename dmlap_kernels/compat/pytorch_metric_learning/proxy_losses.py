@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 import torch
@@ -56,8 +57,9 @@ class _Proxies(Fused):
     def _weights(self) -> Tensor:
         return self.proxies  # type: ignore[attr-defined]
 
+    @abstractmethod
     def _weighed(self, call: Call, weights: Tensor | None) -> dict[str, Entry]:
-        raise NotImplementedError
+        """The loss with weights (B,) of the anchors, None for ones."""
 
 
 def _of_rows(values: Tensor, weights: Tensor | None, rows: Tensor | None = None) -> Entry:
