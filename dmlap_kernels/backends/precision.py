@@ -58,6 +58,12 @@ def products_in(precision: str) -> Iterator[None]:
             owner.fp32_precision = value
 
 
+def autocasts(tensor: Tensor) -> bool:
+    """Whether autocast is on for the tensor's device."""
+    kind = tensor.device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
 def full_precision(tensor: Tensor) -> AbstractContextManager:
     """Autocast would take matrix products in half precision."""
     kind = tensor.device.type

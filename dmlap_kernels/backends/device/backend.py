@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from dmlap_kernels.backends.device.stats import pair_stats
 from dmlap_kernels.backends.device.storage import refuse_without_memory
 from dmlap_kernels.backends.device.sweeps import Sweeps
 from dmlap_kernels.backends.device.terms import Call, Family, parts, reduce
-from dmlap_kernels.backends.precision import full_precision
+from dmlap_kernels.backends.precision import autocasts, full_precision
 from dmlap_kernels.problem import (
     Forward,
     Gradients,
@@ -159,6 +159,9 @@ class DeviceBackend(ABC):
 
     def _at(self, tensor: Tensor) -> AbstractContextManager:
         """Keeps autocast off, and makes the tensor's device current for kernels."""
+        elsewhere = tensor.is_cuda and tensor.device.index != torch.cuda.current_device()
+        if not elsewhere and not autocasts(tensor):
+            return nullcontext()
         stack = ExitStack()
         stack.enter_context(full_precision(tensor))
         if tensor.is_cuda and self.reads_memory:

@@ -4,428 +4,245 @@ launches besides.
     forward     pack; for each panel a product, and for each sweep the sweep and its formula; reduce
     backward    for each panel the product unless it was kept, its weights, what near pairs add
                 (of Euclidean distances), and a product for each side; unpack
+
+The host asks for all of it in little time: what can be worked out once is in a `Kind`, what a half
+needs for itself lies in one buffer, and kernels are launched by a `Launcher`.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from dmlap_kernels.backends.device.packing import TILE_WIDTH
-from dmlap_kernels.backends.precision import matmul_precision
-from dmlap_kernels.backends.triton import configurations
-from dmlap_kernels.backends.triton.formulas import function
+from dmlap_kernels.backends.triton.kinds import HEADER, Wanted, kind_of
+from dmlap_kernels.backends.triton.launching import Launcher
 from dmlap_kernels.backends.triton.panel_kernels import sweep_kernel, weights_of_panel_kernel
 from dmlap_kernels.backends.triton.panel_near import near_kernel
-from dmlap_kernels.backends.triton.panel_policies import POLICIES
 from dmlap_kernels.backends.triton.plans import Plan
-from dmlap_kernels.backends.triton.policies import PAIR_GRADIENTS, TERMS, clipped, linear
 from dmlap_kernels.backends.triton.row_kernels import (
     formula_kernel,
     pack_kernel,
     reduce_kernel,
     unpack_kernel,
 )
-from dmlap_kernels.backends.triton.tile import APART, ROWS_NAMED, SELF, Tiling, tiling
 from dmlap_kernels.problem import Gradients, PairProblem, PairSpec
-
-# Floats before the table in what is saved, so that the table is aligned.
-HEADER = 16
-
-
-class Rows(NamedTuple):
-    """A side as kernels read it: the caller's rows, packed ones (rows, width), norms, lengths."""
-
-    raw: Tensor
-    packed: Tensor
-    norms: Tensor
-    lengths: Tensor
-    labels: Tensor
-
-    @staticmethod
-    def of(raw: Tensor, labels: Tensor, width: int) -> Rows:
-        count = raw.shape[0]
-        packed = raw.new_empty((count, width), dtype=torch.float32)
-        lengths = raw.new_empty((count,), dtype=torch.float64)
-        return Rows(raw, packed, packed.new_empty(count), lengths, labels)
 
 
 class Step:
     """The buffers and launches of one call of at least one anchor and one reference."""
 
     def __init__(self, plan: Plan, spec: PairSpec, problem: PairProblem) -> None:
-        self.plan, self.spec, self.problem = plan, spec, problem
-        self.self_case = problem.y is None
-        self.ones = spec.distance in ("euclidean", "sqeuclidean")
-        features = problem.x.shape[1]
-        self.depth = -(-features // TILE_WIDTH) * TILE_WIDTH
-        self.width = self.depth + (TILE_WIDTH if self.ones else 0)
-        self.x = Rows.of(_plain(problem.x), _plain(problem.labels).contiguous(), self.width)
-        self.y = self.x
+        self.problem = problem
+        self.x, self.labels = _plain(problem.x), _plain(problem.labels).contiguous()
+        self.y, self.ref_labels = self.x, self.labels
+        given = [self.x, self.labels]
         if problem.y is not None:
             assert problem.ref_labels is not None
-            self.y = Rows.of(_plain(problem.y), _plain(problem.ref_labels).contiguous(), self.width)
-        self.anchors, self.columns = len(self.x.raw), len(self.y.raw)
-        self.itself, self.named = self.x.labels, SELF.value if self.self_case else APART.value
+            self.y, self.ref_labels = _plain(problem.y), _plain(problem.ref_labels).contiguous()
+            given += self.y, self.ref_labels
+        # Any tensor where there is none.
+        self.itself, self.params = self.labels, None
         if problem.self_index is not None:
-            self.itself, self.named = _plain(problem.self_index).contiguous(), ROWS_NAMED.value
-        params = problem.anchor_params
-        self.params = self.x.norms if params is None else _plain(params).contiguous()
-        self.numbers, *self.exponents = plan.numbers(spec.params)
-        self.height = configurations.panel_height(self.columns)
+            self.itself = _plain(problem.self_index).contiguous()
+            given.append(self.itself)
+        if problem.anchor_params is not None:
+            self.params = _plain(problem.anchor_params).contiguous()
+            given.append(self.params)
+        self.kind = kind_of(plan, spec, problem, tuple(given))
+        self.plan = plan
+        self.buffer = self.x.new_empty(self.kind.layout.floats, dtype=torch.float32)
         self.panel: Tensor | None = None
+        # Whether the panel holds products.
+        self.kept = False
         # Which gradients are wanted.
-        self.wanted = (True, not self.self_case)
+        self.wanted = (True, problem.y is not None)
 
     def forward(self) -> tuple[Tensor, Tensor]:
         """The loss, and what is saved: the header, and the table."""
-        plan = self.plan
-        flags = self.pack()
-        saved = self.x.norms.new_empty(HEADER + plan.rows * self.anchors)
-        table = saved[HEADER:]
-        for top in range(0, self.anchors, self.height):
-            panel = self.product(top)
-            prefix = 0
-            for number in range(len(plan.sweeps)):
-                self._sweep(number, panel, table, top, prefix)
-                prefix += len(plan.stored[number])
-        loss = saved.new_empty((self.anchors,) if self.spec.reduction == "none" else ())
-        reduce_kernel[(1,)](
-            table,
-            flags,
-            saved,
-            loss,
-            self.anchors,
-            flags.shape[0],
-            plan.prefix,
-            plan.groups,
-            self.spec.reduction,
-            configurations.ROWS_REDUCED,
-            num_warps=8,
-        )
+        kind = self.kind
+        launch = Launcher(kind.known.setdefault("forward", {}))
+        at = launch.pieces(kind.layout, self.buffer)
+        self._pack(launch, at)
+        saved = self.buffer.new_empty(kind.saved)
+        loss = self.buffer.new_empty(kind.loss)
+        table = launch.pointer(saved, HEADER)
+        partials = at[kind.partials]
+        params = self._params(launch, at)
+        for top, panel in kind.panels.items():
+            pairs = self._pairs(launch, at, self._product(top))
+            for number, (sweep, formula) in enumerate(panel.sweeps):
+                launch((number, "sweep"), sweep_kernel, sweep, *pairs, table, params, partials)
+                launch((number, "formula"), formula_kernel, formula, partials, table, params)
+        launch(
+            "reduce", reduce_kernel, kind.reduce,
+            table, at[kind.flags], launch.pointer(saved), launch.pointer(loss),
+        )  # fmt: skip
+        launch.done()
+        if not kind.one_panel:
+            self.panel = None
         return loss, saved
 
-    def forget(self) -> None:
-        """A panel stays for the backward half if it is the only one."""
-        if self.panel is not None and self.panel.shape[0] < self.anchors:
-            self.panel = None
+    def pack(self) -> None:
+        """What backward needs of a forward half that ran elsewhere."""
+        launch = Launcher(self.kind.known.setdefault("pack", {}))
+        self._pack(launch, launch.pieces(self.kind.layout, self.buffer))
+        launch.done()
 
-    def pack(self) -> Tensor:
-        """Packs both sides; what is to be added up to know of embeddings that are not finite."""
-        launch = configurations.row_launch()
-        blocks = blocks_in(self.anchors, launch.BM)
-        others = 0 if self.self_case else blocks_in(self.columns, launch.BM)
-        flags = self.x.norms.new_empty(blocks + others)
-        x, y = self.x, self.y
-        pack_kernel[(blocks + others,)](
-            x.raw,
-            y.raw,
-            x.packed,
-            y.packed,
-            x.norms,
-            y.norms,
-            x.lengths,
-            y.lengths,
-            flags,
-            self.anchors,
-            self.columns,
-            x.raw.shape[1],
-            self.width,
-            *x.raw.stride(),
-            *y.raw.stride(),
-            blocks,
-            self.spec.unit_rows,
-            self.ones,
-            launch.BM,
-            launch.BK,
-            num_warps=launch.warps,
-        )
-        return flags
+    def _pack(self, launch: Launcher, at: list[Any]) -> None:
+        """Packs both sides; leaves what is to be added up to know of embeddings that are not
+        finite."""
+        kind = self.kind
+        x, y = kind.x, kind.y
+        launch(
+            "pack", pack_kernel, kind.pack,
+            launch.pointer(self.x), launch.pointer(self.y), at[x.packed], at[y.packed],
+            at[x.norms], at[y.norms], at[x.lengths], at[y.lengths], at[kind.flags],
+        )  # fmt: skip
 
-    def product(self, top: int) -> Tensor:
-        """The panel from row ``top`` on, in the buffer of all of them."""
+    def _product(self, top: int) -> Tensor:
+        """The panel from row ``top`` on."""
+        kind = self.kind
         if self.panel is None:
-            rows = min(self.height, self.anchors)
-            self.panel = self.x.norms.new_empty((rows, self.columns))
-        rows = min(self.height, self.anchors - top)
-        panel = self.panel[:rows]
-        x, y = self.x.packed[top : top + rows, : self.depth], self.y.packed[:, : self.depth]
+            if kind.one_panel:
+                self.panel = self._piece(kind.panel, (kind.height, kind.columns), kind.columns)
+            else:
+                self.panel = self.buffer.new_empty((kind.height, kind.columns))
+        rows = kind.panels[top].rows
+        panel = self.panel if rows == kind.height else self.panel[:rows]
+        # The features alone, without the ones.
+        depth, width = kind.depth, kind.width
+        x = self._piece(kind.x.packed, (rows, depth), width, top)
+        y = self._piece(kind.y.packed, (kind.columns, depth), width)
+        self.kept = kind.one_panel
         return torch.mm(x, y.T, out=panel)
 
-    def _sweep(self, number: int, panel: Tensor, table: Tensor, top: int, prefix: int) -> None:
-        plan, sweep = self.plan, self.plan.sweeps[number]
-        policy = POLICIES[sweep.policy]
-        rows = panel.shape[0]
-        launch, blocks, splits, span = self._cut("panel", rows)
-        partials = panel.new_empty((policy.size + 2, splits, rows))
-        own = plan.own[number]
-        sweep_kernel[(blocks * splits,)](
-            *self.pairs(panel),
-            table,
-            self.params,
-            partials,
-            top,
-            self.anchors,
-            self.columns,
-            self.width,
-            span,
-            splits,
-            *self.exponents[number],
-            *self.numbers,
-            None if own is None else function(own),
-            clipped if plan.clipped[number] else linear,
-            policy.empty,
-            policy.visit,
-            policy.merge,
-            policy.size,
-            policy.mines,
-            prefix,
-            self.height,
-            self.tiling(launch),
-            **launch.options,
-        )
-        block = configurations.ROWS_OF_FORMULAS
-        formula_kernel[(blocks_in(rows, block),)](
-            partials,
-            table,
-            self.params,
-            top,
-            self.anchors,
-            splits,
-            *self.numbers,
-            function(plan.formulas[number]),
-            policy.empty,
-            policy.merge,
-            policy.finish,
-            policy.size,
-            prefix,
-            plan.outputs(number),
-            self.height,
-            block,
-            num_warps=4,
+    def _piece(self, number: int, shape: tuple[int, int], stride: int, top: int = 0) -> Tensor:
+        """Of the buffer, from row ``top`` on."""
+        begin = self.kind.layout.pieces[number].begin // 4 + top * stride
+        return self.buffer.as_strided(shape, (stride, 1), begin)
+
+    def _pairs(self, launch: Launcher, at: list[Any], panel: Tensor) -> tuple[Any, ...]:
+        """What kernels read of pairs."""
+        x, y = self.kind.x, self.kind.y
+        return (
+            launch.pointer(panel),
+            at[x.packed],
+            at[y.packed],
+            at[x.norms],
+            at[y.norms],
+            launch.pointer(self.labels),
+            launch.pointer(self.ref_labels),
+            launch.pointer(self.itself),
         )
 
+    def _params(self, launch: Launcher, at: list[Any]) -> Any:
+        return at[self.kind.x.norms] if self.params is None else launch.pointer(self.params)
+
     def backward(self, saved: Tensor, grad: Tensor) -> Gradients:
-        plan, problem = self.plan, self.problem
-        table = saved[HEADER:]
-        grad = _plain(grad)
-        stride = grad.stride(0) if grad.ndim else 0
+        kind, problem = self.kind, self.problem
         for_x, for_y = self.wanted
-        at_params = None
-        if plan.anchor_params:
-            at_params = self.params.new_empty(self.anchors)
+        wanted = kind.wanted(self.wanted)
+        grad, saved = _plain(grad), _plain(saved)
+        compiled_for = grad.dtype, grad.data_ptr() % 16, saved.data_ptr() % 16
+        launch = Launcher(kind.known.setdefault((self.wanted, *compiled_for), {}))
+        at = launch.pieces(kind.layout, self.buffer)
+        buffer = self.buffer.new_empty(wanted.layout.floats)
+        to = launch.pieces(wanted.layout, buffer)
+        table, header = launch.pointer(saved, HEADER), launch.pointer(saved)
+        params, found = self._params(launch, at), None
+        if kind.plan.anchor_params:
+            assert self.params is not None
+            found = self.params.new_empty(kind.anchors)
+        ends = table, header, launch.pointer(grad), params
+        at_params = params if found is None else launch.pointer(found)
+        stride = grad.stride(0) if grad.ndim else 0
         products = [
-            rows.packed.new_empty(rows.packed.shape) if wanted else rows.packed
-            for rows, wanted in zip((self.x, self.y), self.wanted, strict=True)
+            None if number < 0 else _float_piece(wanted, buffer, number)
+            for number in wanted.products
         ]
-        near = _Near(self) if self.ones and (for_x or for_y) else None
-        whole = self.panel is not None and self.panel.shape[0] == self.anchors
-        for top in range(0, self.anchors, self.height):
-            panel = self.panel if whole else self.product(top)
-            assert panel is not None
-            values = self._differentiate(panel, table, saved, grad, stride, at_params, top)
-            rows = panel.shape[0]
-            if near is not None:
-                near.add(panel, table, saved, grad, stride, top, *values)
-            if for_x:
-                torch.mm(panel, self.y.packed, out=products[0][top : top + rows])
-            if for_y:
-                packed = self.x.packed[top : top + rows]
-                if top:
-                    products[1].addmm_(panel.T, packed)
-                else:
-                    torch.mm(panel.T, packed, out=products[1])
+        nears = self._nears(at, to, wanted)
+        for top, panel in kind.panels.items():
+            weights = self.panel if self.kept else self._product(top)
+            assert weights is not None
+            pairs = self._pairs(launch, at, weights)
+            launch(
+                "weights", weights_of_panel_kernel, panel.weights,
+                *pairs, *ends, at_params, to[wanted.marks], stride,
+            )  # fmt: skip
+            if top in wanted.near:
+                launch(
+                    "near", near_kernel, wanted.near[top],
+                    *pairs, *ends, to[wanted.marks], *nears, stride,
+                )  # fmt: skip
+            self._multiply(weights, top, panel.rows, products)
         # Its products are gone.
-        self.panel = None
-        gx = torch.empty_like(problem.x, memory_format=torch.contiguous_format) if for_x else None
-        gy = None
+        self.kept = False
+        if not kind.one_panel:
+            self.panel = None
+        gx = gy = None
+        if for_x:
+            gx = torch.empty_like(problem.x, memory_format=torch.contiguous_format)
         if problem.y is not None and for_y:
             gy = torch.empty_like(problem.y, memory_format=torch.contiguous_format)
         if gx is not None or gy is not None:
-            self._unpack(gx, gy, products, near, saved)
-        return Gradients(gx, gy, at_params)
+            self._unpack(launch, at, to, wanted, (gx, gy), header)
+        launch.done()
+        return Gradients(gx, gy, found)
 
-    def _differentiate(
-        self,
-        panel: Tensor,
-        table: Tensor,
-        header: Tensor,
-        grad: Tensor,
-        stride: int,
-        at_params: Tensor | None,
-        top: int,
-    ) -> tuple[Tensor, int, int]:
-        """Makes weights of the products; returns the marks of near pairs, and how columns are
-        cut."""
-        plan = self.plan
-        launch, blocks, splits, span = self._cut("panel_weights", panel.shape[0])
-        marks = torch.empty((blocks, splits), dtype=torch.int32, device=panel.device)
-        weights_of_panel_kernel[(blocks * splits,)](
-            *self.pairs(panel),
-            table,
-            header,
-            grad,
-            self.params,
-            self.params if at_params is None else at_params,
-            marks,
-            stride,
-            top,
-            self.anchors,
-            self.columns,
-            self.width,
-            span,
-            splits,
-            *self.exponents[-1],
-            *self.numbers,
-            *self.kind(),
-            plan.coefficients if plan.anchor_params else -1,
-            self.height,
-            self.tiling(launch),
-            **launch.options,
-        )
-        return marks, splits, span
+    def _nears(self, at: list[Any], to: list[Any], wanted: Wanted) -> list[Any]:
+        """Rows and marks of what near pairs add; where there is none, pieces of the same dtypes."""
+        none = at[self.kind.x.norms]
+        rows = [none if number < 0 else to[number] for number in wanted.near_rows]
+        return rows + [to[max(number, wanted.marks)] for number in wanted.near_marks]
 
-    def kind(self) -> tuple[Any, ...]:
-        """What kernels are compiled for that make weights."""
-        plan = self.plan
-        return (
-            function(plan.gradient),
-            clipped if plan.clipped[-1] else linear,
-            PAIR_GRADIENTS[plan.kind],
-            TERMS.get(plan.kind),
-            plan.prefix,
-            plan.groups,
-            self.spec.reduction,
-        )
+    def _multiply(
+        self, weights: Tensor, top: int, rows: int, products: list[Tensor | None]
+    ) -> None:
+        """Weights of pairs times the rows of the other side."""
+        kind = self.kind
+        weights = weights if len(weights) == rows else weights[:rows]
+        width = kind.width
+        at_x, at_y = products
+        if at_x is not None:
+            other = self._piece(kind.y.packed, (kind.columns, width), width)
+            torch.mm(weights, other, out=at_x if kind.one_panel else at_x[top : top + rows])
+        if at_y is not None:
+            other = self._piece(kind.x.packed, (rows, width), width, top)
+            if top:
+                at_y.addmm_(weights.T, other)
+            else:
+                torch.mm(weights.T, other, out=at_y)
 
     def _unpack(
         self,
-        gx: Tensor | None,
-        gy: Tensor | None,
-        products: list[Tensor],
-        near: _Near | None,
-        header: Tensor,
+        launch: Launcher,
+        at: list[Any],
+        to: list[Any],
+        wanted: Wanted,
+        gradients: tuple[Tensor | None, Tensor | None],
+        header: Any,
     ) -> None:
-        launch = configurations.row_launch()
-        blocks = 0 if gx is None else blocks_in(self.anchors, launch.BM)
-        others = 0 if gy is None else blocks_in(self.columns, launch.BM)
-        x, y = self.x, self.y
-        some: Any = gy if gx is None else gx
-        unpack_kernel[(blocks + others,)](
-            some if gx is None else gx,
-            some if gy is None else gy,
-            x.raw,
-            y.raw,
-            x.packed,
-            y.packed,
-            *products,
-            *(products if near is None else near.rows),
-            *((header, header) if near is None else near.marks),
-            x.lengths,
-            y.lengths,
-            header,
-            self.anchors,
-            self.columns,
-            x.raw.shape[1],
-            self.width,
-            blocks,
-            self.plan.groups,
-            self.spec.unit_rows,
-            self.ones,
-            launch.BM,
-            launch.BK,
-            num_warps=launch.warps,
-        )
-
-    def pairs(self, panel: Tensor) -> tuple[Tensor, ...]:
-        x, y = self.x, self.y
-        return (
-            panel,
-            x.packed,
-            y.packed,
-            x.norms,
-            y.norms,
-            x.labels,
-            y.labels,
-            self.itself,
-        )
-
-    def _cut(self, kernel: str, rows: int) -> tuple[configurations.Launch, int, int, int]:
-        """The launch; blocks of rows, splits of columns, columns of a split."""
-        launch = configurations.panel_launch(kernel)
-        blocks = blocks_in(rows, launch.BM)
-        tiles = blocks_in(self.columns, launch.BN)
-        splits, span = configurations.split(tiles, blocks, self.x.packed.device)
-        return launch, blocks, splits, span * launch.BN
-
-    def tiling(self, launch: configurations.Launch) -> Tiling:
-        precision = self.spec.precision or matmul_precision()
-        return tiling(self.spec.distance, precision, self.self_case, self.named, launch, self.width)
+        x, y = self.kind.x, self.kind.y
+        some = [launch.pointer(one) for one in gradients if one is not None]
+        products = [
+            at[side.packed] if number < 0 else to[number]
+            for side, number in zip((x, y), wanted.products, strict=True)
+        ]
+        launch(
+            "unpack", unpack_kernel, wanted.unpack,
+            some[0], some[-1], launch.pointer(self.x), launch.pointer(self.y),
+            at[x.packed], at[y.packed], *products, *self._nears(at, to, wanted),
+            at[x.lengths], at[y.lengths], header,
+        )  # fmt: skip
 
 
-class _Near:
-    """What near pairs add to the gradients."""
-
-    def __init__(self, step: Step) -> None:
-        self.step = step
-        launch = self.launch = configurations.panel_launch("panel_near")
-        self.chunks = blocks_in(step.width, launch.held(step.width))
-        sides = zip((step.x, step.y), step.wanted, strict=True)
-        self.rows, self.marks = [], []
-        for rows, wanted in sides:
-            count = len(rows.packed) if wanted else 0
-            marks = (self.chunks, blocks_in(count, launch.BM))
-            self.rows.append(rows.packed.new_empty((count, step.width)))
-            self.marks.append(torch.empty(marks, dtype=torch.int32, device=rows.packed.device))
-
-    def add(
-        self,
-        panel: Tensor,
-        table: Tensor,
-        header: Tensor,
-        grad: Tensor,
-        stride: int,
-        top: int,
-        marks: Tensor,
-        splits: int,
-        span: int,
-    ) -> None:
-        step, launch = self.step, self.launch
-        blocks = blocks_in(panel.shape[0], launch.BM) if step.wanted[0] else 0
-        others = blocks_in(step.columns, launch.BM) if step.wanted[1] else 0
-        near_kernel[(blocks + others, self.chunks)](
-            *step.pairs(panel),
-            table,
-            header,
-            grad,
-            step.params,
-            marks,
-            *self.rows,
-            *self.marks,
-            stride,
-            top,
-            step.anchors,
-            step.columns,
-            step.width,
-            span,
-            splits,
-            blocks,
-            *step.exponents[-1],
-            *step.numbers,
-            *step.kind(),
-            step.height,
-            step.tiling(launch),
-            **launch.options,
-        )
-
-
-def blocks_in(count: int, block: int) -> int:
-    return -(-count // block)
+def _float_piece(wanted: Wanted, buffer: Tensor, number: int) -> Tensor:
+    piece = wanted.layout.pieces[number]
+    return buffer.as_strided(piece.shape, (piece.shape[1], 1), piece.begin // 4)
 
 
 def _plain(tensor: Tensor) -> Tensor:
     """Without lazy signs, which kernels do not know of."""
-    tensor = tensor.detach()
     return tensor.resolve_neg() if tensor.is_neg() else tensor

@@ -75,7 +75,6 @@ class TritonBackend(DeviceBackend):
         with self._at(problem.x), _products_of(spec):
             step = Step(plan, spec, problem)
             loss, saved = step.forward()
-            step.forget()
         summary = None
         if stats or scores:
             # What losses keep of an anchor is less than statistics tell.
@@ -124,7 +123,7 @@ class TritonBackend(DeviceBackend):
         return saved
 
 
-# Floats before the table, `steps.HEADER`, which this module cannot import without Triton.
+# Floats before the table, `kinds.HEADER`, which this module cannot import without Triton.
 _HEADER = 16
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dmlap_kernels import fused_triplet_loss
 from dmlap_kernels.backends import registry
-from dmlap_kernels.backends.triton import configurations, steps
+from dmlap_kernels.backends.triton import configurations, kinds, steps
 from dmlap_kernels.backends.triton.plans import plan_of
 from dmlap_kernels.problem import PairProblem, PairSpec
 from tests.losses import device_checks as checks
@@ -206,7 +206,7 @@ def mined(x: Tensor, labels: Tensor) -> Tensor:
     assert plan is not None
     step = steps.Step(plan, spec, PairProblem(x, labels, None, None))
     _, saved = step.forward()
-    return saved[steps.HEADER :].view(plan.rows, -1)[[1, 3]].long()
+    return saved[kinds.HEADER :].view(plan.rows, -1)[[1, 3]].long()
 
 
 def test_ties_go_to_the_lower_label_then_the_lower_index() -> None:
