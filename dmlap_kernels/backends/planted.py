@@ -90,6 +90,8 @@ def cases(spec: PairSpec, dtype: torch.dtype) -> Iterator[Case]:
     """With the loss's own params of `PARAMS`, else with those of the call."""
     params = PARAMS.get(spec.loss, tuple(1.0 if p is None else p for p in spec.params))
     x, labels, y, ref_labels, itself = (tensor.clone() for tensor in _drawn())
+    if spec.loss == "triplet_semihard":
+        labels, ref_labels = _in_one_class(x, labels, y, ref_labels)
     x, y = x.to(dtype), y.to(dtype)
     beta = None
     if spec.loss == "margin":
@@ -102,6 +104,16 @@ def cases(spec: PairSpec, dtype: torch.dtype) -> Iterator[Case]:
     self_index = None if spec.loss in PROXIES else itself
     with_refs = PairProblem(x, labels, y, ref_labels, beta, self_index)
     yield Case("references", plain._replace(reduction="none"), with_refs, each)
+
+
+def _in_one_class(
+    x: Tensor, labels: Tensor, y: Tensor, ref_labels: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Labels by which rows that lie close together are of one class. A negative at the distance of
+    a positive is semi-hard or not by the rounding of their products, which nothing prescribes."""
+    close = [torch.cdist(rows.double(), x.double()) < 1e-2 for rows in (x, y)]
+    labels = labels[close[0].int().argmax(1)]
+    return labels, torch.where(close[1].any(1), labels[close[1].int().argmax(1)], ref_labels)
 
 
 @functools.cache

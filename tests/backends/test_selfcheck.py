@@ -429,6 +429,30 @@ def test_everything_is_planted() -> None:
     assert len(x) % 64 and len(y) % 64 and x.shape[1] % 16
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("distance", ["euclidean", "sqeuclidean", "cosine", "dot"])
+def test_which_negatives_are_semihard_is_no_matter_of_rounding(
+    distance: str, dtype: torch.dtype
+) -> None:
+    """Products of a GPU round an anchor's distances to two equal rows apart."""
+    for case in planted.cases(PairSpec("triplet_semihard", (), distance), dtype):
+        x, labels, y, ref_labels, _, itself, _ = case.problem
+        x = x.double()
+        y, ref_labels = (x, labels) if y is None else (y.double(), ref_labels)
+        if distance == "cosine":
+            x, y = (torch.nn.functional.normalize(rows) for rows in (x, y))
+        d = -(x @ y.T)
+        if distance.endswith("euclidean"):
+            d = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+        alike = labels[:, None] == ref_labels
+        own = torch.arange(len(x)) if itself is None else itself
+        positive = alike & (torch.arange(len(y)) != own[:, None])
+        assert positive.any(1).sum() > 100
+        for distances, mine, other in zip(d, positive, ~alike, strict=True):
+            gaps = (distances[mine][:, None] - distances[other]).abs()
+            assert not gaps.numel() or gaps.min() > 4e-7
+
+
 @pytest.mark.parametrize(("part", "case"), [(0, 0), (2, 0), (0, 1), (1, 1), (2, 1)])
 def test_a_fault_in_any_part_of_any_call_is_found(part: int, case: int) -> None:
     """One row of a gradient, one entry of a loss."""

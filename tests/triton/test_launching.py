@@ -1,0 +1,166 @@
+"""Steps ask Triton once what their arguments are like, and then launch what it compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton")
+
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from dmlap_kernels.backends.triton import configurations, kinds
+from dmlap_kernels.backends.triton.plans import plan_of
+from dmlap_kernels.backends.triton.steps import Step
+from dmlap_kernels.problem import PairProblem, PairSpec
+
+if configurations.INTERPRETED:
+    pytest.skip("the interpreter compiles nothing", allow_module_level=True)
+
+
+@dataclass
+class Launches:
+    """Arguments of what was launched, and names of the kernels that Triton was asked for."""
+
+    done: list[tuple[Any, ...]] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
+
+    def taken(self) -> tuple[list[tuple[Any, ...]], list[str]]:
+        found = self.done[:], self.asked[:]
+        self.done.clear(), self.asked.clear()
+        return found
+
+
+class Launcher:
+    """Of a kernel, which outlives the test that compiled it."""
+
+    done: ClassVar[list[tuple[Any, ...]]] = []
+
+    def __init__(self, src: Any, metadata: Any) -> None:
+        self.name = metadata.name
+
+    def __call__(self, *arguments: Any) -> None:
+        grid, stream, rest = arguments[:3], arguments[3], arguments[9:]
+        assert min(grid) > 0 and stream == 17
+        self.done.append((self.name, grid, *rest))
+
+
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[Launches]:
+    """Of a GPU that does nothing: kernels are compiled for it, loaded and launched nowhere."""
+    found = Launches()
+    monkeypatch.setattr(Launcher, "done", found.done)
+    utils = SimpleNamespace(
+        load_binary=lambda *_: (1, 1, 32, 0, 1024),
+        get_device_properties=lambda _: {"max_shared_mem": 232448},
+        unload_module=lambda _: None,
+    )
+    gpu = SimpleNamespace(
+        utils=utils,
+        launcher_cls=Launcher,
+        get_current_device=lambda: 0,
+        get_current_stream=lambda _: 17,
+        get_current_target=lambda: GPUTarget("cuda", 90, 32),
+        get_active_torch_device=lambda: torch.device("cpu"),
+    )
+    run = JITFunction.run
+
+    def asked(self: Any, *args: Any, **keywords: Any) -> Any:
+        found.asked.append(self.__name__)
+        return run(self, *args, **keywords)
+
+    monkeypatch.setattr(JITFunction, "run", asked)
+    monkeypatch.setattr(kinds, "_kinds", {})
+    monkeypatch.setattr(kinds, "_tables", {})
+    monkeypatch.setattr(driver, "_active" if hasattr(driver, "_active") else "active", gpu)
+    yield found
+
+
+def step(
+    x: Tensor, temperature: float = 0.1, grad: Tensor | None = None, refs: bool = False
+) -> None:
+    """Forward and backward of SupCon."""
+    labels = torch.arange(len(x)) // 4
+    problem = PairProblem(x, labels, x + 1 if refs else None, labels if refs else None)
+    spec = PairSpec("sup_con", (temperature,), "euclidean")
+    plan = plan_of(spec, not refs)
+    assert plan is not None
+    made = Step(plan, spec, problem)
+    _, saved = made.forward()
+    made.backward(saved, torch.ones(()) if grad is None else grad)
+
+
+def test_the_second_step_launches_the_same(launches: Launches) -> None:
+    x = torch.randn(40, 32)
+    step(x)
+    first, asked = launches.taken()
+    assert len(asked) == len(first) == 7
+    step(x)
+    second, asked = launches.taken()
+    assert not asked
+    for one, other in zip(first, second, strict=True):
+        assert len(one) == len(other)
+        for mine, theirs in zip(one, other, strict=True):
+            if isinstance(mine, Tensor):  # in memory of its own, but for the caller's
+                assert type(theirs) is int and theirs % 16 == 0
+                assert (mine.data_ptr() == x.data_ptr()) == (theirs == x.data_ptr())
+            else:
+                assert theirs is mine or theirs == mine
+
+
+def test_what_kernels_are_not_compiled_for_is_asked_once(launches: Launches) -> None:
+    """Another number of rows, another temperature."""
+    step(torch.randn(40, 32))
+    launches.taken()
+    for rows, temperature in ((56, 0.1), (41, 0.1), (40, 0.2), (3, 0.3)):
+        step(torch.randn(rows, 32), temperature)
+        done, asked = launches.taken()
+        assert len(done) == 7 and not asked
+
+
+@pytest.mark.parametrize("other", ["dtype", "alignment", "stride", "features", "grad", "refs"])
+def test_what_they_are_compiled_for_is_asked_anew(other: str, launches: Launches) -> None:
+    x, grad = torch.randn(40, 32), torch.ones(())
+    step(x, grad=grad)
+    launches.taken()
+    if other == "dtype":
+        x = x.bfloat16()
+    elif other == "alignment":
+        x = torch.randn(40 * 32 + 1)[1:].view(40, 32)
+    elif other == "stride":
+        x = torch.randn(32, 40).T
+    elif other == "features":
+        x = torch.randn(40, 33)
+    elif other == "grad":
+        grad = torch.ones(2)[1]
+    step(x, grad=grad, refs=other == "refs")
+    _, asked = launches.taken()
+    assert set(asked) >= {"weights_of_panel_kernel", "unpack_kernel"}
+    assert ("pack_kernel" in asked) == (other != "grad")
+
+
+def test_a_profiler_hears_of_launches(launches: Launches, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(40, 32)
+    step(x)
+    launches.taken()
+    heard: list[Any] = []
+    before = knobs.runtime.launch_enter_hook
+    if hasattr(before, "add"):
+        before.add(heard.append)
+    else:
+        monkeypatch.setattr(knobs.runtime, "launch_enter_hook", heard.append)
+    try:
+        step(x)
+    finally:
+        if hasattr(before, "remove"):
+            before.remove(heard.append)
+    assert len(launches.taken()[1]) == 7
