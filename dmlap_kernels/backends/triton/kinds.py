@@ -30,10 +30,11 @@ _MOST_KINDS = 256
 
 
 class Side(NamedTuple):
-    """Of anchors or references, the numbers of the pieces: packed rows (rows, width), their squared
-    norms, and the lengths of the caller's."""
+    """Of anchors or references, the numbers of the pieces: packed rows (rows, width), the same
+    split (rows, 7 * depth) or any piece, their squared norms, and the lengths of the caller's."""
 
     packed: int
+    parts: int
     norms: int
     lengths: int
 
@@ -88,6 +89,7 @@ class Kind:
         if problem.self_index is not None:
             self.named = ROWS_NAMED.value
         self.precision = precision
+        self.split = configurations.splits_products(self.device, precision)
         self.numbers, *self.exponents = plan.numbers(spec.params)
         self.height = min(configurations.panel_height(self.columns), self.anchors)
         self.saved = HEADER + plan.rows * self.anchors
@@ -107,8 +109,12 @@ class Kind:
         layout = self.layout = Layout()
 
         def side(rows: int) -> Side:
+            packed = layout.add(rows, self.width)
+            parts = packed
+            if self.split:
+                parts = layout.add(rows, 7 * self.depth, dtype=torch.bfloat16)
             lengths = layout.add(rows, dtype=torch.float64)
-            return Side(layout.add(rows, self.width), layout.add(rows), lengths)
+            return Side(packed, parts, layout.add(rows), lengths)
 
         self.x = side(self.anchors)
         self.y = self.x if self.self_case else side(self.columns)
@@ -129,7 +135,7 @@ class Kind:
         row = configurations.row_launch()
         others = (
             self.anchors, self.columns, self.features, self.width, *x.stride(), *y.stride(),
-            self.row_blocks, self.spec.unit_rows, self.ones, row.BM, row.BK,
+            self.row_blocks, self.spec.unit_rows, self.ones, self.split, row.BM, row.BK,
         )  # fmt: skip
         return Launch((self.flag_count, 1, 1), others, {"num_warps": row.warps})
 

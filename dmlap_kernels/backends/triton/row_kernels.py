@@ -4,6 +4,12 @@ Rows are packed in the order in which they come, anchors and then references: fl
 length where the loss asks for it, padded with zeros to a multiple of 16 features. For (sq)euclidean
 distances 16 more hold a 1 and zeros, so that a product with weights of pairs brings their sums.
 
+Where products are those of bfloat16, rows are split as well: x = x1 + x2 + x3, each of the eight
+leading bits of what the ones before it leave, so that the sum is exact. Of the nine products of
+their parts the three smallest are below the rounding of float32; the other six are neighbours in
+(1, 1, 2, 2, 1, 3, 1). So rows that hold these parts side by side, without the last one times
+without the first one, are one product of all six.
+
 What formulas make of an anchor is a column of a table (k, anchors); see `plans.Plan`. A header has
 the share of each term of a group in the loss, and after the groups 0, or NaN where an embedding is
 not finite.
@@ -62,9 +68,31 @@ def group_weights(
 
 
 @triton.jit
+def _leading(values):
+    """The eight leading bits of float32 numbers, as such."""
+    bits = values.to(tl.int32, bitcast=True) & -65536
+    return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _split(parts, values, mask, depth):
+    """Stores the parts of ``values`` at ``parts``, of which each row has seven times ``depth``."""
+    first = _leading(values)
+    second = _leading(values - first)
+    third = values - first - second
+    for place in tl.static_range(7):
+        one = first
+        if place == 2 or place == 3:
+            one = second
+        if place == 5:
+            one = third
+        tl.store(parts + place * depth, one.to(tl.bfloat16), mask=mask)
+
+
+@triton.jit
 def _pack(
-    raw, packed, norms, lengths, flags, block, count, features, width, stride, step,
-    unit: tl.constexpr, ones: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
+    raw, packed, parts, norms, lengths, flags, block, count, features, width, stride, step,
+    unit: tl.constexpr, ones: tl.constexpr, split: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """A block of rows; ``stride`` and ``step`` of the caller's rows."""
     rows = block * BM + tl.arange(0, BM)
@@ -93,6 +121,10 @@ def _pack(
             values = (values.to(tl.float64) * inverse[:, None]).to(tl.float32)
         total += tl.sum(values * values, axis=1)
         poison += tl.sum(values * 0.0, axis=1)
+        if split:
+            depth = width - 16 if ones else width
+            to = parts + rows.to(tl.int64)[:, None] * (7 * depth) + feature[None, :]
+            _split(to, values, row_in[:, None] & (feature < depth)[None, :], depth)
         if ones:
             # Features are padded to a multiple of 16, and one of the 16 that follow is 1.
             values = tl.where((feature == width - 16)[None, :], 1.0, values)
@@ -105,22 +137,25 @@ def _pack(
 @triton.jit(do_not_specialize=["anchors", "columns", "blocks"])
 def pack_kernel(
     x, y,  # as the caller has them
-    x_packed, y_packed, x_norms, y_norms, x_lengths, y_lengths,
+    x_packed, y_packed,
+    x_parts, y_parts,  # bfloat16, (rows, 7 * features) where rows are split
+    x_norms, y_norms, x_lengths, y_lengths,
     flags,  # a number of each program, 0 or NaN
     anchors, columns, features, width, x_stride, x_step, y_stride, y_step,
     blocks,  # of anchors
-    unit: tl.constexpr, ones: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
+    unit: tl.constexpr, ones: tl.constexpr, split: tl.constexpr, BM: tl.constexpr,
+    BK: tl.constexpr,
 ):  # fmt: skip
     number = tl.program_id(0)
     if number < blocks:
         _pack(
-            x, x_packed, x_norms, x_lengths, flags + number, number, anchors, features, width,
-            x_stride, x_step, unit, ones, BM, BK,
+            x, x_packed, x_parts, x_norms, x_lengths, flags + number, number, anchors, features,
+            width, x_stride, x_step, unit, ones, split, BM, BK,
         )  # fmt: skip
     else:
         _pack(
-            y, y_packed, y_norms, y_lengths, flags + number, number - blocks, columns, features,
-            width, y_stride, y_step, unit, ones, BM, BK,
+            y, y_packed, y_parts, y_norms, y_lengths, flags + number, number - blocks, columns,
+            features, width, y_stride, y_step, unit, ones, split, BM, BK,
         )  # fmt: skip
 
 

@@ -98,7 +98,8 @@ class Step:
         launch(
             "pack", pack_kernel, kind.pack,
             launch.pointer(self.x), launch.pointer(self.y), at[x.packed], at[y.packed],
-            at[x.norms], at[y.norms], at[x.lengths], at[y.lengths], at[kind.flags],
+            at[x.parts], at[y.parts], at[x.norms], at[y.norms], at[x.lengths], at[y.lengths],
+            at[kind.flags],
         )  # fmt: skip
 
     def _product(self, top: int) -> Tensor:
@@ -111,17 +112,31 @@ class Step:
                 self.panel = self.buffer.new_empty((kind.height, kind.columns))
         rows = kind.panels[top].rows
         panel = self.panel if rows == kind.height else self.panel[:rows]
-        # The features alone, without the ones.
+        self.kept = kind.one_panel
         depth, width = kind.depth, kind.width
+        if kind.split:
+            parts = self.buffer.view(torch.bfloat16)
+            x = self._piece(kind.x.parts, (rows, 6 * depth), 7 * depth, top, parts)
+            y = self._piece(kind.y.parts, (kind.columns, 6 * depth), 7 * depth, 0, parts, depth)
+            return _wide_product(x, y.T, panel)
+        # The features alone, without the ones.
         x = self._piece(kind.x.packed, (rows, depth), width, top)
         y = self._piece(kind.y.packed, (kind.columns, depth), width)
-        self.kept = kind.one_panel
         return torch.mm(x, y.T, out=panel)
 
-    def _piece(self, number: int, shape: tuple[int, int], stride: int, top: int = 0) -> Tensor:
-        """Of the buffer, from row ``top`` on."""
-        begin = self.kind.layout.pieces[number].begin // 4 + top * stride
-        return self.buffer.as_strided(shape, (stride, 1), begin)
+    def _piece(
+        self,
+        number: int,
+        shape: tuple[int, int],
+        stride: int,
+        top: int = 0,
+        buffer: Tensor | None = None,
+        left: int = 0,
+    ) -> Tensor:
+        """Of the buffer (or this view of it), from row ``top`` and column ``left`` on."""
+        buffer = self.buffer if buffer is None else buffer
+        begin = self.kind.layout.pieces[number].begin // buffer.itemsize + top * stride + left
+        return buffer.as_strided(shape, (stride, 1), begin)
 
     def _pairs(self, launch: Launcher, at: list[Any], panel: Tensor) -> tuple[Any, ...]:
         """What kernels read of pairs."""
@@ -236,6 +251,13 @@ class Step:
             at[x.packed], at[y.packed], *products, *self._nears(at, to, wanted),
             at[x.lengths], at[y.lengths], header,
         )  # fmt: skip
+
+
+def _wide_product(x: Tensor, y: Tensor, out: Tensor) -> Tensor:
+    """Of bfloat16, in float32."""
+    if x.is_cuda:
+        return torch.mm(x, y, out_dtype=torch.float32, out=out)
+    return torch.mm(x.float(), y.float(), out=out)  # of the interpreter
 
 
 def _float_piece(wanted: Wanted, buffer: Tensor, number: int) -> Tensor:

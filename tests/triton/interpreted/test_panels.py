@@ -97,6 +97,18 @@ def test_panels_that_are_kept(case: Case, backend: str, monkeypatch: pytest.Monk
     compare(case.loss, make_problem(case), backend)
 
 
+@pytest.mark.parametrize("case", many_tiles()[1::3], ids=lambda case: case.id)
+def test_products_of_split_rows(case: Case, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As exact as those of float32."""
+    monkeypatch.setattr(configurations, "splits_products", lambda *_: True)
+    monkeypatch.setattr(kinds, "_kinds", {})
+    wide = []
+    product = steps._wide_product
+    monkeypatch.setattr(steps, "_wide_product", lambda *args: wide.append(1) or product(*args))
+    compare(case.loss, make_problem(case), backend)
+    assert bool(wide) == by_panels(case.loss, make_problem(case))
+
+
 @pytest.mark.parametrize("labels_agree", [True, False], ids=["same-label", "other-label"])
 @pytest.mark.parametrize(
     "case", [case for case in few_cases() if case.loss in BY_PANELS], ids=lambda case: case.id
