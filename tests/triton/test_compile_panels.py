@@ -10,6 +10,7 @@ import torch
 
 pytest.importorskip("triton")
 
+from dmlap_kernels.backends.triton import configurations, kinds
 from dmlap_kernels.backends.triton.plans import plan_of
 from dmlap_kernels.backends.triton.steps import Step
 from dmlap_kernels.problem import PairProblem, PairSpec
@@ -82,6 +83,20 @@ def test_distances_fit(distance: str, reduction: str, monkeypatch: Any, tmp_path
     call = lambda: step("sup_con", distance, True, 200, reduction, torch.bfloat16)  # noqa: E731
     for launch in launches(monkeypatch, call, 90):
         assert_fits(launch, tmp_path)
+
+
+@pytest.mark.parametrize("capability", [80, 90, 100])
+def test_splitting_fits(capability: int, monkeypatch: Any, tmp_path: Path) -> None:
+    monkeypatch.setattr(configurations, "splits_products", lambda *_: True)
+    monkeypatch.setattr(kinds, "_kinds", {})
+    for distance in ("euclidean", "cosine"):
+        call = lambda distance=distance: step("sup_con", distance, dtype=torch.float16)  # noqa: E731
+        (pack,) = [
+            launch
+            for launch in launches(monkeypatch, call, capability)
+            if launch.kernel.__name__ == "pack_kernel"
+        ]
+        assert_fits(pack, tmp_path)
 
 
 @pytest.mark.parametrize("refs", [False, True], ids=["self", "refs"])
