@@ -7,8 +7,9 @@ distances 16 more hold a 1 and zeros, so that a product with weights of pairs br
 Where products are those of bfloat16, rows are split as well: x = x1 + x2 + x3, each of the eight
 leading bits of what the ones before it leave, so that the sum is exact. Of the nine products of
 their parts the three smallest are below the rounding of float32; the other six are neighbours in
-(1, 1, 2, 2, 1, 3, 1). So rows that hold these parts side by side, without the last one times
-without the first one, are one product of all six.
+(1, 3, 1, 2, 2, 1, 1). So rows that hold these parts side by side, without the last one times
+without the first one, are one product of all six. Small ones come first, as tensor cores cut off
+what a sum has no bits for.
 
 What formulas make of an anchor is a column of a table (k, anchors); see `plans.Plan`. A header has
 the share of each term of a group in the loss, and after the groups 0, or NaN where an embedding is
@@ -82,9 +83,9 @@ def _split(parts, values, mask, depth):
     third = values - first - second
     for place in tl.static_range(7):
         one = first
-        if place == 2 or place == 3:
+        if place == 3 or place == 4:
             one = second
-        if place == 5:
+        if place == 1:
             one = third
         tl.store(parts + place * depth, one.to(tl.bfloat16), mask=mask)
 
