@@ -148,7 +148,9 @@ class Step:
         """The panel from row ``top`` on, in the buffer of all of them."""
         if self.panel is None:
             rows = min(self.height, self.anchors)
-            self.panel = self.x.norms.new_empty((rows, self.columns))
+            # Rows lie as `panel_kernels.row_stride` has them.
+            stride = -(-self.columns // 16) * 16
+            self.panel = self.x.norms.new_empty((rows, stride))[:, : self.columns]
         rows = min(self.height, self.anchors - top)
         panel = self.panel[:rows]
         x, y = self.x.packed[top : top + rows, : self.depth], self.y.packed[:, : self.depth]
@@ -158,7 +160,7 @@ class Step:
         plan, sweep = self.plan, self.plan.sweeps[number]
         policy = POLICIES[sweep.policy]
         rows = panel.shape[0]
-        launch, blocks, splits, span = self._cut("panel", rows)
+        launch, blocks, splits, span = self._cut(f"panel_{policy.kind}", rows)
         partials = panel.new_empty((policy.size + 2, splits, rows))
         own = plan.own[number]
         sweep_kernel[(blocks * splits,)](
@@ -176,11 +178,13 @@ class Step:
             *self.numbers,
             None if own is None else function(own),
             clipped if plan.clipped[number] else linear,
-            policy.empty,
+            policy.begin,
             policy.visit,
+            policy.reduce,
+            policy.empty,
             policy.merge,
             policy.size,
-            policy.mines,
+            policy.kind,
             prefix,
             self.height,
             self.tiling(launch),
