@@ -17,7 +17,7 @@ REGISTERS = 255
 
 class Launch(NamedTuple):
     """Rows, columns and features of a tile; warps of a program and stages of its pipeline; features
-    of a gradient that a program holds, at most, if it does."""
+    of a gradient that a program holds, at most, if it does; registers of a thread, at most."""
 
     BM: int
     BN: int
@@ -25,11 +25,12 @@ class Launch(NamedTuple):
     warps: int
     stages: int
     BD: int = 0
+    registers: int = REGISTERS
 
     @property
     def options(self) -> dict[str, int]:
         """As Triton takes them."""
-        return {"num_warps": self.warps, "num_stages": self.stages, "maxnreg": REGISTERS}
+        return {"num_warps": self.warps, "num_stages": self.stages, "maxnreg": self.registers}
 
     def held(self, features: int) -> int:
         """Features (a power of two, at least 16) of a gradient that one program holds, or some."""
@@ -98,15 +99,20 @@ PANEL_BYTES = 64 << 20
 PANEL_FEATURES = 32
 ROWS_OF_FORMULAS = 16 if INTERPRETED else 128
 ROWS_REDUCED = 32 if INTERPRETED else 1024
-# Blocks of rows are the same, as marks of near pairs are theirs. Tiles of twice the columns spill.
+# Blocks of rows are the same, as marks of near pairs are theirs. Four programs of sweeps over sums
+# fit a multiprocessor, three of the others: so many hide the way to the panel.
 _PANELS = {
-    "panel": Launch(16, 64, 0, 4, 1),
+    "panel_sums": Launch(16, 64, 0, 4, 1, registers=128),
+    "panel_positives": Launch(16, 64, 0, 4, 1, registers=168),
+    "panel_extremes": Launch(16, 64, 0, 4, 1, registers=168),
     "panel_weights": Launch(16, 64, 0, 4, 1),
     "panel_near": Launch(16, 32, 0, 4, 1, 64),
     "rows": Launch(16, 0, 64, 4, 2),
 }
 _INTERPRETED_PANELS = {
-    "panel": Launch(16, 32, 0, 4, 1),
+    "panel_sums": Launch(16, 32, 0, 4, 1),
+    "panel_positives": Launch(16, 32, 0, 4, 1),
+    "panel_extremes": Launch(16, 32, 0, 4, 1),
     "panel_weights": Launch(16, 32, 0, 4, 1),
     "panel_near": Launch(16, 16, 0, 4, 1, 32),
     "rows": Launch(16, 0, 32, 4, 1),
@@ -175,7 +181,7 @@ def panels_serve(anchors: int, columns: int, features: int) -> bool:
 
 def panel_height(columns: int) -> int:
     """Rows of a panel, whole blocks."""
-    block = panel_launch("panel").BM
+    block = panel_launch("panel_sums").BM
     return max(1, PANEL_BYTES // (4 * block * columns)) * block
 
 

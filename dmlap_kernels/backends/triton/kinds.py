@@ -85,6 +85,8 @@ class Kind:
         self.columns = self.anchors if y is None else y.shape[0]
         self.depth = -(-self.features // TILE_WIDTH) * TILE_WIDTH
         self.width = self.depth + (TILE_WIDTH if self.ones else 0)
+        # Rows of a panel lie as `panel_kernels.row_stride` has them.
+        self.stride = -(-self.columns // 16) * 16
         self.named = SELF.value if self.self_case else APART.value
         if problem.self_index is not None:
             self.named = ROWS_NAMED.value
@@ -125,11 +127,14 @@ class Kind:
         self.flag_count = self.row_blocks + (0 if self.self_case else self.column_blocks)
         self.flags = layout.add(self.flag_count)
         # Each sweep is merged before the next one begins.
-        largest = max(POLICIES[sweep.policy].size for sweep in self.plan.sweeps)
-        splits = self._cut("panel", self.height)[1]
-        self.partials = layout.add((largest + 2) * splits * self.height)
+        policies = [POLICIES[sweep.policy] for sweep in self.plan.sweeps]
+        sizes = [
+            (policy.size + 2) * self._cut(f"panel_{policy.kind}", self.height)[1]
+            for policy in policies
+        ]
+        self.partials = layout.add(max(sizes) * self.height)
         # The only one stays for backward.
-        self.panel = layout.add(self.height, self.columns) if self.one_panel else -1
+        self.panel = layout.add(self.height, self.stride) if self.one_panel else -1
 
     def _pack(self, x: Tensor, y: Tensor) -> Launch:
         row = configurations.row_launch()
@@ -157,7 +162,7 @@ class Kind:
     def _sweep(self, number: int, top: int, rows: int, prefix: int) -> Launch:
         plan, sweep = self.plan, self.plan.sweeps[number]
         policy, own = POLICIES[sweep.policy], plan.own[number]
-        launch, splits, span, blocks = self._cut("panel", rows)
+        launch, splits, span, blocks = self._cut(f"panel_{policy.kind}", rows)
         others = (
             top,
             self.anchors,
@@ -169,11 +174,13 @@ class Kind:
             *self.numbers,
             None if own is None else function(own),
             clipped if plan.clipped[number] else linear,
-            policy.empty,
+            policy.begin,
             policy.visit,
+            policy.reduce,
+            policy.empty,
             policy.merge,
             policy.size,
-            policy.mines,
+            policy.kind,
             prefix,
             self.height,
             self._tiling(launch),
@@ -188,7 +195,7 @@ class Kind:
         others = (
             top,
             self.anchors,
-            self._cut("panel", rows)[1],
+            self._cut(f"panel_{policy.kind}", rows)[1],
             *self.numbers,
             function(plan.formulas[number]),
             policy.empty,

@@ -11,16 +11,21 @@ import triton
 import triton.language as tl
 
 from dmlap_kernels.backends.triton.coefficients import coefficient_of
+from dmlap_kernels.backends.triton.configurations import INTERPRETED
 from dmlap_kernels.backends.triton.forward import store_state
 from dmlap_kernels.backends.triton.policies import Exponents, KernelPairGradient
 from dmlap_kernels.backends.triton.row_kernels import group_weights, loaded
 from dmlap_kernels.backends.triton.tile import (
     APART,
+    ROWS_NAMED,
+    SELF,
     Pairs,
     apart,
+    from_differences,
     of_products,
 )
 
+_INTERPRETED = tl.constexpr(INTERPRETED)
 # Sizes that change from batch to batch are no reason to compile again.
 _SIZES = ["top", "anchors", "columns", "span", "splits", "height"]
 
@@ -37,6 +42,63 @@ def sides_by_label(
         exists &= apart(pairs, rows, row_in, columns, column_in, itself)
     alike = labels_x[:, None] == labels_y[None, :]
     return exists & alike, exists & (labels_x[:, None] != labels_y[None, :])
+
+
+@triton.jit
+def row_stride(columns):
+    """Floats between rows of a panel: from a multiple of 16 on, four are loaded at a time."""
+    return tl.cdiv(columns, 16).to(tl.int64) * 16
+
+
+@triton.jit
+def squares_or_distances(dots, x_norms, y_norms, how: tl.constexpr):
+    """Of products (BM, BN): squared distances, or distances that are no root, and the mask of the
+    near ones, which products do not give well enough."""
+    if how.distance == "euclidean" or how.distance == "sqeuclidean":
+        total = x_norms + y_norms
+        q = total - 2.0 * dots
+        return q, q < how.recompute * total
+    else:
+        q = 1.0 - dots if how.distance == "cosine" else -dots
+        return q, tl.zeros((how.BM, how.BN), tl.int1)
+
+
+@triton.jit
+def rooted(q, how: tl.constexpr):
+    return tl.sqrt(q) if how.distance == "euclidean" else q
+
+
+@triton.jit
+def _either(a, b):
+    return a | b
+
+
+@triton.jit
+def _any_bits(bits):
+    """The bits (BM, BN) that are set anywhere."""
+    return tl.reduce(tl.reduce(bits, 1, _either), 0, _either)
+
+
+@triton.jit
+def zeros_as(numbers):
+    """Zeros that lie in threads as these numbers do, which else the compiler does not know."""
+    if _INTERPRETED:
+        return tl.zeros_like(numbers)
+    else:
+        return tl.inline_asm_elementwise(
+            "mov.b32 $0, 0;", "=f,f", [numbers], tl.float32, True, 1
+        )
+
+
+@triton.jit
+def own_columns(itself, rows, how: tl.constexpr):
+    """(BM,) int32: which column is the row itself, -1 for none."""
+    if how.itself == ROWS_NAMED:
+        return tl.load(itself + rows).to(tl.int32)
+    elif how.itself == SELF:
+        return rows
+    else:
+        return tl.full((how.BM,), -1, tl.int32)
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -74,68 +136,151 @@ def sweep_kernel(
     number5,
     own_formula: tl.constexpr,  # of what the policy reads of an anchor; None where nothing
     slope: tl.constexpr,
-    empty: tl.constexpr,
+    begin: tl.constexpr,
     visit: tl.constexpr,
+    reduce: tl.constexpr,
+    empty: tl.constexpr,
     merge: tl.constexpr,
     size: tl.constexpr,
-    mines: tl.constexpr,  # whether the policy reads columns and labels
+    kind: tl.constexpr,  # of the policy
     prefix: tl.constexpr,  # rows of the table
     height,  # of panels, rows at most
     how: tl.constexpr,
 ):
-    pairs = Pairs(
-        x, y, x_norms, y_norms, labels_x, labels_y, itself, anchors * 16, columns * 16, features
-    )
+    """Most tiles are visited without masks, and but for near pairs. What else there is in a tile
+    sets a bit, and a second loop visits it: pairs in the last tile and in those that have pairs of
+    an anchor and itself by their number, and near pairs, from differences. Of equal extremes all
+    are visited again, with their labels; of sweeps over positives, tiles that have some."""
     number, split = tl.program_id(0) // splits, tl.program_id(0) % splits
+    count = tl.minimum(anchors - top, height)
     local = number * how.BM + tl.arange(0, how.BM)
-    rows = top + local
-    row_in = (local < height) & (rows < anchors)
-    own_labels = tl.load(labels_x + rows, mask=row_in, other=0)
+    row_in = local < count
+    # The rows beyond are the last one again, so that loads need no masks.
+    place = tl.minimum(local, count - 1)
+    rows = top + place
+    at = panel + place.to(tl.int64)[:, None] * row_stride(columns)
+    own_labels = tl.load(labels_x + rows)[:, None]
+    own_norms = tl.load(x_norms + rows)[:, None]
+    own_column = own_columns(itself, rows, how)[:, None]
     values = ()
     if own_formula is not None:
         values = loaded(table, anchors, rows[:, None], row_in[:, None], prefix)
-        param = tl.load(anchor_params + rows, mask=row_in, other=0.0)[:, None]
+        param = tl.load(anchor_params + rows)[:, None]
         numbers = (number0, number1, number2, number3, number4, number5)
         values = own_formula((), (), (), values, param, numbers)
-    state = empty(how.BM)
-    positives = tl.zeros((how.BM,), dtype=tl.int32)
-    negatives = tl.zeros((how.BM,), dtype=tl.int32)
-    start = split * span
-    at = panel + local.to(tl.int64)[:, None] * columns
-    for c in range(start, tl.minimum(start + span, columns), how.BN):
-        column = c + tl.arange(0, how.BN)
-        column_in = column < columns
-        there = row_in[:, None] & column_in[None, :]
-        dots = tl.load(at + column[None, :], mask=there, other=0.0)
-        d, _ = of_products(pairs, dots, rows, row_in, column, column_in, how.itself, how)
-        positive, negative = sides_by_label(
-            pairs, own_labels, rows, row_in, column, column_in, how.itself, how
-        )
-        if mines:
-            other = tl.load(labels_y + column, mask=column_in, other=0)
-            own = (column[None, :], other[None, :])
+    first = split * (span // how.BN)
+    end = tl.minimum(first + span // how.BN, tl.cdiv(columns, how.BN))
+    whole = columns // how.BN
+    # Tiles share a bit where they are more than 32.
+    shift = 0
+    while (end - first - 1) >> (5 + shift) > 0:
+        shift += 1
+    alone = -1  # the tile of pairs of an anchor and itself
+    fast = tl.minimum(end, whole) - first
+    skipped = fast
+    if how.itself == SELF:
+        alone = (top + number * how.BM) // how.BN
+        if (alone >= first) & (alone < first + fast):
+            skipped = alone - first
+            fast -= 1
+    state = begin(how.BM, how.BN)
+    bits = tl.zeros((how.BM, how.BN), tl.int32)
+    lanes = tl.arange(0, how.BN)[None, :]
+    dots = tl.zeros((how.BM, how.BN), tl.float32)
+    if kind != "positives":
+        if fast > 0:
+            dots = tl.load(at + (first + (skipped == 0).to(tl.int32)) * how.BN + lanes)
+    positives = zeros_as(dots)
+    for i in range(0, fast):
+        t = first + i + (i >= skipped).to(tl.int32)
+        column = t * how.BN + lanes
+        alike = own_labels == tl.load(labels_y + column)
+        bit = 1 << ((t - first) >> shift)
+        if kind == "positives":
+            bits = tl.where(alike, bits | bit, bits)
         else:
-            own = (values, rows[:, None])
-        # Not given a name, as functions cannot be assigned.
-        found = visit(
-            Exponents(slope, (p0, p1, p2, p3), (n0, n1, n2, n3)),
-            own,
-            d,
-            positive,
-            negative,
-            True,
-            1,
-        )
-        state = merge(state, found)
-        positives += tl.sum(positive.to(tl.int32), axis=1)
-        negatives += tl.sum(negative.to(tl.int32), axis=1)
-    count = tl.minimum(anchors - top, height)
+            following = tl.minimum(i + 1, fast - 1)
+            following += first + (following >= skipped).to(tl.int32)
+            later = tl.load(at + following * how.BN + lanes)
+            norms = own_norms
+            if how.norms:
+                norms = tl.load(y_norms + column)
+            q, near = squares_or_distances(dots, own_norms, norms, how)
+            within = near == 0
+            if how.itself == ROWS_NAMED:
+                within &= column != own_column
+                positives = tl.where(alike & (column != own_column), positives + 1.0, positives)
+            else:
+                positives = tl.where(alike, positives + 1.0, positives)
+            if how.norms:
+                bits = tl.where(near, bits | bit, bits)
+            # Not given names, as functions cannot be assigned.
+            state = visit(
+                Exponents(slope, (p0, p1, p2, p3), (n0, n1, n2, n3)),
+                (column,) if kind == "extremes" else (values, rows[:, None]),
+                rooted(q, how),
+                alike,
+                within,
+                state,
+            )
+            dots = later
+    # From here on few registers hold the state, as near pairs take many.
+    rows_state = reduce(state, labels_y)
+    positive = tl.sum(positives.to(tl.int32), 1)
+    found = _any_bits(bits)
+    again = False
+    if kind == "extremes":
+        again = tl.max(tl.max(state[4], 1), 0) > 0
+        if again:
+            rows_state = empty(how.BM)
+    for t in range(first, end):
+        special = (t == alone) | (t >= whole)
+        marked = ((found >> ((t - first) >> shift)) & 1) > 0
+        if special | again | marked:
+            line = t * how.BN + tl.arange(0, how.BN)
+            line_in = line < columns
+            column, column_in = line[None, :], line_in[None, :]
+            exists = column_in & (column != own_column)
+            dots = tl.load(at + column, mask=column < row_stride(columns), other=0.0)
+            norms = own_norms
+            if how.norms:
+                norms = tl.load(y_norms + column, mask=column_in, other=0.0)
+            q, near = squares_or_distances(dots, own_norms, norms, how)
+            near &= exists
+            if how.norms:
+                if tl.max(tl.max(near.to(tl.int32), 1), 0) > 0:
+                    pairs = Pairs(
+                        x, y, x_norms, y_norms, labels_x, labels_y, itself, anchors * 16,
+                        columns * 16, features,
+                    )  # fmt: skip
+                    exact = from_differences(pairs, rows, row_in, line, line_in, how)
+                    q = tl.where(near, exact, q)
+            alike = own_labels == tl.load(labels_y + column, mask=column_in, other=0)
+            if kind == "positives":
+                found_positive = alike & exists
+                within = exists
+            else:
+                found_positive = alike & exists & special
+                within = (exists & (special | again)) | near
+            positive += tl.sum(found_positive.to(tl.int32), 1)
+            found_state = visit(
+                Exponents(slope, (p0, p1, p2, p3), (n0, n1, n2, n3)),
+                (column,) if kind == "extremes" else (values, rows[:, None]),
+                rooted(q, how),
+                alike,
+                within,
+                begin(how.BM, how.BN),
+            )
+            rows_state = merge(rows_state, reduce(found_state, labels_y))
+    start, stop = first * how.BN, tl.minimum(end * how.BN, columns)
+    itself_in = tl.sum(((own_column >= start) & (own_column < stop)).to(tl.int32), 1)
+    negative = stop - start - itself_in - positive
     part = splits.to(tl.int64) * count
     at = split.to(tl.int64) * count + local
-    store_state(partials, part, at, row_in, state, size)
-    tl.store(partials + size * part + at, positives.to(tl.float32, bitcast=True), mask=row_in)
+    store_state(partials, part, at, row_in, rows_state, size)
+    tl.store(partials + size * part + at, positive.to(tl.float32, bitcast=True), mask=row_in)
     at += (size + 1) * part
-    tl.store(partials + at, negatives.to(tl.float32, bitcast=True), mask=row_in)
+    tl.store(partials + at, negative.to(tl.float32, bitcast=True), mask=row_in)
 
 
 @triton.jit
@@ -238,7 +383,7 @@ def weights_of_panel_kernel(
     row = (own, rows[:, None])
     near = 0
     start = split * span
-    at = panel + local.to(tl.int64)[:, None] * columns
+    at = panel + local.to(tl.int64)[:, None] * row_stride(columns)
     for c in range(start, tl.minimum(start + span, columns), how.BN):
         at_column = c + tl.arange(0, how.BN)
         column_in = at_column < columns

@@ -11,7 +11,12 @@ import triton
 import triton.language as tl
 
 from dmlap_kernels.backends.triton.coefficients import minus_differences
-from dmlap_kernels.backends.triton.panel_kernels import pair_weights, sides_by_label, values_of
+from dmlap_kernels.backends.triton.panel_kernels import (
+    pair_weights,
+    row_stride,
+    sides_by_label,
+    values_of,
+)
 from dmlap_kernels.backends.triton.policies import Exponents, KernelPairGradient
 from dmlap_kernels.backends.triton.tile import (
     COLUMNS_NAMED,
@@ -50,7 +55,7 @@ def _at_rows(
     near = 0
     labels = tl.load(pairs.first + rows, mask=row_in, other=0)
     own = values_of(ends, rows[:, None], row_in[:, None], formula, prefix, groups, reduction)
-    at = panel + local.to(tl.int64)[:, None] * columns
+    at = panel + local.to(tl.int64)[:, None] * row_stride(columns)
     for split in range(0, splits):
         if tl.load(marks + number * splits + split) > 0:
             near = 1
@@ -91,7 +96,7 @@ def _at_columns(
         mark = (local // how.BM).to(tl.int64) * splits + split
         if tl.max(tl.load(marks + mark, mask=row_in, other=0)) > 0:
             near = 1
-            at = panel + local.to(tl.int64)[None, :] * rows_of(pairs) + columns[:, None]
+            at = panel + local.to(tl.int64)[None, :] * row_stride(rows_of(pairs)) + columns[:, None]
             w = tl.load(at, mask=column_in[:, None] & row_in[None, :], other=1.0)
             d, close = _near(pairs, w, columns, column_in, rows, row_in, how)
             if how.itself == ROWS_NAMED:

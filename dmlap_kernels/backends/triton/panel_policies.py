@@ -1,8 +1,22 @@
 """What an anchor keeps of a panel, by the names that `plans` uses.
 
-A policy is four functions. Three are those of `forward`, which lets policies be shared; ``finish``
-makes of a state what the `Sweeps` of `backends/device` return. An end (`coefficient`) is here the
-numbers themselves, and the index.
+A sweep keeps a state for each place of a tile, or for each four columns of one, so that no number
+passes between threads before its end. A policy is, for the sweep:
+
+    begin(rows, columns)    the state of a tile's places before the first tile
+    visit(exponents, own, d, alike, within, state)
+                            the state after a tile of distances d, of which those ``within`` are
+                            pairs to be visited, positive where ``alike``
+    reduce(state, labels)   the state of the rows; ``labels`` are those of the columns
+
+and of the states of rows, tuples of vectors of 32 bits:
+
+    empty(count)            that of ``count`` anchors before their first pair
+    merge(state, other)     what both hold; states are merged in a fixed order
+    finish(state)           what the `Sweeps` of `backends/device` return
+
+An end ``own`` (`coefficient`) is the numbers themselves, and the index. Sums are written as a
+condition between two sums, of which compilers make one conditional addition.
 """
 
 from __future__ import annotations
@@ -13,25 +27,171 @@ import triton
 import triton.language as tl
 
 from dmlap_kernels.backends.triton import hinge, soft
+from dmlap_kernels.backends.triton.configurations import INTERPRETED
 from dmlap_kernels.backends.triton.policies import coefficient, nt_xent
 
 _NONE = tl.constexpr(2147483647)
+_LEAST = tl.constexpr(-3.4028234663852886e38)
+_LOG2_E = tl.constexpr(1.4426950408889634)
+_INTERPRETED = tl.constexpr(INTERPRETED)
+# Columns that share a state where states take registers or exponentials; a thread loads as many.
+_GROUP = tl.constexpr(4)
 
 
 class PanelPolicy(NamedTuple):
-    """The functions, how many vectors a state has, and whether columns and labels are the end."""
+    """The functions, and how many vectors a state of rows has; ``kind`` says which pairs a sweep
+    visits, and what it reads."""
 
-    empty: Any
+    begin: Any
     visit: Any
+    reduce: Any
+    empty: Any
     merge: Any
     finish: Any
     size: int
-    mines: bool = False
+    kind: str = "sums"
+
+
+@triton.jit
+def exp_or_0(t):
+    """e^t, 0 where that has no full precision: a fifth of the instructions that care for it."""
+    if _INTERPRETED:
+        return tl.exp2(t * _LOG2_E)
+    else:
+        return tl.inline_asm_elementwise(
+            "ex2.approx.ftz.f32 $0, $1;", "=f,f", [t * _LOG2_E], tl.float32, True, 1
+        )
 
 
 @triton.jit
 def _same(state):
     return state
+
+
+@triton.jit
+def _begin_hinge(rows: tl.constexpr, columns: tl.constexpr):
+    """Sums of positives and of negatives, and how many are not 0: whole floats."""
+    zeros = tl.zeros((rows, columns), tl.float32)
+    return zeros, zeros, zeros, zeros
+
+
+@triton.jit
+def _hinge(own, d, alike, within):
+    """Hinges, and 1 for those that are not 0."""
+    h = tl.where(alike, d - coefficient(own, 0), coefficient(own, 1) - d)
+    h = tl.where(within, tl.maximum(h, 0.0), 0.0)
+    return h, tl.where(h > 0, 1.0, 0.0)
+
+
+@triton.jit
+def _visit_hinge(exponents, own, d, alike, within, state):
+    h, some = _hinge(own, d, alike, within)
+    return (
+        tl.where(alike, state[0] + h, state[0]),
+        tl.where(alike, state[1], state[1] + h),
+        tl.where(alike, state[2] + some, state[2]),
+        tl.where(alike, state[3], state[3] + some),
+    )
+
+
+@triton.jit
+def count(numbers):
+    """The sums of the rows of whole floats, int32."""
+    return tl.sum(numbers.to(tl.int32), 1)
+
+
+@triton.jit
+def _reduce_hinge(state, labels):
+    pull, push = tl.sum(state[0], 1), tl.sum(state[1], 1)
+    return pull, push, pull, push, count(state[2]), count(state[3])
+
+
+@triton.jit
+def _begin_squared(rows: tl.constexpr, columns: tl.constexpr):
+    """Sums of squares before those of plain ones."""
+    zeros = tl.zeros((rows, columns), tl.float32)
+    return zeros, zeros, zeros, zeros, zeros, zeros
+
+
+@triton.jit
+def _visit_squared(exponents, own, d, alike, within, state):
+    h, some = _hinge(own, d, alike, within)
+    return (
+        tl.where(alike, state[0] + h * h, state[0]),
+        tl.where(alike, state[1], state[1] + h * h),
+        tl.where(alike, state[2] + h, state[2]),
+        tl.where(alike, state[3], state[3] + h),
+        tl.where(alike, state[4] + some, state[4]),
+        tl.where(alike, state[5], state[5] + some),
+    )
+
+
+@triton.jit
+def _reduce_squared(state, labels):
+    return (
+        tl.sum(state[0], 1),
+        tl.sum(state[1], 1),
+        tl.sum(state[2], 1),
+        tl.sum(state[3], 1),
+        count(state[4]),
+        count(state[5]),
+    )
+
+
+@triton.jit
+def _begin_log_sums(rows: tl.constexpr, columns: tl.constexpr):
+    """Of four columns as `soft` has it of a row, but for the largest of no exponents: a number from
+    which numbers can be taken."""
+    least = tl.full((rows, columns // _GROUP), _LEAST, tl.float32)
+    zeros = tl.zeros((rows, columns // _GROUP), tl.float32)
+    return least, zeros, least, zeros, zeros
+
+
+@triton.jit
+def _grouped(values):
+    """(BM, BN // 4, 4) of (BM, BN): what one thread has."""
+    return tl.reshape(values, (values.shape[0], values.shape[1] // _GROUP, _GROUP))
+
+
+@triton.jit
+def _visit_log_sums(exponents, own, d, alike, within, state):
+    pe, ne = exponents.positive, exponents.negative
+    e_p, e_n = exponents.slope(pe, d) * (d - pe[1]), exponents.slope(ne, d) * (d - ne[1])
+    positive, negative = alike & within, (alike == 0) & within
+    sum_p = tl.sum(_grouped(tl.where(positive, e_p, 0.0)), 2)
+    e_p = _grouped(tl.where(positive, e_p, float("-inf")))
+    e_n = _grouped(tl.where(negative, e_n, float("-inf")))
+    top_p, top_n = tl.maximum(state[0], tl.max(e_p, 2)), tl.maximum(state[2], tl.max(e_n, 2))
+    # One exponential a pair, which is of one kind.
+    share = exp_or_0(tl.maximum(e_p - top_p[:, :, None], e_n - top_n[:, :, None]))
+    share_p = tl.where(e_p > float("-inf"), share, 0.0)
+    return (
+        top_p,
+        state[1] * exp_or_0(state[0] - top_p) + tl.sum(share_p, 2),
+        top_n,
+        state[3] * exp_or_0(state[2] - top_n) + tl.sum(share - share_p, 2),
+        state[4] + sum_p,
+    )
+
+
+@triton.jit
+def _visit_mined(exponents, own, d, alike, within, state):
+    kept = within & tl.where(alike, d > coefficient(own, 0), d < coefficient(own, 1))
+    return _visit_log_sums(exponents, own, d, alike, kept, state)
+
+
+@triton.jit
+def _log_sum(top, total):
+    new = tl.max(top, 1)
+    total = tl.sum(total * tl.exp(top - new[:, None]), 1)
+    return tl.where(new > _LEAST, new, float("-inf")), total
+
+
+@triton.jit
+def _reduce_log_sums(state, labels):
+    top_p, total_p = _log_sum(state[0], state[1])
+    top_n, total_n = _log_sum(state[2], state[3])
+    return top_p, total_p, top_n, total_n, tl.sum(state[4], 1)
 
 
 @triton.jit
@@ -52,13 +212,27 @@ def _merge_terms(state, other):
 
 
 @triton.jit
-def _visit_nt_xent(exponents, own, d, positive, negative, runs, axis: tl.constexpr):
+def _begin_terms(rows: tl.constexpr, columns: tl.constexpr):
+    zeros = tl.zeros((rows, columns), tl.float32)
+    return zeros, tl.zeros((rows, columns), tl.int32), zeros
+
+
+@triton.jit
+def _visit_nt_xent(exponents, own, d, alike, within, state):
     exponent = exponents.positive
     e = exponents.slope(exponent, d) * (d - exponent[1])
     value, _, by_neg_lse = nt_xent(e, coefficient(own, 0), 0.0)
-    value = tl.where(positive, value, 0.0)
-    slopes = tl.sum(tl.where(positive, by_neg_lse, 0.0), axis)
-    return tl.sum(value, axis), tl.sum((value > 0).to(tl.int32), axis), slopes
+    positive = alike & within
+    return (
+        tl.where(positive, state[0] + value, state[0]),
+        tl.where(positive & (value > 0), state[1] + 1, state[1]),
+        tl.where(positive, state[2] + by_neg_lse, state[2]),
+    )
+
+
+@triton.jit
+def _reduce_terms(state, labels):
+    return tl.sum(state[0], 1), tl.sum(state[1], 1), tl.sum(state[2], 1)
 
 
 @triton.jit
@@ -98,18 +272,41 @@ def _merge_extremes(state, other):
 
 
 @triton.jit
-def _visit_extremes(exponents, own, d, positive, negative, runs, axis: tl.constexpr):
-    columns, labels = own
-    farthest = tl.min(tl.where(positive, -d, float("inf")), axis)
-    at = positive & (-d == tl.expand_dims(farthest, axis))
-    p_column = tl.min(tl.where(at, columns, _NONE), axis)
-    nearest = tl.min(tl.where(negative, d, float("inf")), axis)
-    at = negative & (d == tl.expand_dims(nearest, axis))
-    label = tl.min(tl.where(at, labels, 9223372036854775807), axis)
-    at = at & (labels == tl.expand_dims(label, axis))
-    n_column = tl.min(tl.where(at, columns, _NONE), axis)
+def _begin_extremes(rows: tl.constexpr, columns: tl.constexpr):
+    """Distance and column of the farthest positive and of the nearest negative; whether equal
+    distances were met, which wants another look at labels."""
+    some = tl.full((rows, columns), float("inf"), tl.float32)
+    none = tl.full((rows, columns), _NONE, tl.int32)
+    return some, none, some, none, tl.zeros((rows, columns), tl.int32)
+
+
+@triton.jit
+def _visit_extremes(exponents, own, d, alike, within, state):
+    columns = tl.broadcast_to(own[0], d.shape)
+    p, p_column, n, n_column, tied = state
+    positive, negative = alike & within, (alike == 0) & within
+    farther, nearer = positive & (-d < p), negative & (d < n)
+    equal = (positive & (-d == p)) | (negative & (d == n))
+    return (
+        tl.where(farther, -d, p),
+        tl.where(farther, columns, p_column),
+        tl.where(nearer, d, n),
+        tl.where(nearer, columns, n_column),
+        tl.where(equal, 1, tied),
+    )
+
+
+@triton.jit
+def _reduce_extremes(state, labels):
+    p, p_column, n, n_column, _ = state
+    farthest, nearest = tl.min(p, 1), tl.min(n, 1)
+    p_column = tl.min(tl.where(p == farthest[:, None], p_column, _NONE), 1)
+    at = (n == nearest[:, None]) & (n_column != _NONE)
+    label = tl.load(labels + n_column, mask=at, other=9223372036854775807)
+    least = tl.min(label, 1)
+    n_column = tl.min(tl.where(at & (label == least[:, None]), n_column, _NONE), 1)
     # The lower half is kept in the order of signed numbers.
-    high, low = (label >> 32).to(tl.int32), ((label & 0xFFFFFFFF) - 2147483648).to(tl.int32)
+    high, low = (least >> 32).to(tl.int32), ((least & 0xFFFFFFFF) - 2147483648).to(tl.int32)
     return farthest, p_column, nearest, n_column, high, low
 
 
@@ -120,13 +317,50 @@ def _finish_extremes(state):
     return -state[0], p, state[2], n
 
 
+_HINGE, _SOFT = hinge.POLICIES[False], soft.PLAIN
 POLICIES = {
-    "hinge": PanelPolicy(*hinge.POLICIES[False], _same, 6),
-    "squared_hinge": PanelPolicy(*hinge.POLICIES[True], _same, 6),
-    "log_sums": PanelPolicy(*soft.PLAIN, _finish_log_sums, 5),
-    "mined_log_sums": PanelPolicy(*soft.MINED, _finish_log_sums, 5),
-    "nt_xent": PanelPolicy(_empty_terms, _visit_nt_xent, _merge_terms, _same, 3),
+    "hinge": PanelPolicy(
+        _begin_hinge, _visit_hinge, _reduce_hinge, _HINGE.empty, _HINGE.merge, _same, 6
+    ),
+    "squared_hinge": PanelPolicy(
+        _begin_squared, _visit_squared, _reduce_squared, _HINGE.empty, _HINGE.merge, _same, 6
+    ),
+    "log_sums": PanelPolicy(
+        _begin_log_sums,
+        _visit_log_sums,
+        _reduce_log_sums,
+        _SOFT.empty,
+        _SOFT.merge,
+        _finish_log_sums,
+        5,
+    ),
+    "mined_log_sums": PanelPolicy(
+        _begin_log_sums,
+        _visit_mined,
+        _reduce_log_sums,
+        _SOFT.empty,
+        _SOFT.merge,
+        _finish_log_sums,
+        5,
+    ),
+    "nt_xent": PanelPolicy(
+        _begin_terms,
+        _visit_nt_xent,
+        _reduce_terms,
+        _empty_terms,
+        _merge_terms,
+        _same,
+        3,
+        "positives",
+    ),
     "extremes": PanelPolicy(
-        _empty_extremes, _visit_extremes, _merge_extremes, _finish_extremes, 6, True
+        _begin_extremes,
+        _visit_extremes,
+        _reduce_extremes,
+        _empty_extremes,
+        _merge_extremes,
+        _finish_extremes,
+        6,
+        "extremes",
     ),
 }

@@ -107,9 +107,9 @@ class Step:
         kind = self.kind
         if self.panel is None:
             if kind.one_panel:
-                self.panel = self._piece(kind.panel, (kind.height, kind.columns), kind.columns)
+                self.panel = self._piece(kind.panel, (kind.height, kind.columns), kind.stride)
             else:
-                self.panel = self.buffer.new_empty((kind.height, kind.columns))
+                self.panel = self.buffer.new_empty((kind.height, kind.stride))[:, : kind.columns]
         rows = kind.panels[top].rows
         panel = self.panel if rows == kind.height else self.panel[:rows]
         self.kept = kind.one_panel
