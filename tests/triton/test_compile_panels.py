@@ -20,6 +20,7 @@ LOSSES: dict[str, tuple[float, ...]] = {
     "triplet_hard": (0.2, 1.0, 0.0),
     "contrastive": (0.0, 1.0, 1.0),
     "margin": (0.2,),
+    "siglip": (10.0, 1.0),
     "multi_similarity": (2.0, 50.0, 0.5, 1.0, 0.1),
     "lifted_structure": (0.0, 1.0),
     "nt_xent": (0.1,),

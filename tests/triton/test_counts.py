@@ -29,6 +29,7 @@ SMALL = {
     "margin": ((0.2,), "euclidean", False, 9),
     "lifted_structure": ((0.0, 1.0), "euclidean", False, 9),
     "triplet_hard": ((0.2, 0.0, 0.0), "euclidean", False, 9),
+    "siglip": ((10.0, 1.0), "cosine", False, 8),
     "n_pairs": ((), "dot", True, 11),
     "proxy_nca": ((8.0,), "sqeuclidean", True, 10),
     "proxy_anchor": ((32.0, 0.1, -0.1), "cosine", True, 9),

@@ -123,6 +123,7 @@ def _finish_extremes(state):
 POLICIES = {
     "hinge": PanelPolicy(*hinge.POLICIES[False], _same, 6),
     "squared_hinge": PanelPolicy(*hinge.POLICIES[True], _same, 6),
+    "logistic": PanelPolicy(*hinge.LOGISTIC, _same, 1),
     "log_sums": PanelPolicy(*soft.PLAIN, _finish_log_sums, 5),
     "mined_log_sums": PanelPolicy(*soft.MINED, _finish_log_sums, 5),
     "nt_xent": PanelPolicy(_empty_terms, _visit_nt_xent, _merge_terms, _same, 3),

@@ -43,6 +43,7 @@ _FAMILIES: dict[str, Family] = {
     for name in (
         "contrastive",
         "margin",
+        "siglip",
         "multi_similarity",
         "lifted_structure",
         "nt_xent",
@@ -94,6 +95,9 @@ class _Recorder:
     ) -> Any:
         policy = "squared_hinge" if squared else "hinge"
         return HingeSums(*self._record(policy, "ffffii", (positive_bound, negative_bound)))
+
+    def logistic_sums(self, sides: Any, positive: Exponent, negative: Exponent) -> Any:
+        return self._record("logistic", "f", (), (positive, negative))[0]
 
     def log_sums(
         self,

@@ -27,6 +27,7 @@ BY_PANELS = (
     "triplet_hard",
     "contrastive",
     "margin",
+    "siglip",
     "multi_similarity",
     "lifted_structure",
     "nt_xent",
