@@ -11,7 +11,7 @@ import torch
 pytest.importorskip("triton")
 
 from dmlap_kernels.backends.triton.plans import plan_of
-from dmlap_kernels.backends.triton.steps import Step
+from dmlap_kernels.backends.triton.triton_backend import step_of
 from dmlap_kernels.problem import PairProblem, PairSpec
 from tests.triton.aot import assert_fits, launches
 
@@ -28,6 +28,7 @@ LOSSES: dict[str, tuple[float, ...]] = {
     "circle": (0.25, 256.0),
     "proxy_nca": (8.0,),
     "proxy_anchor": (32.0, 0.1, -0.1),
+    "soft_triple": (20.0, 0.1, 0.01),
 }
 
 
@@ -50,7 +51,7 @@ def step(
     spec = PairSpec(loss, LOSSES[loss], distance, True, reduction)
     plan = plan_of(spec, not refs)
     assert plan is not None
-    made = Step(plan, spec, problem)
+    made = step_of(plan, spec, problem)
     _, saved = made.forward()
     made.backward(saved, torch.ones(rows if reduction == "none" else ()))
 
@@ -70,7 +71,7 @@ def test_fits(loss: str, refs: bool, capability: int, monkeypatch: Any, tmp_path
         assert_fits(launch, tmp_path)
 
 
-@pytest.mark.parametrize("loss", [loss for loss in LOSSES if loss not in KINDS])
+@pytest.mark.parametrize("loss", [loss for loss in LOSSES if loss not in (*KINDS, "soft_triple")])
 def test_others_fit(loss: str, monkeypatch: Any, tmp_path: Path) -> None:
     for launch in launches(monkeypatch, lambda: step(loss, refs=True), 90):
         assert_fits(launch, tmp_path)
@@ -82,6 +83,17 @@ def test_others_fit(loss: str, monkeypatch: Any, tmp_path: Path) -> None:
 def test_distances_fit(distance: str, reduction: str, monkeypatch: Any, tmp_path: Path) -> None:
     call = lambda: step("sup_con", distance, True, 200, reduction, torch.bfloat16)  # noqa: E731
     for launch in launches(monkeypatch, call, 90):
+        assert_fits(launch, tmp_path)
+
+
+@pytest.mark.parametrize("capability", [80, 90, 100])
+@pytest.mark.parametrize("reduction", ["mean_nonzero", "none"])
+def test_centres_fit(reduction: str, capability: int, monkeypatch: Any, tmp_path: Path) -> None:
+    call = lambda: step("soft_triple", "cosine", True, 200, reduction)  # noqa: E731
+    found = launches(monkeypatch, call, capability)
+    names = {launch.kernel.__name__ for launch in found}
+    assert {"classes_kernel", "centres_kernel", "weights_of_centres_kernel"} <= names
+    for launch in found:
         assert_fits(launch, tmp_path)
 
 

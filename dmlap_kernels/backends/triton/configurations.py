@@ -103,12 +103,15 @@ _PANELS = {
     "panel": Launch(16, 64, 0, 4, 1),
     "panel_weights": Launch(16, 64, 0, 4, 1),
     "panel_near": Launch(16, 32, 0, 4, 1, 64),
+    # Columns are classes, whose centres come one after the other: few rows, for many programs.
+    "centres": Launch(4, 64, 0, 4, 1),
     "rows": Launch(16, 0, 64, 4, 2),
 }
 _INTERPRETED_PANELS = {
     "panel": Launch(16, 32, 0, 4, 1),
     "panel_weights": Launch(16, 32, 0, 4, 1),
     "panel_near": Launch(16, 16, 0, 4, 1, 32),
+    "centres": Launch(16, 16, 0, 4, 1),
     "rows": Launch(16, 0, 32, 4, 1),
 }
 # Programs for each multiprocessor that a launch aims at by splitting its columns.

@@ -181,6 +181,21 @@ class Plan:
         return self.prefix + 3 * self.groups
 
 
+# Of the step that `soft_triple_steps` writes down: the table has two rows, and a group.
+SOFT_TRIPLE = Plan(
+    sweeps=[Sweep("soft_triple", (), (_NOTHING, _NOTHING))],
+    stored=[["other", "own"]],
+    own=[None],
+    formulas=[""],
+    groups=1,
+    gradient="",
+    kind="soft_triple",
+    coefficients=0,
+    anchor_params=False,
+    clipped=[False, False],
+    numbers=lambda params: (params,),
+)
+
 _flags: dict[str, tuple[int, ...]] = {}
 _plans: dict[tuple[Any, ...], Plan] = {}
 
@@ -188,6 +203,8 @@ _plans: dict[tuple[Any, ...], Plan] = {}
 def plan_of(spec: PairSpec, self_case: bool) -> Plan | None:
     """The plan of a loss, made once for all values of its numbers that are no flags; None where it
     is not made of one sweep after the other."""
+    if spec.loss == "soft_triple" and not self_case:
+        return SOFT_TRIPLE if spec.distance in ("cosine", "dot") else None
     if spec.loss not in _FAMILIES:
         return None
     if spec.loss == "triplet_hard" and spec.params[2]:

@@ -69,11 +69,9 @@ class TritonBackend(DeviceBackend):
         plan = _plan(spec, problem)
         if plan is None:
             return super().forward(spec, problem, stats, scores)
-        from dmlap_kernels.backends.triton.steps import Step
-
         self._refuse_without_memory(*problem)
         with self._at(problem.x), _products_of(spec):
-            step = Step(plan, spec, problem)
+            step = step_of(plan, spec, problem)
             loss, saved = step.forward()
             step.forget()
         summary = None
@@ -93,13 +91,11 @@ class TritonBackend(DeviceBackend):
         plan = _plan(spec, problem)
         if plan is None:
             return super().backward(spec, problem, saved, grad, context)
-        from dmlap_kernels.backends.triton.steps import Step
-
         self._refuse_without_memory(*problem, saved, grad)
         with self._at(problem.x), _products_of(spec):
             step = context
             if step is None:
-                step = Step(plan, spec, problem)
+                step = step_of(plan, spec, problem)
                 step.pack()
             elif problem.y is not None:
                 step.wanted = problem.x.requires_grad, problem.y.requires_grad
@@ -136,6 +132,14 @@ def _plan(spec: PairSpec, problem: PairProblem) -> Plan | None:
     if problem.y is not None and problem.ref_labels is None:
         return None
     return plan_of(spec, problem.y is None)
+
+
+def step_of(plan: Plan, spec: PairSpec, problem: PairProblem) -> Any:
+    from dmlap_kernels.backends.triton.soft_triple_steps import SoftTripleStep
+    from dmlap_kernels.backends.triton.steps import Step
+
+    made = SoftTripleStep if spec.loss == "soft_triple" else Step
+    return made(plan, spec, problem)
 
 
 def _products_of(spec: PairSpec) -> AbstractContextManager:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dmlap_kernels import fused_triplet_loss
+from dmlap_kernels import fused_soft_triple_loss, fused_triplet_loss
 from dmlap_kernels.backends import registry
 from dmlap_kernels.backends.triton import configurations, steps
 from dmlap_kernels.backends.triton.plans import plan_of
@@ -36,6 +36,7 @@ BY_PANELS = (
     "circle",
     "proxy_nca",
     "proxy_anchor",
+    "soft_triple",
 )
 EACH = pytest.mark.parametrize("loss", BY_PANELS)
 CASES = [case for loss in BY_PANELS for case in selection(loss)]
@@ -45,13 +46,13 @@ CASES = [case for loss in BY_PANELS for case in selection(loss)]
 def steps_made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Panels of one block of 16 rows, and the losses that went by them."""
     made: list[str] = []
+    init = steps.Step.__init__
 
-    class Noted(steps.Step):
-        def __init__(self, plan: Any, spec: PairSpec, problem: PairProblem) -> None:
-            super().__init__(plan, spec, problem)
-            made.append(spec.loss)
+    def noted(self: Any, plan: Any, spec: PairSpec, problem: PairProblem) -> None:
+        init(self, plan, spec, problem)
+        made.append(spec.loss)
 
-    monkeypatch.setattr(steps, "Step", Noted)
+    monkeypatch.setattr(steps.Step, "__init__", noted)
     monkeypatch.setattr(configurations, "PANEL_FEATURES", 0)
     monkeypatch.setattr(configurations, "PANEL_BYTES", 4 * 16 * 60)
     return made
@@ -199,6 +200,28 @@ def test_one_side(loss: str, backend: str) -> None:
                 assert mine is not None and full is not None and torch.equal(mine, full)
             else:
                 assert mine is None
+
+
+@pytest.mark.parametrize("height", [16, 64])
+def test_centres_in_any_order(height: int, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Classes of one centre to many, more than a tile has, some of them no anchor's; anchors of a
+    class that has none."""
+    monkeypatch.setattr(configurations, "PANEL_BYTES", 4 * height * 150)
+    generator = torch.Generator().manual_seed(5)
+    centre_labels = (torch.rand(150, generator=generator) ** 2 * 60).long() * 2**33 - 3
+    centres = torch.randn(150, 8, generator=generator)
+    labels = torch.cat((centre_labels[:50], torch.tensor([5])))
+    x = torch.randn(51, 8, generator=generator)
+    results = []
+    for name, dtype in ((backend, torch.float32), ("torch", torch.float64)):
+        leaves = [t.to(dtype).requires_grad_() for t in (x, centres)]
+        value = fused_soft_triple_loss(
+            leaves[0], labels, leaves[1], centre_labels, gamma=0.2, backend=name
+        )
+        results.append([value.detach(), *torch.autograd.grad(value, leaves)])
+    for ours, truth in zip(*results, strict=True):
+        scale = truth.abs().max().item()
+        torch.testing.assert_close(ours.double(), truth, rtol=0, atol=1e-5 * scale)
 
 
 def mined(x: Tensor, labels: Tensor) -> Tensor:
