@@ -29,6 +29,7 @@ LOSSES: dict[str, tuple[float, ...]] = {
     "proxy_nca": (8.0,),
     "proxy_anchor": (32.0, 0.1, -0.1),
     "soft_triple": (20.0, 0.1, 0.01),
+    "n_pairs": (),
 }
 
 
@@ -56,6 +57,8 @@ def step(
     made.backward(saved, torch.ones(rows if reduction == "none" else ()))
 
 
+# Whose steps are written down, each with a test of its own.
+WRITTEN = ("soft_triple", "n_pairs")
 # One of every policy and every kind of weights.
 KINDS = ("triplet_hard", "contrastive", "multi_similarity", "nt_xent", "circle")
 
@@ -71,7 +74,7 @@ def test_fits(loss: str, refs: bool, capability: int, monkeypatch: Any, tmp_path
         assert_fits(launch, tmp_path)
 
 
-@pytest.mark.parametrize("loss", [loss for loss in LOSSES if loss not in (*KINDS, "soft_triple")])
+@pytest.mark.parametrize("loss", [loss for loss in LOSSES if loss not in (*KINDS, *WRITTEN)])
 def test_others_fit(loss: str, monkeypatch: Any, tmp_path: Path) -> None:
     for launch in launches(monkeypatch, lambda: step(loss, refs=True), 90):
         assert_fits(launch, tmp_path)
@@ -93,6 +96,16 @@ def test_centres_fit(reduction: str, capability: int, monkeypatch: Any, tmp_path
     found = launches(monkeypatch, call, capability)
     names = {launch.kernel.__name__ for launch in found}
     assert {"classes_kernel", "centres_kernel", "weights_of_centres_kernel"} <= names
+    for launch in found:
+        assert_fits(launch, tmp_path)
+
+
+@pytest.mark.parametrize("capability", [80, 90, 100])
+@pytest.mark.parametrize("distance", ["euclidean", "dot"])
+def test_first_pairs_fit(distance: str, capability: int, monkeypatch: Any, tmp_path: Path) -> None:
+    found = launches(monkeypatch, lambda: step("n_pairs", distance), capability)
+    names = {launch.kernel.__name__ for launch in found}
+    assert {"partners_kernel", "slots_kernel", "pack_pairs_kernel", "unpack_pairs_kernel"} <= names
     for launch in found:
         assert_fits(launch, tmp_path)
 

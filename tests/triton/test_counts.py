@@ -35,8 +35,9 @@ SMALL = {
     "proxy_anchor": ((32.0, 0.1, -0.1), "cosine", True, 9),
     "soft_triple": ((20.0, 0.1, 0.01), "cosine", True, 11),
 }
+SELF = {"n_pairs": ((), "dot", False, 13)}
 MINED = {"multi_similarity": ((2.0, 50.0, 0.5, 1.0, 0.1), "cosine", False, 10)}
-TABLE = [(loss, *row) for part in (SMALL, MINED) for loss, row in part.items()]
+TABLE = [(loss, *row) for part in (SMALL, SELF, MINED) for loss, row in part.items()]
 
 
 @pytest.fixture

@@ -106,6 +106,7 @@ _PANELS = {
     # Columns are classes, whose centres come one after the other: few rows, for many programs.
     "centres": Launch(4, 64, 0, 4, 1),
     "rows": Launch(16, 0, 64, 4, 2),
+    "partners": Launch(16, 128, 0, 4, 1),
 }
 _INTERPRETED_PANELS = {
     "panel": Launch(16, 32, 0, 4, 1),
@@ -113,6 +114,7 @@ _INTERPRETED_PANELS = {
     "panel_near": Launch(16, 16, 0, 4, 1, 32),
     "centres": Launch(16, 16, 0, 4, 1),
     "rows": Launch(16, 0, 32, 4, 1),
+    "partners": Launch(16, 16, 0, 4, 1),
 }
 # Programs for each multiprocessor that a launch aims at by splitting its columns.
 _WAVES = 2

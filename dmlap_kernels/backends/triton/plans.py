@@ -209,8 +209,8 @@ def plan_of(spec: PairSpec, self_case: bool) -> Plan | None:
         return None
     if spec.loss == "triplet_hard" and spec.params[2]:
         return None  # with swap pairs of two references count
-    if spec.loss == "n_pairs" and self_case:
-        return None  # between the first and the second rows of classes
+    if spec.loss == "n_pairs":
+        self_case = False  # between the first and the second rows of classes
     known = _flags.get(spec.loss)
     if known is not None:
         key = (spec.loss, self_case, *[bool(spec.params[i]) for i in known])

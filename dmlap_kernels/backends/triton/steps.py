@@ -62,17 +62,17 @@ class Step:
         features = problem.x.shape[1]
         self.depth = -(-features // TILE_WIDTH) * TILE_WIDTH
         self.width = self.depth + (TILE_WIDTH if self.ones else 0)
-        self.x = Rows.of(_plain(problem.x), _plain(problem.labels).contiguous(), self.width)
+        self.x = Rows.of(plain(problem.x), plain(problem.labels).contiguous(), self.width)
         self.y = self.x
         if problem.y is not None:
             assert problem.ref_labels is not None
-            self.y = Rows.of(_plain(problem.y), _plain(problem.ref_labels).contiguous(), self.width)
+            self.y = Rows.of(plain(problem.y), plain(problem.ref_labels).contiguous(), self.width)
         self.anchors, self.columns = len(self.x.raw), len(self.y.raw)
         self.itself, self.named = self.x.labels, SELF.value if self.self_case else APART.value
         if problem.self_index is not None:
-            self.itself, self.named = _plain(problem.self_index).contiguous(), ROWS_NAMED.value
+            self.itself, self.named = plain(problem.self_index).contiguous(), ROWS_NAMED.value
         params = problem.anchor_params
-        self.params = self.x.norms if params is None else _plain(params).contiguous()
+        self.params = self.x.norms if params is None else plain(params).contiguous()
         self.numbers, *self.exponents = plan.numbers(spec.params)
         self.height = configurations.panel_height(self.columns)
         self.panel: Tensor | None = None
@@ -210,7 +210,7 @@ class Step:
     def backward(self, saved: Tensor, grad: Tensor) -> Gradients:
         plan, problem = self.plan, self.problem
         table = saved[HEADER:]
-        grad = _plain(grad)
+        grad = plain(grad)
         stride = grad.stride(0) if grad.ndim else 0
         for_x, for_y = self.wanted
         at_params = None
@@ -425,7 +425,7 @@ def blocks_in(count: int, block: int) -> int:
     return -(-count // block)
 
 
-def _plain(tensor: Tensor) -> Tensor:
+def plain(tensor: Tensor) -> Tensor:
     """Without lazy signs, which kernels do not know of."""
     tensor = tensor.detach()
     return tensor.resolve_neg() if tensor.is_neg() else tensor

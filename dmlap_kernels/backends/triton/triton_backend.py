@@ -62,7 +62,8 @@ class TritonBackend(DeviceBackend):
         plan = _plan(spec, problem)
         if plan is None:
             return super().saved_like(spec, problem)
-        size = _HEADER + plan.rows * problem.x.shape[0]
+        rows = problem.x.shape[0] // (2 if _in_pairs(spec, problem) else 1)
+        size = _HEADER + plan.rows * rows
         return problem.x.new_empty(size, dtype=torch.float32)
 
     def forward(self, spec: PairSpec, problem: PairProblem, stats: bool, scores: bool) -> Forward:
@@ -131,13 +132,23 @@ def _plan(spec: PairSpec, problem: PairProblem) -> Plan | None:
         return None
     if problem.y is not None and problem.ref_labels is None:
         return None
+    if _in_pairs(spec, problem) and anchors < 2:
+        return None
     return plan_of(spec, problem.y is None)
 
 
+def _in_pairs(spec: PairSpec, problem: PairProblem) -> bool:
+    """Whether each class has one pair of rows, and so anchors are half of the rows at most."""
+    return spec.loss == "n_pairs" and problem.y is None
+
+
 def step_of(plan: Plan, spec: PairSpec, problem: PairProblem) -> Any:
+    from dmlap_kernels.backends.triton.n_pairs_steps import NPairsStep
     from dmlap_kernels.backends.triton.soft_triple_steps import SoftTripleStep
     from dmlap_kernels.backends.triton.steps import Step
 
+    if _in_pairs(spec, problem):
+        return NPairsStep(plan, spec, problem)
     made = SoftTripleStep if spec.loss == "soft_triple" else Step
     return made(plan, spec, problem)
 

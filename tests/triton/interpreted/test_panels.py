@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dmlap_kernels import fused_soft_triple_loss, fused_triplet_loss
+from dmlap_kernels import fused_n_pairs_loss, fused_soft_triple_loss, fused_triplet_loss
 from dmlap_kernels.backends import registry
 from dmlap_kernels.backends.triton import configurations, steps
 from dmlap_kernels.backends.triton.plans import plan_of
@@ -59,8 +59,9 @@ def steps_made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def by_panels(loss: str, problem: Problem) -> bool:
-    """Not so the triplets and pairs that need more than pairs of an anchor."""
-    return not problem.keywords.get("swap") and not (loss == "n_pairs" and problem.y is None)
+    """Not so the triplets that need more than pairs of an anchor, nor what has no pair of rows."""
+    none = loss == "n_pairs" and problem.y is None and len(problem.x) < 2
+    return not problem.keywords.get("swap") and not none
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
@@ -222,6 +223,29 @@ def test_centres_in_any_order(height: int, backend: str, monkeypatch: pytest.Mon
     for ours, truth in zip(*results, strict=True):
         scale = truth.abs().max().item()
         torch.testing.assert_close(ours.double(), truth, rtol=0, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("distance", LOSSES["n_pairs"].distances)
+@pytest.mark.parametrize("normalize", [False, True])
+def test_first_pairs_of_many_classes(distance: str, normalize: bool, backend: str) -> None:
+    """Classes of one row to many, in more than one panel, whose first two rows may be near."""
+    how: dict[str, Any] = {"distance": distance, "normalize": normalize}
+    how["reduction"] = "none" if normalize else "mean"
+    generator = torch.Generator().manual_seed(7)
+    labels = (torch.rand(75, generator=generator) ** 2 * 40).long() * 2**33 - 3
+    x = torch.randn(75, 17, generator=generator)
+    first, second = (labels == -3).nonzero().flatten()[:2]
+    x[second] = x[first]
+    x[second, 0] += 0.02
+    results = []
+    for name, dtype in ((backend, torch.float32), ("torch", torch.float64)):
+        rows = x.to(dtype).requires_grad_()
+        value = fused_n_pairs_loss(rows, labels, backend=name, **how)
+        weights = torch.linspace(0.5, 1.5, value.numel(), dtype=dtype).view_as(value)
+        results.append([value.detach(), *torch.autograd.grad((value * weights).sum(), rows)])
+    for ours, truth in zip(*results, strict=True):
+        scale = truth.abs().max().item()
+        torch.testing.assert_close(ours.double(), truth, rtol=0, atol=2e-5 * scale)
 
 
 def mined(x: Tensor, labels: Tensor) -> Tensor:
