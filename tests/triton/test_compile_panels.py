@@ -12,7 +12,7 @@ pytest.importorskip("triton")
 
 from dmlap_kernels.backends.triton import configurations, kinds
 from dmlap_kernels.backends.triton.plans import plan_of
-from dmlap_kernels.backends.triton.steps import Step
+from dmlap_kernels.backends.triton.triton_backend import step_of
 from dmlap_kernels.problem import PairProblem, PairSpec
 from tests.triton.aot import assert_fits, launches
 
@@ -21,6 +21,7 @@ LOSSES: dict[str, tuple[float, ...]] = {
     "triplet_hard": (0.2, 1.0, 0.0),
     "contrastive": (0.0, 1.0, 1.0),
     "margin": (0.2,),
+    "siglip": (10.0, 1.0),
     "multi_similarity": (2.0, 50.0, 0.5, 1.0, 0.1),
     "lifted_structure": (0.0, 1.0),
     "nt_xent": (0.1,),
@@ -28,6 +29,8 @@ LOSSES: dict[str, tuple[float, ...]] = {
     "circle": (0.25, 256.0),
     "proxy_nca": (8.0,),
     "proxy_anchor": (32.0, 0.1, -0.1),
+    "soft_triple": (20.0, 0.1, 0.01),
+    "n_pairs": (),
 }
 
 
@@ -50,11 +53,13 @@ def step(
     spec = PairSpec(loss, LOSSES[loss], distance, True, reduction)
     plan = plan_of(spec, not refs)
     assert plan is not None
-    made = Step(plan, spec, problem)
+    made = step_of(plan, spec, problem)
     _, saved = made.forward()
     made.backward(saved, torch.ones(rows if reduction == "none" else ()))
 
 
+# Whose steps are written down, each with a test of its own.
+WRITTEN = ("soft_triple", "n_pairs")
 # One of every policy and every kind of weights.
 KINDS = ("triplet_hard", "contrastive", "multi_similarity", "nt_xent", "circle")
 
@@ -70,7 +75,7 @@ def test_fits(loss: str, refs: bool, capability: int, monkeypatch: Any, tmp_path
         assert_fits(launch, tmp_path)
 
 
-@pytest.mark.parametrize("loss", [loss for loss in LOSSES if loss not in KINDS])
+@pytest.mark.parametrize("loss", [loss for loss in LOSSES if loss not in (*KINDS, *WRITTEN)])
 def test_others_fit(loss: str, monkeypatch: Any, tmp_path: Path) -> None:
     for launch in launches(monkeypatch, lambda: step(loss, refs=True), 90):
         assert_fits(launch, tmp_path)
@@ -97,6 +102,27 @@ def test_splitting_fits(capability: int, monkeypatch: Any, tmp_path: Path) -> No
             if launch.kernel.__name__ == "pack_kernel"
         ]
         assert_fits(pack, tmp_path)
+
+
+@pytest.mark.parametrize("capability", [80, 90, 100])
+@pytest.mark.parametrize("reduction", ["mean_nonzero", "none"])
+def test_centres_fit(reduction: str, capability: int, monkeypatch: Any, tmp_path: Path) -> None:
+    call = lambda: step("soft_triple", "cosine", True, 200, reduction)  # noqa: E731
+    found = launches(monkeypatch, call, capability)
+    names = {launch.kernel.__name__ for launch in found}
+    assert {"classes_kernel", "centres_kernel", "weights_of_centres_kernel"} <= names
+    for launch in found:
+        assert_fits(launch, tmp_path)
+
+
+@pytest.mark.parametrize("capability", [80, 90, 100])
+@pytest.mark.parametrize("distance", ["euclidean", "dot"])
+def test_first_pairs_fit(distance: str, capability: int, monkeypatch: Any, tmp_path: Path) -> None:
+    found = launches(monkeypatch, lambda: step("n_pairs", distance), capability)
+    names = {launch.kernel.__name__ for launch in found}
+    assert {"partners_kernel", "slots_kernel", "pack_pairs_kernel", "unpack_pairs_kernel"} <= names
+    for launch in found:
+        assert_fits(launch, tmp_path)
 
 
 @pytest.mark.parametrize("refs", [False, True], ids=["self", "refs"])

@@ -29,12 +29,15 @@ SMALL = {
     "margin": ((0.2,), "euclidean", False, 9),
     "lifted_structure": ((0.0, 1.0), "euclidean", False, 9),
     "triplet_hard": ((0.2, 0.0, 0.0), "euclidean", False, 9),
+    "siglip": ((10.0, 1.0), "cosine", False, 8),
     "n_pairs": ((), "dot", True, 11),
     "proxy_nca": ((8.0,), "sqeuclidean", True, 10),
     "proxy_anchor": ((32.0, 0.1, -0.1), "cosine", True, 9),
+    "soft_triple": ((20.0, 0.1, 0.01), "cosine", True, 11),
 }
+SELF = {"n_pairs": ((), "dot", False, 13)}
 MINED = {"multi_similarity": ((2.0, 50.0, 0.5, 1.0, 0.1), "cosine", False, 10)}
-TABLE = [(loss, *row) for part in (SMALL, MINED) for loss, row in part.items()]
+TABLE = [(loss, *row) for part in (SMALL, SELF, MINED) for loss, row in part.items()]
 
 
 @pytest.fixture

@@ -107,7 +107,10 @@ _PANELS = {
     "panel_extremes": Launch(16, 64, 0, 4, 1, registers=168),
     "panel_weights": Launch(16, 64, 0, 4, 1),
     "panel_near": Launch(16, 32, 0, 4, 1, 64),
+    # Columns are classes, whose centres come one after the other: few rows, for many programs.
+    "centres": Launch(4, 64, 0, 4, 1),
     "rows": Launch(16, 0, 64, 4, 2),
+    "partners": Launch(16, 128, 0, 4, 1),
 }
 _INTERPRETED_PANELS = {
     "panel_sums": Launch(16, 32, 0, 4, 1),
@@ -115,7 +118,9 @@ _INTERPRETED_PANELS = {
     "panel_extremes": Launch(16, 32, 0, 4, 1),
     "panel_weights": Launch(16, 32, 0, 4, 1),
     "panel_near": Launch(16, 16, 0, 4, 1, 32),
+    "centres": Launch(16, 16, 0, 4, 1),
     "rows": Launch(16, 0, 32, 4, 1),
+    "partners": Launch(16, 16, 0, 4, 1),
 }
 # Chips whose tensor cores make six products of bfloat16 in less time than their other units take
 # for one of float32: 312 against 19.5 TFLOP/s of an A100, 990 against 67 of an H100. Those of other

@@ -93,9 +93,9 @@ def _visit_logistic(exponents, own, d, positive, negative, runs, axis: tl.conste
     return (tl.sum(tl.where(positive | negative, softplus(e), 0.0), axis),)
 
 
-_LOGISTIC = Policy(_none, _visit_logistic, _add)
+LOGISTIC = Policy(_none, _visit_logistic, _add)
 
 
 def logistic_sums(sides: Sides, positive: Exponent, negative: Exponent) -> Tensor:
     exponents = Exponents.of(positive, negative)
-    return forward("hinge_sums", sides, _LOGISTIC, 1, None, exponents)[0].sum(0)
+    return forward("hinge_sums", sides, LOGISTIC, 1, None, exponents)[0].sum(0)

@@ -65,7 +65,10 @@ def blocks_in(count: int, block: int) -> int:
 
 
 class Kind:
-    """Of the steps of a spec, by the shapes of their tensors; ``plan`` is the spec's."""
+    """Of the steps of a spec, by the shapes of their tensors; ``plan`` is the spec's.
+
+    Losses with kernels of their own have kinds of their own, of which some launches are others.
+    """
 
     def __init__(
         self,
@@ -74,8 +77,10 @@ class Kind:
         precision: str,
         problem: PairProblem,
         known: dict[Any, dict[Any, Any]],
+        more: Any,
     ) -> None:
-        self.plan, self.spec = plan, spec
+        self.plan, self.spec, self.more = plan, spec, more
+        # What Triton compiled, by half of a step and place in it.
         self.known = known
         x, y = problem.x, problem.y
         self.self_case = y is None
@@ -91,7 +96,7 @@ class Kind:
         if problem.self_index is not None:
             self.named = ROWS_NAMED.value
         self.precision = precision
-        self.split = configurations.splits_products(self.device, precision)
+        self.split = self._splits()
         self.numbers, *self.exponents = plan.numbers(spec.params)
         self.height = min(configurations.panel_height(self.columns), self.anchors)
         self.saved = HEADER + plan.rows * self.anchors
@@ -101,6 +106,9 @@ class Kind:
         self.panels = {top: self._panel(top) for top in self.tops}
         self._lay_out()
         self.pack, self.reduce = self._pack(x, x if y is None else y), self._reduce()
+
+    def _splits(self) -> bool:
+        return configurations.splits_products(self.device, self.precision)
 
     @property
     def one_panel(self) -> bool:
@@ -124,17 +132,23 @@ class Kind:
             blocks_in(count, configurations.row_launch().BM)
             for count in (self.anchors, self.columns)
         )
-        self.flag_count = self.row_blocks + (0 if self.self_case else self.column_blocks)
+        self.flag_count = self._flag_count()
         self.flags = layout.add(self.flag_count)
         # Each sweep is merged before the next one begins.
-        policies = [POLICIES[sweep.policy] for sweep in self.plan.sweeps]
-        sizes = [
-            (policy.size + 2) * self._cut(f"panel_{policy.kind}", self.height)[1]
-            for policy in policies
-        ]
-        self.partials = layout.add(max(sizes) * self.height)
+        self.partials = layout.add(self._partial_count() * self.height)
         # The only one stays for backward.
         self.panel = layout.add(self.height, self.stride) if self.one_panel else -1
+
+    def _flag_count(self) -> int:
+        return self.row_blocks + (0 if self.self_case else self.column_blocks)
+
+    def _partial_count(self) -> int:
+        """Numbers that all splits together leave of a row, at most."""
+        policies = [POLICIES[sweep.policy] for sweep in self.plan.sweeps]
+        return max(
+            (policy.size + 2) * self._cut(f"panel_{policy.kind}", self.height)[1]
+            for policy in policies
+        )
 
     def _pack(self, x: Tensor, y: Tensor) -> Launch:
         row = configurations.row_launch()
@@ -315,24 +329,34 @@ _kinds: dict[Any, Kind] = {}
 _tables: dict[Any, tuple[Plan, dict[Any, dict[Any, Any]]]] = {}
 
 
-def kind_of(plan: Plan, spec: PairSpec, problem: PairProblem, given: tuple[Tensor, ...]) -> Kind:
+def kind_of(
+    made: type[Kind],
+    plan: Plan,
+    spec: PairSpec,
+    problem: PairProblem,
+    given: tuple[Tensor, ...],
+    more: Any = None,
+) -> Kind:
     """
     Args:
+        made: the kind of the loss.
         plan, spec, problem: of the step.
         given: all tensors that kernels read of the caller's.
+        more: what else the sizes of the kind follow from.
     """
     precision = spec.precision or matmul_precision()
     x, y = problem.x, problem.y
     compiled_for = (
-        *[(one.dtype, one.data_ptr() % 16) for one in given],
-        x.stride(), x.device, precision, y is None or y.stride(), problem.self_index is None,
+        *[(one.dtype, one.data_ptr() % 16, one.stride()) for one in given],
+        x.device, precision, y is None, problem.self_index is None,
     )  # fmt: skip
-    key = spec, x.shape, y is None or y.shape, compiled_for, configurations.PANEL_BYTES
+    shapes = x.shape, y is None or y.shape, more
+    key = spec, shapes, compiled_for, configurations.PANEL_BYTES
     found = _kinds.get(key)
     if found is None:
         if len(_kinds) >= _MOST_KINDS:
             _kinds.pop(next(iter(_kinds)))
-        words = id(plan), spec.distance, spec.unit_rows, spec.reduction, x.shape[1]
+        words = made, id(plan), spec.distance, spec.unit_rows, spec.reduction, x.shape[1]
         _, known = _tables.setdefault((words, compiled_for), (plan, {}))
-        found = _kinds[key] = Kind(plan, spec, precision, problem, known)
+        found = _kinds[key] = made(plan, spec, precision, problem, known, more)
     return found

@@ -85,9 +85,7 @@ def zeros_as(numbers):
     if _INTERPRETED:
         return tl.zeros_like(numbers)
     else:
-        return tl.inline_asm_elementwise(
-            "mov.b32 $0, 0;", "=f,f", [numbers], tl.float32, True, 1
-        )
+        return tl.inline_asm_elementwise("mov.b32 $0, 0;", "=f,f", [numbers], tl.float32, True, 1)
 
 
 @triton.jit

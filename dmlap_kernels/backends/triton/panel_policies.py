@@ -28,7 +28,7 @@ import triton.language as tl
 
 from dmlap_kernels.backends.triton import hinge, soft
 from dmlap_kernels.backends.triton.configurations import INTERPRETED
-from dmlap_kernels.backends.triton.policies import coefficient, nt_xent
+from dmlap_kernels.backends.triton.policies import coefficient, nt_xent, softplus
 
 _NONE = tl.constexpr(2147483647)
 _LEAST = tl.constexpr(-3.4028234663852886e38)
@@ -136,6 +136,23 @@ def _reduce_squared(state, labels):
         count(state[4]),
         count(state[5]),
     )
+
+
+@triton.jit
+def _begin_logistic(rows: tl.constexpr, columns: tl.constexpr):
+    return (tl.zeros((rows, columns), tl.float32),)
+
+
+@triton.jit
+def _visit_logistic(exponents, own, d, alike, within, state):
+    pe, ne = exponents.positive, exponents.negative
+    e = tl.where(alike, exponents.slope(pe, d) * (d - pe[1]), exponents.slope(ne, d) * (d - ne[1]))
+    return (state[0] + tl.where(within, softplus(e), 0.0),)
+
+
+@triton.jit
+def _reduce_logistic(state, labels):
+    return (tl.sum(state[0], 1),)
 
 
 @triton.jit
@@ -324,6 +341,15 @@ POLICIES = {
     ),
     "squared_hinge": PanelPolicy(
         _begin_squared, _visit_squared, _reduce_squared, _HINGE.empty, _HINGE.merge, _same, 6
+    ),
+    "logistic": PanelPolicy(
+        _begin_logistic,
+        _visit_logistic,
+        _reduce_logistic,
+        hinge.LOGISTIC.empty,
+        hinge.LOGISTIC.merge,
+        _same,
+        1,
     ),
     "log_sums": PanelPolicy(
         _begin_log_sums,

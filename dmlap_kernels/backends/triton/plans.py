@@ -43,6 +43,7 @@ _FAMILIES: dict[str, Family] = {
     for name in (
         "contrastive",
         "margin",
+        "siglip",
         "multi_similarity",
         "lifted_structure",
         "nt_xent",
@@ -94,6 +95,9 @@ class _Recorder:
     ) -> Any:
         policy = "squared_hinge" if squared else "hinge"
         return HingeSums(*self._record(policy, "ffffii", (positive_bound, negative_bound)))
+
+    def logistic_sums(self, sides: Any, positive: Exponent, negative: Exponent) -> Any:
+        return self._record("logistic", "f", (), (positive, negative))[0]
 
     def log_sums(
         self,
@@ -177,6 +181,21 @@ class Plan:
         return self.prefix + 3 * self.groups
 
 
+# Of the step that `soft_triple_steps` writes down: the table has two rows, and a group.
+SOFT_TRIPLE = Plan(
+    sweeps=[Sweep("soft_triple", (), (_NOTHING, _NOTHING))],
+    stored=[["other", "own"]],
+    own=[None],
+    formulas=[""],
+    groups=1,
+    gradient="",
+    kind="soft_triple",
+    coefficients=0,
+    anchor_params=False,
+    clipped=[False, False],
+    numbers=lambda params: (params,),
+)
+
 _flags: dict[str, tuple[int, ...]] = {}
 _plans: dict[tuple[Any, ...], Plan] = {}
 
@@ -184,12 +203,14 @@ _plans: dict[tuple[Any, ...], Plan] = {}
 def plan_of(spec: PairSpec, self_case: bool) -> Plan | None:
     """The plan of a loss, made once for all values of its numbers that are no flags; None where it
     is not made of one sweep after the other."""
+    if spec.loss == "soft_triple" and not self_case:
+        return SOFT_TRIPLE if spec.distance in ("cosine", "dot") else None
     if spec.loss not in _FAMILIES:
         return None
     if spec.loss == "triplet_hard" and spec.params[2]:
         return None  # with swap pairs of two references count
-    if spec.loss == "n_pairs" and self_case:
-        return None  # between the first and the second rows of classes
+    if spec.loss == "n_pairs":
+        self_case = False  # between the first and the second rows of classes
     known = _flags.get(spec.loss)
     if known is not None:
         key = (spec.loss, self_case, *[bool(spec.params[i]) for i in known])

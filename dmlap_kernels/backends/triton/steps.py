@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dmlap_kernels.backends.triton.kinds import HEADER, Wanted, kind_of
+from dmlap_kernels.backends.triton.kinds import HEADER, Kind, Panel, Wanted, kind_of
 from dmlap_kernels.backends.triton.launching import Launcher
 from dmlap_kernels.backends.triton.panel_kernels import sweep_kernel, weights_of_panel_kernel
 from dmlap_kernels.backends.triton.panel_near import near_kernel
@@ -33,31 +33,43 @@ from dmlap_kernels.problem import Gradients, PairProblem, PairSpec
 class Step:
     """The buffers and launches of one call of at least one anchor and one reference."""
 
+    made: type[Kind] = Kind
+
     def __init__(self, plan: Plan, spec: PairSpec, problem: PairProblem) -> None:
         self.problem = problem
-        self.x, self.labels = _plain(problem.x), _plain(problem.labels).contiguous()
+        self.x, self.labels = plain(problem.x), plain(problem.labels).contiguous()
         self.y, self.ref_labels = self.x, self.labels
         given = [self.x, self.labels]
         if problem.y is not None:
             assert problem.ref_labels is not None
-            self.y, self.ref_labels = _plain(problem.y), _plain(problem.ref_labels).contiguous()
+            self.y, self.ref_labels = plain(problem.y), plain(problem.ref_labels).contiguous()
             given += self.y, self.ref_labels
         # Any tensor where there is none.
         self.itself, self.params = self.labels, None
         if problem.self_index is not None:
-            self.itself = _plain(problem.self_index).contiguous()
+            self.itself = plain(problem.self_index).contiguous()
             given.append(self.itself)
         if problem.anchor_params is not None:
-            self.params = _plain(problem.anchor_params).contiguous()
+            self.params = plain(problem.anchor_params).contiguous()
             given.append(self.params)
-        self.kind = kind_of(plan, spec, problem, tuple(given))
-        self.plan = plan
+        self.kind = kind_of(
+            self.made, plan, spec, problem, (*given, *self._more_given()), self._more()
+        )
+        self.plan, self.spec = plan, spec
         self.buffer = self.x.new_empty(self.kind.layout.floats, dtype=torch.float32)
         self.panel: Tensor | None = None
         # Whether the panel holds products.
         self.kept = False
         # Which gradients are wanted.
         self.wanted = (True, problem.y is not None)
+
+    def _more_given(self) -> tuple[Tensor, ...]:
+        """What else is read of the caller's."""
+        return ()
+
+    def _more(self) -> Any:
+        """What else the sizes of the kind follow from."""
+        return None
 
     def forward(self) -> tuple[Tensor, Tensor]:
         """The loss, and what is saved: the header, and the table."""
@@ -72,9 +84,7 @@ class Step:
         params = self._params(launch, at)
         for top, panel in kind.panels.items():
             pairs = self._pairs(launch, at, self._product(top))
-            for number, (sweep, formula) in enumerate(panel.sweeps):
-                launch((number, "sweep"), sweep_kernel, sweep, *pairs, table, params, partials)
-                launch((number, "formula"), formula_kernel, formula, partials, table, params)
+            self._sweep(launch, at, panel, pairs, (table, params, partials))
         launch(
             "reduce", reduce_kernel, kind.reduce,
             table, at[kind.flags], launch.pointer(saved), launch.pointer(loss),
@@ -83,6 +93,20 @@ class Step:
         if not kind.one_panel:
             self.panel = None
         return loss, saved
+
+    def _sweep(
+        self,
+        launch: Launcher,
+        at: list[Any],
+        panel: Panel,
+        pairs: tuple[Any, ...],
+        ends: tuple[Any, Any, Any],
+    ) -> None:
+        """``ends`` are table, anchor_params and partials."""
+        table, params, partials = ends
+        for number, (sweep, formula) in enumerate(panel.sweeps):
+            launch((number, "sweep"), sweep_kernel, sweep, *pairs, table, params, partials)
+            launch((number, "formula"), formula_kernel, formula, partials, table, params)
 
     def pack(self) -> None:
         """What backward needs of a forward half that ran elsewhere."""
@@ -156,10 +180,10 @@ class Step:
         return at[self.kind.x.norms] if self.params is None else launch.pointer(self.params)
 
     def backward(self, saved: Tensor, grad: Tensor) -> Gradients:
-        kind, problem = self.kind, self.problem
+        kind = self.kind
         for_x, for_y = self.wanted
         wanted = kind.wanted(self.wanted)
-        grad, saved = _plain(grad), _plain(saved)
+        grad, saved = plain(grad), plain(saved)
         compiled_for = grad.dtype, grad.data_ptr() % 16, saved.data_ptr() % 16
         launch = Launcher(kind.known.setdefault((self.wanted, *compiled_for), {}))
         at = launch.pieces(kind.layout, self.buffer)
@@ -182,10 +206,7 @@ class Step:
             weights = self.panel if self.kept else self._product(top)
             assert weights is not None
             pairs = self._pairs(launch, at, weights)
-            launch(
-                "weights", weights_of_panel_kernel, panel.weights,
-                *pairs, *ends, at_params, to[wanted.marks], stride,
-            )  # fmt: skip
+            self._weigh(launch, at, panel, pairs, (*ends, at_params, to[wanted.marks], stride))
             if top in wanted.near:
                 launch(
                     "near", near_kernel, wanted.near[top],
@@ -197,14 +218,22 @@ class Step:
         if not kind.one_panel:
             self.panel = None
         gx = gy = None
-        if for_x:
-            gx = torch.empty_like(problem.x, memory_format=torch.contiguous_format)
-        if problem.y is not None and for_y:
-            gy = torch.empty_like(problem.y, memory_format=torch.contiguous_format)
-        if gx is not None or gy is not None:
-            self._unpack(launch, at, to, wanted, (gx, gy), header)
+        if for_x or for_y:
+            gx, gy = self._unpack(launch, at, to, wanted, header)
         launch.done()
         return Gradients(gx, gy, found)
+
+    def _weigh(
+        self,
+        launch: Launcher,
+        at: list[Any],
+        panel: Panel,
+        pairs: tuple[Any, ...],
+        ends: tuple[Any, ...],
+    ) -> None:
+        """Makes weights of products. ``ends`` are table, header, gradient at the loss,
+        anchor_params, the gradient at them, marks of near pairs, and the stride of the third."""
+        launch("weights", weights_of_panel_kernel, panel.weights, *pairs, *ends)
 
     def _nears(self, at: list[Any], to: list[Any], wanted: Wanted) -> list[Any]:
         """Rows and marks of what near pairs add; where there is none, pieces of the same dtypes."""
@@ -236,11 +265,15 @@ class Step:
         at: list[Any],
         to: list[Any],
         wanted: Wanted,
-        gradients: tuple[Tensor | None, Tensor | None],
         header: Any,
-    ) -> None:
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The gradients at the caller's rows, of which at least one is wanted."""
         x, y = self.kind.x, self.kind.y
-        some = [launch.pointer(one) for one in gradients if one is not None]
+        gx, gy = (
+            torch.empty_like(rows, memory_format=torch.contiguous_format) if one else None
+            for rows, one in zip((self.x, self.y), self.wanted, strict=True)
+        )
+        some = [launch.pointer(one) for one in (gx, gy) if one is not None]
         products = [
             at[side.packed] if number < 0 else to[number]
             for side, number in zip((x, y), wanted.products, strict=True)
@@ -251,6 +284,7 @@ class Step:
             at[x.packed], at[y.packed], *products, *self._nears(at, to, wanted),
             at[x.lengths], at[y.lengths], header,
         )  # fmt: skip
+        return gx, gy
 
 
 def _wide_product(x: Tensor, y: Tensor, out: Tensor) -> Tensor:
@@ -265,6 +299,6 @@ def _float_piece(wanted: Wanted, buffer: Tensor, number: int) -> Tensor:
     return buffer.as_strided(piece.shape, (piece.shape[1], 1), piece.begin // 4)
 
 
-def _plain(tensor: Tensor) -> Tensor:
+def plain(tensor: Tensor) -> Tensor:
     """Without lazy signs, which kernels do not know of."""
     return tensor.resolve_neg() if tensor.is_neg() else tensor

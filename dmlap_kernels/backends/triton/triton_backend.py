@@ -62,18 +62,17 @@ class TritonBackend(DeviceBackend):
         plan = _plan(spec, problem)
         if plan is None:
             return super().saved_like(spec, problem)
-        size = _HEADER + plan.rows * problem.x.shape[0]
+        rows = problem.x.shape[0] // (2 if _in_pairs(spec, problem) else 1)
+        size = _HEADER + plan.rows * rows
         return problem.x.new_empty(size, dtype=torch.float32)
 
     def forward(self, spec: PairSpec, problem: PairProblem, stats: bool, scores: bool) -> Forward:
         plan = _plan(spec, problem)
         if plan is None:
             return super().forward(spec, problem, stats, scores)
-        from dmlap_kernels.backends.triton.steps import Step
-
         self._refuse_without_memory(*problem)
         with self._at(problem.x), _products_of(spec):
-            step = Step(plan, spec, problem)
+            step = step_of(plan, spec, problem)
             loss, saved = step.forward()
         summary = None
         if stats or scores:
@@ -92,13 +91,11 @@ class TritonBackend(DeviceBackend):
         plan = _plan(spec, problem)
         if plan is None:
             return super().backward(spec, problem, saved, grad, context)
-        from dmlap_kernels.backends.triton.steps import Step
-
         self._refuse_without_memory(*problem, saved, grad)
         with self._at(problem.x), _products_of(spec):
             step = context
             if step is None:
-                step = Step(plan, spec, problem)
+                step = step_of(plan, spec, problem)
                 step.pack()
             elif problem.y is not None:
                 step.wanted = problem.x.requires_grad, problem.y.requires_grad
@@ -134,7 +131,25 @@ def _plan(spec: PairSpec, problem: PairProblem) -> Plan | None:
         return None
     if problem.y is not None and problem.ref_labels is None:
         return None
+    if _in_pairs(spec, problem) and anchors < 2:
+        return None
     return plan_of(spec, problem.y is None)
+
+
+def _in_pairs(spec: PairSpec, problem: PairProblem) -> bool:
+    """Whether each class has one pair of rows, and so anchors are half of the rows at most."""
+    return spec.loss == "n_pairs" and problem.y is None
+
+
+def step_of(plan: Plan, spec: PairSpec, problem: PairProblem) -> Any:
+    from dmlap_kernels.backends.triton.n_pairs_steps import NPairsStep
+    from dmlap_kernels.backends.triton.soft_triple_steps import SoftTripleStep
+    from dmlap_kernels.backends.triton.steps import Step
+
+    if _in_pairs(spec, problem):
+        return NPairsStep(plan, spec, problem)
+    made = SoftTripleStep if spec.loss == "soft_triple" else Step
+    return made(plan, spec, problem)
 
 
 def _products_of(spec: PairSpec) -> AbstractContextManager:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dmlap_kernels import fused_triplet_loss
+from dmlap_kernels import fused_n_pairs_loss, fused_soft_triple_loss, fused_triplet_loss
 from dmlap_kernels.backends import registry
 from dmlap_kernels.backends.triton import configurations, kinds, steps
 from dmlap_kernels.backends.triton.plans import plan_of
@@ -27,6 +27,7 @@ BY_PANELS = (
     "triplet_hard",
     "contrastive",
     "margin",
+    "siglip",
     "multi_similarity",
     "lifted_structure",
     "nt_xent",
@@ -35,6 +36,7 @@ BY_PANELS = (
     "circle",
     "proxy_nca",
     "proxy_anchor",
+    "soft_triple",
 )
 EACH = pytest.mark.parametrize("loss", BY_PANELS)
 CASES = [case for loss in BY_PANELS for case in selection(loss)]
@@ -44,21 +46,22 @@ CASES = [case for loss in BY_PANELS for case in selection(loss)]
 def steps_made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Panels of one block of 16 rows, and the losses that went by them."""
     made: list[str] = []
+    init = steps.Step.__init__
 
-    class Noted(steps.Step):
-        def __init__(self, plan: Any, spec: PairSpec, problem: PairProblem) -> None:
-            super().__init__(plan, spec, problem)
-            made.append(spec.loss)
+    def noted(self: Any, plan: Any, spec: PairSpec, problem: PairProblem) -> None:
+        init(self, plan, spec, problem)
+        made.append(spec.loss)
 
-    monkeypatch.setattr(steps, "Step", Noted)
+    monkeypatch.setattr(steps.Step, "__init__", noted)
     monkeypatch.setattr(configurations, "PANEL_FEATURES", 0)
     monkeypatch.setattr(configurations, "PANEL_BYTES", 4 * 16 * 60)
     return made
 
 
 def by_panels(loss: str, problem: Problem) -> bool:
-    """Not so the triplets and pairs that need more than pairs of an anchor."""
-    return not problem.keywords.get("swap") and not (loss == "n_pairs" and problem.y is None)
+    """Not so the triplets that need more than pairs of an anchor, nor what has no pair of rows."""
+    none = loss == "n_pairs" and problem.y is None and len(problem.x) < 2
+    return not problem.keywords.get("swap") and not none
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
@@ -210,6 +213,51 @@ def test_one_side(loss: str, backend: str) -> None:
                 assert mine is not None and full is not None and torch.equal(mine, full)
             else:
                 assert mine is None
+
+
+@pytest.mark.parametrize("height", [16, 64])
+def test_centres_in_any_order(height: int, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Classes of one centre to many, more than a tile has, some of them no anchor's; anchors of a
+    class that has none."""
+    monkeypatch.setattr(configurations, "PANEL_BYTES", 4 * height * 150)
+    generator = torch.Generator().manual_seed(5)
+    centre_labels = (torch.rand(150, generator=generator) ** 2 * 60).long() * 2**33 - 3
+    centres = torch.randn(150, 8, generator=generator)
+    labels = torch.cat((centre_labels[:50], torch.tensor([5])))
+    x = torch.randn(51, 8, generator=generator)
+    results = []
+    for name, dtype in ((backend, torch.float32), ("torch", torch.float64)):
+        leaves = [t.to(dtype).requires_grad_() for t in (x, centres)]
+        value = fused_soft_triple_loss(
+            leaves[0], labels, leaves[1], centre_labels, gamma=0.2, backend=name
+        )
+        results.append([value.detach(), *torch.autograd.grad(value, leaves)])
+    for ours, truth in zip(*results, strict=True):
+        scale = truth.abs().max().item()
+        torch.testing.assert_close(ours.double(), truth, rtol=0, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("distance", LOSSES["n_pairs"].distances)
+@pytest.mark.parametrize("normalize", [False, True])
+def test_first_pairs_of_many_classes(distance: str, normalize: bool, backend: str) -> None:
+    """Classes of one row to many, in more than one panel, whose first two rows may be near."""
+    how: dict[str, Any] = {"distance": distance, "normalize": normalize}
+    how["reduction"] = "none" if normalize else "mean"
+    generator = torch.Generator().manual_seed(7)
+    labels = (torch.rand(75, generator=generator) ** 2 * 40).long() * 2**33 - 3
+    x = torch.randn(75, 17, generator=generator)
+    first, second = (labels == -3).nonzero().flatten()[:2]
+    x[second] = x[first]
+    x[second, 0] += 0.02
+    results = []
+    for name, dtype in ((backend, torch.float32), ("torch", torch.float64)):
+        rows = x.to(dtype).requires_grad_()
+        value = fused_n_pairs_loss(rows, labels, backend=name, **how)
+        weights = torch.linspace(0.5, 1.5, value.numel(), dtype=dtype).view_as(value)
+        results.append([value.detach(), *torch.autograd.grad((value * weights).sum(), rows)])
+    for ours, truth in zip(*results, strict=True):
+        scale = truth.abs().max().item()
+        torch.testing.assert_close(ours.double(), truth, rtol=0, atol=2e-5 * scale)
 
 
 def mined(x: Tensor, labels: Tensor) -> Tensor:
