@@ -102,17 +102,22 @@ def chip_of(device: torch.device) -> str:
 
 
 def entries(orders: dict[str, Any], op: str, device_type: str, chip: str) -> tuple[Entry, ...]:
-    """The orders of an op on a chip; the last one, the rule where need be, serves every call."""
+    """The orders of an op on a chip; the last one, the rule where need be, serves every call. What
+    was not measured on the chip goes by the first chip of the kind on which it was."""
     of_device = orders.get(device_type, orders["other"])
     rule = tuple(of_device["rule"])
-    measured = of_device["measured"].get(chip, {}).get(op, ())
+    by_chip = of_device["measured"]
+    known = [name for name, ops in by_chip.items() if op in ops]
+    source_chip = chip if chip in known or not known else known[0]
     found = []
-    for one in measured:
+    for one in by_chip.get(source_chip, {}).get(op, ()):
         rows, features = (one.get(key) or math.inf for key in ("rows", "features"))
         names = tuple(one["order"])
         # What was measured may refuse a call, such as one in float64.
         names += tuple(name for name in rule if name not in names)
-        source = _words(chip, rows, features, one.get("source"))
+        source = _words(source_chip, rows, features, one.get("source"))
+        if source_chip != chip:
+            source += f", as {op} was not on {chip}"
         found.append(Entry(rows, features, names, source))
         if rows == features == math.inf:
             return tuple(found)

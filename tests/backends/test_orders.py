@@ -56,9 +56,37 @@ def test_rules() -> None:
     def names(op: str, device_type: str, chip: str) -> list[tuple[str, ...]]:
         return [entry.names for entry in orders.entries(orders.shipped(), op, device_type, chip)]
 
-    assert names("nt_xent", "cuda", "some chip") == [("triton", "cuda", "torch")]
+    # Whatever was measured on other chips.
+    rule = ("triton", "cuda", "torch")
+    assert all(set(found) == set(rule) for found in names("nt_xent", "cuda", "some chip"))
+    assert names("a loss of tomorrow", "cuda", "some chip") == [rule]
     assert names(orders.SEARCH, "cpu", "cpu") == [("cpu", "torch")]
     assert names("nt_xent", "xpu", "xpu") == [("torch",)]
+
+
+def test_a_chip_that_was_not_measured_goes_by_one_that_was() -> None:
+    table = {
+        "other": {"rule": ["b"], "measured": {}},
+        "cuda": {
+            "rule": ["a", "b"],
+            "measured": {
+                "one": {"circle": [{"order": ["b", "a"]}]},
+                "two": {"circle": [{"order": ["a", "b"]}], "margin": [{"order": ["b", "a"]}]},
+            },
+        },
+    }
+
+    def found(op: str, chip: str) -> tuple[tuple[str, ...], str]:
+        (entry,) = orders.entries(table, op, "cuda", chip)
+        return entry.names, entry.source
+
+    assert found("circle", "two") == (("a", "b"), "measured on two")
+    assert found("circle", "three") == (
+        ("b", "a"),
+        "measured on one, as circle was not on three",
+    )
+    assert found("margin", "one") == (("b", "a"), "measured on two, as margin was not on one")
+    assert found("sup_con", "one")[0] == ("a", "b")
 
 
 def test_the_table_names_backends_and_ends_with_one_that_runs() -> None:
