@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -49,6 +50,7 @@ class Gpu:
     def about(self) -> dict[str, Any]:
         return {
             "device": torch.cuda.get_device_name(),
+            "driver": _driver(),
             "cuda": torch.version.cuda,
             "triton": version("triton"),
         }
@@ -109,6 +111,15 @@ class Gpu:
 
     def tidy(self) -> None:
         torch.cuda.empty_cache()
+
+
+def _driver() -> str:
+    """Its version, empty where nvidia-smi does not tell."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True).stdout.split("\n")[0].strip()
+    except OSError:
+        return ""
 
 
 class Cpu:

@@ -28,6 +28,8 @@ import contextlib
 import functools
 import json
 import math
+import os
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -141,8 +143,20 @@ def save(device: Device, out: Path, results: list[Result]) -> None:
     for one in results:
         if "products" in one:
             one["roofline"] = one["products"] / fastest[one["precision"]] / one["seconds"]
-    about = {"type": device.type, "torch": torch.__version__} | device.about()
+    about = {"type": device.type, "torch": torch.__version__, "revision": revision()}
+    about |= device.about()
     (out / "gpu.json").write_text(json.dumps(about | {"results": results}, indent=1))
+
+
+@functools.cache
+def revision() -> str:
+    """The commit that is measured, from ``DMLAP_REVISION`` where git does not tell."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)
+    except OSError:
+        return os.environ.get("DMLAP_REVISION", "")
+    return found.stdout.strip() or os.environ.get("DMLAP_REVISION", "")
 
 
 def measurements(
