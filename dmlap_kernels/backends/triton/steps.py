@@ -17,11 +17,12 @@ from dmlap_kernels.backends.device.packing import TILE_WIDTH
 from dmlap_kernels.backends.precision import matmul_precision
 from dmlap_kernels.backends.triton import configurations
 from dmlap_kernels.backends.triton.formulas import function
+from dmlap_kernels.backends.triton.panel_gradients import PANEL_GRADIENTS
 from dmlap_kernels.backends.triton.panel_kernels import sweep_kernel, weights_of_panel_kernel
 from dmlap_kernels.backends.triton.panel_near import near_kernel
 from dmlap_kernels.backends.triton.panel_policies import POLICIES
 from dmlap_kernels.backends.triton.plans import Plan
-from dmlap_kernels.backends.triton.policies import PAIR_GRADIENTS, TERMS, clipped, linear
+from dmlap_kernels.backends.triton.policies import TERMS, clipped, linear
 from dmlap_kernels.backends.triton.row_kernels import (
     formula_kernel,
     pack_kernel,
@@ -297,7 +298,7 @@ class Step:
         return (
             function(plan.gradient),
             clipped if plan.clipped[-1] else linear,
-            PAIR_GRADIENTS[plan.kind],
+            PANEL_GRADIENTS[plan.kind],
             TERMS.get(plan.kind),
             plan.prefix,
             plan.groups,
@@ -361,7 +362,7 @@ class Step:
         launch = configurations.panel_launch(kernel)
         blocks = blocks_in(rows, launch.BM)
         tiles = blocks_in(self.columns, launch.BN)
-        splits, span = configurations.split(tiles, blocks, self.x.packed.device)
+        splits, span = configurations.panel_split(tiles, blocks, self.x.packed.device)
         return launch, blocks, splits, span * launch.BN
 
     def tiling(self, launch: configurations.Launch) -> Tiling:
