@@ -77,18 +77,37 @@ def launches(monkeypatch: Any, call: Callable[[], Any], capability: int) -> list
     return list(found.values())
 
 
-def assert_fits(launch: Launch, folder: Path, instruction: str = "") -> None:
+def assert_fits(launch: Launch, folder: Path, instruction: str = "", stack: int = 0) -> None:
     """Asserts that a launch has been compiled; with DMLAP_CHECK_REGISTERS=1 in the environment also
-    that it needs no more than its chip has, spills nothing, and has an instruction."""
+    that it needs no more than its chip has, that a thread spills no more than ``stack`` bytes, and
+    that it has an instruction."""
     assert launch.compiled.asm["cubin"]
     if not CHECKED:
         return
     assert instruction in launch.ptx
     assert launch.compiled.metadata.shared <= SHARED_MEMORY[launch.capability]
+    usage = _dumped(launch, folder, "--dump-resource-usage")
+    # What a thread keeps in memory for lack of registers.
+    (kept,) = re.findall(r"STACK:(\d+)", usage)
+    assert int(kept) <= stack, usage
+
+
+def main_loop(launch: Launch, folder: Path) -> list[str]:
+    """The instructions of a kernel's first loop that reads memory, as the chip has them."""
+    listing = _dumped(launch, folder, "-sass")
+    code = re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;", listing, re.MULTILINE)
+    for place, text in code:
+        target = re.search(r"\bBRA\b.*0x([0-9a-f]+)", text)
+        if target and int(target[1], 16) < int(place, 16):
+            inside = range(int(target[1], 16), int(place, 16) + 1)
+            loop = [text for place, text in code if int(place, 16) in inside]
+            if any("LDG" in text for text in loop):
+                return loop
+    raise AssertionError("no loop reads memory")
+
+
+def _dumped(launch: Launch, folder: Path, what: str) -> str:
     cubin = folder / "kernel.cubin"
     cubin.write_bytes(launch.compiled.asm["cubin"])
-    command = [_CUOBJDUMP, "--dump-resource-usage", str(cubin)]
-    usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    # What a thread keeps in memory for lack of registers.
-    stacks = re.findall(r"STACK:(\d+)", usage)
-    assert stacks == ["0"], usage
+    command = [_CUOBJDUMP, what, str(cubin)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout

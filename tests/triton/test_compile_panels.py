@@ -14,7 +14,7 @@ from dmlap_kernels.backends.triton import configurations, kinds
 from dmlap_kernels.backends.triton.plans import plan_of
 from dmlap_kernels.backends.triton.triton_backend import step_of
 from dmlap_kernels.problem import PairProblem, PairSpec
-from tests.triton.aot import assert_fits, launches
+from tests.triton.aot import CHECKED, Launch, assert_fits, launches, main_loop
 
 # The numbers of each loss, those with the longest kernels.
 LOSSES: dict[str, tuple[float, ...]] = {
@@ -60,6 +60,14 @@ def step(
 
 # Whose steps are written down, each with a test of its own.
 WRITTEN = ("soft_triple", "n_pairs")
+# Bytes that threads of kernels over panels may spill: none of them in the loop over most tiles.
+STACK = {"sweep_kernel": 160, "weights_of_panel_kernel": 160}
+
+
+def assert_panels_fit(launch: Launch, folder: Path) -> None:
+    assert_fits(launch, folder, stack=STACK.get(launch.kernel.__name__, 0))
+
+
 # One of every policy and every kind of weights.
 KINDS = ("triplet_hard", "contrastive", "multi_similarity", "nt_xent", "circle")
 
@@ -72,13 +80,13 @@ def test_fits(loss: str, refs: bool, capability: int, monkeypatch: Any, tmp_path
     names = [launch.kernel.__name__ for launch in found]
     assert {"pack_kernel", "sweep_kernel", "near_kernel", "unpack_kernel"} <= set(names)
     for launch in found:
-        assert_fits(launch, tmp_path)
+        assert_panels_fit(launch, tmp_path)
 
 
 @pytest.mark.parametrize("loss", [loss for loss in LOSSES if loss not in (*KINDS, *WRITTEN)])
 def test_others_fit(loss: str, monkeypatch: Any, tmp_path: Path) -> None:
     for launch in launches(monkeypatch, lambda: step(loss, refs=True), 90):
-        assert_fits(launch, tmp_path)
+        assert_panels_fit(launch, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +95,42 @@ def test_others_fit(loss: str, monkeypatch: Any, tmp_path: Path) -> None:
 def test_distances_fit(distance: str, reduction: str, monkeypatch: Any, tmp_path: Path) -> None:
     call = lambda: step("sup_con", distance, True, 200, reduction, torch.bfloat16)  # noqa: E731
     for launch in launches(monkeypatch, call, 90):
-        assert_fits(launch, tmp_path)
+        assert_panels_fit(launch, tmp_path)
+
+
+# Instructions for each pair of the sweeps and of the weights, at most; a panel is read in the time
+# of about 25, and read and written in that of about 50.
+INSTRUCTIONS: dict[tuple[str, str], tuple[int, ...]] = {
+    ("contrastive", "euclidean"): (29, 41),
+    ("sup_con", "cosine"): (32, 41),
+    ("triplet_hard", "euclidean"): (36, 40),
+    ("multi_similarity", "cosine"): (26, 36, 57),
+    ("nt_xent", "cosine"): (32, 45),
+}
+
+
+@pytest.mark.skipif(not CHECKED, reason="instructions are a matter of versions")
+@pytest.mark.parametrize("capability", [80, 90, 100])
+@pytest.mark.parametrize("case", INSTRUCTIONS, ids="-".join)
+def test_most_tiles_take_few_instructions(
+    case: tuple[str, str], capability: int, monkeypatch: Any, tmp_path: Path
+) -> None:
+    """Four numbers of a panel come with one instruction, and no number passes between threads."""
+    counts = []
+    for launch in launches(monkeypatch, lambda: step(*case, rows=256), capability):
+        if launch.kernel.__name__ not in STACK:
+            continue
+        loop = "\n".join(main_loop(launch, tmp_path))
+        for slow in ("BAR", "SHFL", "LDS", "STS", "LDL", "STL"):
+            assert slow not in loop
+        # A sweep over positives only reads labels, several tiles at a time.
+        if launch.arguments.get("kind") != "positives":
+            how = launch.arguments["how"]
+            pairs = how.BM.value * how.BN.value // (32 * launch.compiled.metadata.num_warps)
+            assert loop.count("LDG.E.128") >= pairs // 4
+            counts.append(loop.count("\n") / pairs)
+    bounds = INSTRUCTIONS[case]
+    assert all(found <= most for found, most in zip(counts, bounds, strict=True)), counts
 
 
 @pytest.mark.parametrize("capability", [80, 90, 100])
@@ -112,7 +155,7 @@ def test_centres_fit(reduction: str, capability: int, monkeypatch: Any, tmp_path
     names = {launch.kernel.__name__ for launch in found}
     assert {"classes_kernel", "centres_kernel", "weights_of_centres_kernel"} <= names
     for launch in found:
-        assert_fits(launch, tmp_path)
+        assert_panels_fit(launch, tmp_path)
 
 
 @pytest.mark.parametrize("capability", [80, 90, 100])
@@ -122,7 +165,7 @@ def test_first_pairs_fit(distance: str, capability: int, monkeypatch: Any, tmp_p
     names = {launch.kernel.__name__ for launch in found}
     assert {"partners_kernel", "slots_kernel", "pack_pairs_kernel", "unpack_pairs_kernel"} <= names
     for launch in found:
-        assert_fits(launch, tmp_path)
+        assert_panels_fit(launch, tmp_path)
 
 
 @pytest.mark.parametrize("refs", [False, True], ids=["self", "refs"])

@@ -99,14 +99,15 @@ PANEL_BYTES = 64 << 20
 PANEL_FEATURES = 32
 ROWS_OF_FORMULAS = 16 if INTERPRETED else 128
 ROWS_REDUCED = 32 if INTERPRETED else 1024
-# Blocks of rows are the same, as marks of near pairs are theirs. Four programs of sweeps over sums
-# fit a multiprocessor, three of the others: so many hide the way to the panel.
+# Of `panel_near` the features of a product are the rows of a mark, which are those of a block of
+# weights. So many programs fit a multiprocessor, and hide the way to the panel.
+_RESIDENT = 4
 _PANELS = {
     "panel_sums": Launch(16, 64, 0, 4, 1, registers=128),
-    "panel_positives": Launch(16, 64, 0, 4, 1, registers=168),
-    "panel_extremes": Launch(16, 64, 0, 4, 1, registers=168),
-    "panel_weights": Launch(16, 64, 0, 4, 1),
-    "panel_near": Launch(16, 32, 0, 4, 1, 64),
+    "panel_positives": Launch(16, 64, 0, 4, 1, registers=128),
+    "panel_extremes": Launch(16, 64, 0, 4, 1, registers=128),
+    "panel_weights": Launch(32, 64, 0, 4, 1, registers=128),
+    "panel_near": Launch(16, 32, 32, 4, 1, 64),
     # Columns are classes, whose centres come one after the other: few rows, for many programs.
     "centres": Launch(4, 64, 0, 4, 1),
     "rows": Launch(16, 0, 64, 4, 2),
@@ -117,7 +118,7 @@ _INTERPRETED_PANELS = {
     "panel_positives": Launch(16, 32, 0, 4, 1),
     "panel_extremes": Launch(16, 32, 0, 4, 1),
     "panel_weights": Launch(16, 32, 0, 4, 1),
-    "panel_near": Launch(16, 16, 0, 4, 1, 32),
+    "panel_near": Launch(16, 16, 16, 4, 1, 32),
     "centres": Launch(16, 16, 0, 4, 1),
     "rows": Launch(16, 0, 32, 4, 1),
     "partners": Launch(16, 16, 0, 4, 1),
@@ -186,7 +187,7 @@ def panels_serve(anchors: int, columns: int, features: int) -> bool:
 
 def panel_height(columns: int) -> int:
     """Rows of a panel, whole blocks."""
-    block = panel_launch("panel_sums").BM
+    block = panel_launch("panel_weights").BM
     return max(1, PANEL_BYTES // (4 * block * columns)) * block
 
 
@@ -203,6 +204,13 @@ def split(tiles: int, programs: int, device: torch.device) -> tuple[int, int]:
     parts = min(wanted, max(1, tiles), _MOST_SPLITS)
     span = -(-max(1, tiles) // parts)
     return -(-max(1, tiles) // span), span
+
+
+def panel_split(tiles: int, programs: int, device: torch.device) -> tuple[int, int]:
+    """As `split`, for kernels over panels, of which all programs run at once."""
+    most = _RESIDENT * _multiprocessors(device) // max(1, programs)
+    span = -(-tiles // max(1, min(most, tiles, _MOST_SPLITS)))
+    return -(-tiles // span), span
 
 
 def semihard_splits(sides: Sides, launch: Launch) -> tuple[int, int]:

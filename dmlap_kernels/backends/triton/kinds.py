@@ -17,9 +17,10 @@ from dmlap_kernels.backends.precision import matmul_precision
 from dmlap_kernels.backends.triton import configurations
 from dmlap_kernels.backends.triton.formulas import function
 from dmlap_kernels.backends.triton.launching import Launch, Layout
+from dmlap_kernels.backends.triton.panel_gradients import PANEL_GRADIENTS
 from dmlap_kernels.backends.triton.panel_policies import POLICIES
 from dmlap_kernels.backends.triton.plans import Plan
-from dmlap_kernels.backends.triton.policies import PAIR_GRADIENTS, TERMS, clipped, linear
+from dmlap_kernels.backends.triton.policies import TERMS, clipped, linear
 from dmlap_kernels.backends.triton.tile import APART, ROWS_NAMED, SELF, Tiling, tiling
 from dmlap_kernels.problem import PairProblem, PairSpec
 
@@ -247,7 +248,7 @@ class Kind:
         return (
             function(plan.gradient),
             clipped if plan.clipped[-1] else linear,
-            PAIR_GRADIENTS[plan.kind],
+            PANEL_GRADIENTS[plan.kind],
             TERMS.get(plan.kind),
             plan.prefix,
             plan.groups,
@@ -315,7 +316,7 @@ class Kind:
         launch = configurations.panel_launch(kernel)
         blocks = blocks_in(rows, launch.BM)
         tiles = blocks_in(self.columns, launch.BN)
-        splits, span = configurations.split(tiles, blocks, self.device)
+        splits, span = configurations.panel_split(tiles, blocks, self.device)
         return launch, splits, span * launch.BN, blocks
 
     def _tiling(self, launch: configurations.Launch) -> Tiling:

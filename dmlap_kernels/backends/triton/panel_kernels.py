@@ -10,9 +10,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from dmlap_kernels.backends.triton.coefficients import coefficient_of
 from dmlap_kernels.backends.triton.configurations import INTERPRETED
 from dmlap_kernels.backends.triton.forward import store_state
+from dmlap_kernels.backends.triton.panel_policies import reciprocal
 from dmlap_kernels.backends.triton.policies import Exponents, KernelPairGradient
 from dmlap_kernels.backends.triton.row_kernels import group_weights, loaded
 from dmlap_kernels.backends.triton.tile import (
@@ -22,7 +22,6 @@ from dmlap_kernels.backends.triton.tile import (
     Pairs,
     apart,
     from_differences,
-    of_products,
 )
 
 _INTERPRETED = tl.constexpr(INTERPRETED)
@@ -57,7 +56,8 @@ def squares_or_distances(dots, x_norms, y_norms, how: tl.constexpr):
     if how.distance == "euclidean" or how.distance == "sqeuclidean":
         total = x_norms + y_norms
         q = total - 2.0 * dots
-        return q, q < how.recompute * total
+        # Nor is what is not a number beyond.
+        return q, (q > how.recompute * total) == 0
     else:
         q = 1.0 - dots if how.distance == "cosine" else -dots
         return q, tl.zeros((how.BM, how.BN), tl.int1)
@@ -97,6 +97,23 @@ def own_columns(itself, rows, how: tl.constexpr):
         return rows
     else:
         return tl.full((how.BM,), -1, tl.int32)
+
+
+@triton.jit
+def tiles_without_masks(first, end, whole, row, how: tl.constexpr):
+    """Of tiles from ``first`` to ``end``, of which those before ``whole`` have all their columns:
+    the tile that has pairs of an anchor and itself by their number, -1 for none; how many tiles
+    there are without it and the last; and which of them comes after it. ``row`` is the block's
+    first."""
+    alone = -1
+    fast = tl.minimum(end, whole) - first
+    skipped = fast
+    if how.itself == SELF:
+        alone = row // how.BN
+        if (alone >= first) & (alone < first + fast):
+            skipped = alone - first
+            fast -= 1
+    return alone, fast, skipped
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -173,14 +190,7 @@ def sweep_kernel(
     shift = 0
     while (end - first - 1) >> (5 + shift) > 0:
         shift += 1
-    alone = -1  # the tile of pairs of an anchor and itself
-    fast = tl.minimum(end, whole) - first
-    skipped = fast
-    if how.itself == SELF:
-        alone = (top + number * how.BM) // how.BN
-        if (alone >= first) & (alone < first + fast):
-            skipped = alone - first
-            fast -= 1
+    alone, fast, skipped = tiles_without_masks(first, end, whole, top + number * how.BM, how)
     state = begin(how.BM, how.BN)
     bits = tl.zeros((how.BM, how.BN), tl.int32)
     lanes = tl.arange(0, how.BN)[None, :]
@@ -306,12 +316,53 @@ def values_of(
 
 
 @triton.jit
-def pair_weights(d, positive, negative, row, column, gradient, how: tl.constexpr):
-    """v (BM, BN) as in `coefficients`; the ends are (values, index)."""
-    v = gradient.formula(gradient, d, positive, negative, row, column)
+def pair_weights(d, alike, within, row, column, gradient, how: tl.constexpr):
+    """v (BM, BN) as in `coefficients`, 0 of what is not ``within``; the ends are (values, index).
+    No pair within is at the Euclidean distance 0."""
+    v = gradient.formula(gradient, d, alike, row, column)
     if how.self_case:
-        v += gradient.formula(gradient, d, positive, negative, column, row)
-    return coefficient_of(v, d, how)
+        v += gradient.formula(gradient, d, alike, column, row)
+    if how.distance == "euclidean":
+        v *= reciprocal(d)
+    elif how.distance == "sqeuclidean":
+        v *= 2.0
+    return tl.where(within, v, 0.0)
+
+
+@triton.jit
+def weights_of_tile(
+    pairs, at, t, dots, own, own_labels, own_norms, own_column, rows, row_in, near_at, ends,
+    gradient,
+    formula: tl.constexpr, prefix: tl.constexpr, groups: tl.constexpr, reduction: tl.constexpr,
+    masked: tl.constexpr, how: tl.constexpr,
+):  # fmt: skip
+    """Writes the weights of a tile; ``near_at`` with 1 where there are near pairs. Without
+    ``masked`` all its columns exist, and are other rows, but for named ones."""
+    column = t * how.BN + tl.arange(0, how.BN)[None, :]
+    column_in = tl.full((1, how.BN), True, tl.int1)
+    if masked:
+        column_in = column < pairs.columns_16 // 16
+    exists = column_in
+    if masked or how.itself == ROWS_NAMED:
+        exists = column_in & (column != own_column)
+    norms = own_norms
+    if how.norms:
+        norms = tl.load(pairs.y_norms + column, mask=column_in, other=0.0)
+    q, near = squares_or_distances(dots, own_norms, norms, how)
+    within = exists
+    if how.norms:
+        within = exists & (near == 0)
+        near_at = tl.where(near & exists, 1.0, near_at)
+    alike = own_labels == tl.load(pairs.last + column, mask=column_in, other=0)
+    other = (own, column)
+    if how.self_case:
+        other = (
+            values_of(ends, column, column_in, formula, prefix, groups, reduction),
+            column,
+        )
+    v = pair_weights(rooted(q, how), alike, within, (own, rows), other, gradient, how)
+    tl.store(at + column, v, mask=row_in & (column < row_stride(pairs.columns_16 // 16)))
+    return near_at
 
 
 @triton.jit(do_not_specialize=[*_SIZES, "stride"])
@@ -368,45 +419,56 @@ def weights_of_panel_kernel(
     )
     numbers = (number0, number1, number2, number3, number4, number5)
     number, split = tl.program_id(0) // splits, tl.program_id(0) % splits
+    count = tl.minimum(anchors - top, height)
     local = number * how.BM + tl.arange(0, how.BM)
-    rows = top + local
-    row_in = (local < height) & (rows < anchors)
-    own_labels = tl.load(labels_x + rows, mask=row_in, other=0)
+    row_in = local < count
+    # The rows beyond are the last one again, but not written.
+    place = tl.minimum(local, count - 1)
+    rows = top + place
+    at = panel + place.to(tl.int64)[:, None] * row_stride(columns)
+    own_labels = tl.load(labels_x + rows)[:, None]
+    own_norms = tl.load(x_norms + rows)[:, None]
+    own_column = own_columns(itself, rows, how)[:, None]
     ends = (table, header, grad, stride, anchor_params, numbers, anchors)
     own = values_of(ends, rows[:, None], row_in[:, None], formula, prefix, groups, reduction)
     if param_row >= 0:
         if split == 0:
             poison = tl.load(header + groups)
             tl.store(at_params + rows[:, None], own[param_row] + poison, mask=row_in[:, None])
-    row = (own, rows[:, None])
-    near = 0
-    start = split * span
-    at = panel + local.to(tl.int64)[:, None] * row_stride(columns)
-    for c in range(start, tl.minimum(start + span, columns), how.BN):
-        at_column = c + tl.arange(0, how.BN)
-        column_in = at_column < columns
-        there = row_in[:, None] & column_in[None, :]
-        dots = tl.load(at + at_column[None, :], mask=there, other=0.0)
-        d, close = of_products(pairs, dots, rows, row_in, at_column, column_in, how.itself, how)
-        positive, negative = sides_by_label(
-            pairs, own_labels, rows, row_in, at_column, column_in, how.itself, how
-        )
-        other = (own, at_column[None, :])
-        if how.self_case:
-            index, mask = at_column[None, :], column_in[None, :]
-            values = values_of(ends, index, mask, formula, prefix, groups, reduction)
-            other = (values, index)
-        v = pair_weights(
-            d, positive, negative, row, other,
+    first = split * (span // how.BN)
+    end = tl.minimum(first + span // how.BN, tl.cdiv(columns, how.BN))
+    whole = columns // how.BN
+    alone, fast, skipped = tiles_without_masks(first, end, whole, top + number * how.BM, how)
+    lanes = tl.arange(0, how.BN)[None, :]
+    dots = tl.zeros((how.BM, how.BN), tl.float32)
+    if fast > 0:
+        dots = tl.load(at + (first + (skipped == 0).to(tl.int32)) * how.BN + lanes)
+    near_at = zeros_as(dots)
+    for i in range(0, fast):
+        following = tl.minimum(i + 1, fast - 1)
+        following += first + (following >= skipped).to(tl.int32)
+        later = tl.load(at + following * how.BN + lanes)
+        near_at = weights_of_tile(
+            pairs, at, first + i + (i >= skipped).to(tl.int32), dots, own, own_labels, own_norms,
+            own_column, rows[:, None], row_in[:, None], near_at, ends,
             # Not given a name, as functions cannot be assigned.
             KernelPairGradient(
                 kind, term, Exponents(slope, (p0, p1, p2, p3), (n0, n1, n2, n3)), None, None
             ),
-            how,
+            formula, prefix, groups, reduction, False, how,
         )  # fmt: skip
-        if how.distance == "euclidean" or how.distance == "sqeuclidean":
-            v = tl.where(close > 0, 0.0, v)
-            near = tl.maximum(near, tl.max(close).to(tl.int32))
-        tl.store(at + at_column[None, :], v, mask=there)
-    if how.distance == "euclidean" or how.distance == "sqeuclidean":
-        tl.store(marks + tl.program_id(0), near)
+        dots = later
+    for t in range(first, end):
+        if (t == alone) | (t >= whole):
+            column = t * how.BN + lanes
+            dots = tl.load(at + column, mask=column < row_stride(columns), other=0.0)
+            near_at = weights_of_tile(
+                pairs, at, t, dots, own, own_labels, own_norms, own_column, rows[:, None],
+                row_in[:, None], near_at, ends,
+                KernelPairGradient(
+                    kind, term, Exponents(slope, (p0, p1, p2, p3), (n0, n1, n2, n3)), None, None
+                ),
+                formula, prefix, groups, reduction, True, how,
+            )  # fmt: skip
+    if how.norms:
+        tl.store(marks + tl.program_id(0), tl.max(tl.max(near_at, 1), 0).to(tl.int32))

@@ -57,7 +57,7 @@ def _at_rows(
     own = values_of(ends, rows[:, None], row_in[:, None], formula, prefix, groups, reduction)
     at = panel + local.to(tl.int64)[:, None] * row_stride(columns)
     for split in range(0, splits):
-        if tl.load(marks + number * splits + split) > 0:
+        if tl.load(marks + number * how.BM // how.BK * splits + split) > 0:
             near = 1
             start = split * span
             for c in range(start, tl.minimum(start + span, columns), how.BN):
@@ -73,8 +73,8 @@ def _at_rows(
                     index, mask = column[None, :], column_in[None, :]
                     values = values_of(ends, index, mask, formula, prefix, groups, reduction)
                     other = (values, index)
-                positive, negative = positive & close, negative & close
-                v = pair_weights(d, positive, negative, (own, rows[:, None]), other, kind, how)
+                within = (positive | negative) & close & (d > 0)
+                v = pair_weights(d, positive, within, (own, rows[:, None]), other, kind, how)
                 total = minus_differences(pairs, rows, column, v, feature, total, how)
     return total, near
 
@@ -93,7 +93,7 @@ def _at_columns(
         local = r + tl.arange(0, how.BN)
         rows, row_in = top + local, local < count
         # Of the blocks of anchors that this tile has parts of.
-        mark = (local // how.BM).to(tl.int64) * splits + split
+        mark = (local // how.BK).to(tl.int64) * splits + split
         if tl.max(tl.load(marks + mark, mask=row_in, other=0)) > 0:
             near = 1
             at = panel + local.to(tl.int64)[None, :] * row_stride(rows_of(pairs)) + columns[:, None]
@@ -109,9 +109,9 @@ def _at_columns(
                 )
             index = rows[None, :]
             values = values_of(ends, index, row_in[None, :], formula, prefix, groups, reduction)
-            positive, negative = positive & close, negative & close
+            within = (positive | negative) & close & (d > 0)
             other = (values, columns[:, None])
-            v = pair_weights(d, positive, negative, (values, index), other, kind, how)
+            v = pair_weights(d, positive, within, (values, index), other, kind, how)
             total = minus_differences(pairs, columns, rows, v, feature, total, how)
     return total, near
 
@@ -132,7 +132,7 @@ def near_kernel(
     header,
     grad,
     anchor_params,
-    marks,  # (blocks of the panel, splits), whether there are near pairs
+    marks,  # (blocks of how.BK rows of the panel, splits), whether there are near pairs
     x_near,  # (anchors, features) and (columns, features): what is added
     y_near,
     x_marks,  # (chunks, blocks): whether it is

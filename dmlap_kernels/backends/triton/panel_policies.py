@@ -64,6 +64,17 @@ def exp_or_0(t):
 
 
 @triton.jit
+def reciprocal(t):
+    """1 / t of ordinary numbers, to the last digit or so."""
+    if _INTERPRETED:
+        return 1.0 / t
+    else:
+        return tl.inline_asm_elementwise(
+            "rcp.approx.ftz.f32 $0, $1;", "=f,f", [t], tl.float32, True, 1
+        )
+
+
+@triton.jit
 def _same(state):
     return state
 
