@@ -31,6 +31,7 @@ LOSSES: dict[str, tuple[float, ...]] = {
     "proxy_anchor": (32.0, 0.1, -0.1),
     "soft_triple": (20.0, 0.1, 0.01),
     "n_pairs": (),
+    "angular": (40.0,),
 }
 
 
@@ -59,7 +60,7 @@ def step(
 
 
 # Whose steps are written down, each with a test of its own.
-WRITTEN = ("soft_triple", "n_pairs")
+WRITTEN = ("soft_triple", "n_pairs", "angular")
 # Bytes that threads of kernels over panels may spill: none of them in the loop over most tiles.
 STACK = {"sweep_kernel": 160, "weights_of_panel_kernel": 160}
 
@@ -156,6 +157,15 @@ def test_centres_fit(reduction: str, capability: int, monkeypatch: Any, tmp_path
     assert {"classes_kernel", "centres_kernel", "weights_of_centres_kernel"} <= names
     for launch in found:
         assert_panels_fit(launch, tmp_path)
+
+
+@pytest.mark.parametrize("capability", [80, 90, 100])
+def test_angular_fits(capability: int, monkeypatch: Any, tmp_path: Path) -> None:
+    found = launches(monkeypatch, lambda: step("angular", "cosine"), capability)
+    names = {launch.kernel.__name__ for launch in found}
+    assert {"runs_kernel", "angular_kernel", "angular_weights_kernel"} <= names
+    for launch in found:
+        assert_fits(launch, tmp_path)
 
 
 @pytest.mark.parametrize("capability", [80, 90, 100])

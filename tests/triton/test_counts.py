@@ -36,6 +36,8 @@ SMALL = {
     "soft_triple": ((20.0, 0.1, 0.01), "cosine", True, 11),
 }
 SELF = {"n_pairs": ((), "dot", False, 13)}
+# Of one panel alone.
+ANGULAR = ((40.0,), "cosine", False, 10)
 MINED = {"multi_similarity": ((2.0, 50.0, 0.5, 1.0, 0.1), "cosine", False, 10)}
 TABLE = [(loss, *row) for part in (SMALL, SELF, MINED) for loss, row in part.items()]
 
@@ -93,6 +95,13 @@ def test_operations_of_a_step(row: tuple[Any, ...], rows: int, launched: list[st
     # again for the backward half.
     bound = most if panels == 1 else 3 + panels * (most - 3 + 1)
     assert len(found) <= bound, " ".join(found)
+
+
+@pytest.mark.parametrize("rows", ROWS[:3])
+def test_operations_of_angular(rows: int, launched: list[str]) -> None:
+    params, distance, _, most = ANGULAR
+    found = operations("angular", params, distance, (rows, 128), launched)
+    assert len(found) <= most, " ".join(found)
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,8 @@ _PANELS = {
     "panel_near": Launch(16, 32, 32, 4, 1, 64),
     # Columns are classes, whose centres come one after the other: few rows, for many programs.
     "centres": Launch(4, 64, 0, 4, 1),
+    # A row.
+    "angular": Launch(1, 512, 0, 4, 1),
     "rows": Launch(16, 0, 64, 4, 2),
     "partners": Launch(16, 128, 0, 4, 1),
 }
@@ -120,6 +122,7 @@ _INTERPRETED_PANELS = {
     "panel_weights": Launch(16, 32, 0, 4, 1),
     "panel_near": Launch(16, 16, 16, 4, 1, 32),
     "centres": Launch(16, 16, 0, 4, 1),
+    "angular": Launch(1, 16, 0, 4, 1),
     "rows": Launch(16, 0, 32, 4, 1),
     "partners": Launch(16, 16, 0, 4, 1),
 }

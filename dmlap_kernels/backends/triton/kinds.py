@@ -91,8 +91,7 @@ class Kind:
         self.columns = self.anchors if y is None else y.shape[0]
         self.depth = -(-self.features // TILE_WIDTH) * TILE_WIDTH
         self.width = self.depth + (TILE_WIDTH if self.ones else 0)
-        # Rows of a panel lie as `panel_kernels.row_stride` has them.
-        self.stride = -(-self.columns // 16) * 16
+        self.stride = self._stride()
         self.named = SELF.value if self.self_case else APART.value
         if problem.self_index is not None:
             self.named = ROWS_NAMED.value
@@ -107,6 +106,10 @@ class Kind:
         self.panels = {top: self._panel(top) for top in self.tops}
         self._lay_out()
         self.pack, self.reduce = self._pack(x, x if y is None else y), self._reduce()
+
+    def _stride(self) -> int:
+        """Floats between rows of a panel, as `panel_kernels.row_stride` has them."""
+        return -(-self.columns // 16) * 16
 
     def _splits(self) -> bool:
         return configurations.splits_products(self.device, self.precision)

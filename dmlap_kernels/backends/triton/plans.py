@@ -166,6 +166,14 @@ class Plan:
     clipped: list[bool]
     numbers: Any
 
+    @staticmethod
+    def written(stored: list[str]) -> Plan:
+        """Of one sweep, with a group of terms, whose formulas are in kernels."""
+        sweep = Sweep("", (), (_NOTHING, _NOTHING))
+        clipped = [False, False]
+        params = lambda p: (p,)  # noqa: E731
+        return Plan([sweep], [stored], [None], [""], 1, "", "", 0, False, clipped, params)
+
     def outputs(self, sweep: int) -> int:
         """Of its formula."""
         groups = 3 * self.groups if sweep == len(self.sweeps) - 1 else 0
@@ -181,20 +189,9 @@ class Plan:
         return self.prefix + 3 * self.groups
 
 
-# Of the step that `soft_triple_steps` writes down: the table has two rows, and a group.
-SOFT_TRIPLE = Plan(
-    sweeps=[Sweep("soft_triple", (), (_NOTHING, _NOTHING))],
-    stored=[["other", "own"]],
-    own=[None],
-    formulas=[""],
-    groups=1,
-    gradient="",
-    kind="soft_triple",
-    coefficients=0,
-    anchor_params=False,
-    clipped=[False, False],
-    numbers=lambda params: (params,),
-)
+# Losses whose steps are written down, each in a file of its own: here what other code asks of them.
+_SOFT_TRIPLE = Plan.written(["other", "own"])
+_ANGULAR = Plan.written([])
 
 _flags: dict[str, tuple[int, ...]] = {}
 _plans: dict[tuple[Any, ...], Plan] = {}
@@ -204,7 +201,9 @@ def plan_of(spec: PairSpec, self_case: bool) -> Plan | None:
     """The plan of a loss, made once for all values of its numbers that are no flags; None where it
     is not made of one sweep after the other."""
     if spec.loss == "soft_triple" and not self_case:
-        return SOFT_TRIPLE if spec.distance in ("cosine", "dot") else None
+        return _SOFT_TRIPLE if spec.distance in ("cosine", "dot") else None
+    if spec.loss == "angular" and self_case:
+        return _ANGULAR
     if spec.loss not in _FAMILIES:
         return None
     if spec.loss == "triplet_hard" and spec.params[2]:

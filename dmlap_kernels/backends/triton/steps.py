@@ -198,7 +198,7 @@ class Step:
         at_params = params if found is None else launch.pointer(found)
         stride = grad.stride(0) if grad.ndim else 0
         products = [
-            None if number < 0 else _float_piece(wanted, buffer, number)
+            None if number < 0 else float_piece(wanted, buffer, number)
             for number in wanted.products
         ]
         nears = self._nears(at, to, wanted)
@@ -294,7 +294,7 @@ def _wide_product(x: Tensor, y: Tensor, out: Tensor) -> Tensor:
     return torch.mm(x.float(), y.float(), out=out)  # of the interpreter
 
 
-def _float_piece(wanted: Wanted, buffer: Tensor, number: int) -> Tensor:
+def float_piece(wanted: Wanted, buffer: Tensor, number: int) -> Tensor:
     piece = wanted.layout.pieces[number]
     return buffer.as_strided(piece.shape, (piece.shape[1], 1), piece.begin // 4)
 

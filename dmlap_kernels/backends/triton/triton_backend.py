@@ -133,6 +133,8 @@ def _plan(spec: PairSpec, problem: PairProblem) -> Plan | None:
         return None
     if _in_pairs(spec, problem) and anchors < 2:
         return None
+    if spec.loss == "angular" and anchors > configurations.panel_height(anchors):
+        return None  # each row needs products of others
     return plan_of(spec, problem.y is None)
 
 
@@ -142,13 +144,14 @@ def _in_pairs(spec: PairSpec, problem: PairProblem) -> bool:
 
 
 def step_of(plan: Plan, spec: PairSpec, problem: PairProblem) -> Any:
+    from dmlap_kernels.backends.triton.angular_steps import AngularStep
     from dmlap_kernels.backends.triton.n_pairs_steps import NPairsStep
     from dmlap_kernels.backends.triton.soft_triple_steps import SoftTripleStep
     from dmlap_kernels.backends.triton.steps import Step
 
     if _in_pairs(spec, problem):
         return NPairsStep(plan, spec, problem)
-    made = SoftTripleStep if spec.loss == "soft_triple" else Step
+    made = {"soft_triple": SoftTripleStep, "angular": AngularStep}.get(spec.loss, Step)
     return made(plan, spec, problem)
 
 

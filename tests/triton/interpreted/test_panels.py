@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from dmlap_kernels import fused_n_pairs_loss, fused_soft_triple_loss, fused_triplet_loss
+from dmlap_kernels import (
+    fused_angular_loss,
+    fused_n_pairs_loss,
+    fused_soft_triple_loss,
+    fused_triplet_loss,
+)
 from dmlap_kernels.backends import registry
 from dmlap_kernels.backends.triton import configurations, kinds, steps
 from dmlap_kernels.backends.triton.plans import plan_of
@@ -76,6 +82,21 @@ def test_statistics(case: Case, backend: str) -> None:
     compare_stats(case.loss, make_problem(case), backend)
 
 
+def assert_like_the_torch_backend(
+    loss: Callable[..., Tensor], sides: list[Tensor], backend: str
+) -> None:
+    """Value and gradients, terms weighted, compared with those in float64."""
+    results = []
+    for name, dtype in ((backend, torch.float32), ("torch", torch.float64)):
+        leaves = [side.to(dtype).requires_grad_() for side in sides]
+        value = loss(*leaves, name)
+        weights = torch.linspace(0.5, 1.5, value.numel(), dtype=dtype).view_as(value)
+        results.append([value.detach(), *torch.autograd.grad((value * weights).sum(), leaves)])
+    for ours, truth in zip(*results, strict=True):
+        scale = truth.abs().max().item()
+        torch.testing.assert_close(ours.double(), truth, rtol=0, atol=2e-5 * scale)
+
+
 def many_tiles() -> list[Case]:
     """More than one panel, ragged in rows, columns and features; every distance of a few losses."""
     cases = []
@@ -92,6 +113,37 @@ def many_tiles() -> list[Case]:
 @pytest.mark.parametrize("case", many_tiles(), ids=lambda case: case.id)
 def test_many_tiles(case: Case, backend: str) -> None:
     compare(case.loss, make_problem(case), backend)
+
+
+ANGULAR = [case for case in selection("angular") if case.refs == "self"]
+
+
+@pytest.mark.parametrize("case", ANGULAR, ids=lambda case: case.id)
+def test_angular(
+    case: Case, backend: str, steps_made: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one panel."""
+    monkeypatch.setattr(configurations, "PANEL_BYTES", 1 << 20)
+    problem = make_problem(case)
+    compare(case.loss, problem, backend)
+    assert steps_made == ["angular"] * len(steps_made) and steps_made
+
+
+@pytest.mark.parametrize("reduction", ["mean_nonzero", "none"])
+def test_angular_of_classes_of_many_sizes(
+    reduction: str, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(configurations, "PANEL_BYTES", 1 << 20)
+    generator = torch.Generator().manual_seed(3)
+    labels = (torch.rand(45, generator=generator) ** 2 * 25).long() * 2**33 - 3
+    x = torch.randn(45, 11, generator=generator)
+    assert_like_the_torch_backend(
+        lambda rows, name: fused_angular_loss(
+            rows, labels, alpha=50.0, reduction=reduction, backend=name
+        ),
+        [x],
+        backend,
+    )
 
 
 @pytest.mark.parametrize("case", many_tiles()[::4], ids=lambda case: case.id)
@@ -225,16 +277,13 @@ def test_centres_in_any_order(height: int, backend: str, monkeypatch: pytest.Mon
     centres = torch.randn(150, 8, generator=generator)
     labels = torch.cat((centre_labels[:50], torch.tensor([5])))
     x = torch.randn(51, 8, generator=generator)
-    results = []
-    for name, dtype in ((backend, torch.float32), ("torch", torch.float64)):
-        leaves = [t.to(dtype).requires_grad_() for t in (x, centres)]
-        value = fused_soft_triple_loss(
-            leaves[0], labels, leaves[1], centre_labels, gamma=0.2, backend=name
-        )
-        results.append([value.detach(), *torch.autograd.grad(value, leaves)])
-    for ours, truth in zip(*results, strict=True):
-        scale = truth.abs().max().item()
-        torch.testing.assert_close(ours.double(), truth, rtol=0, atol=1e-5 * scale)
+    assert_like_the_torch_backend(
+        lambda rows, proxies, name: fused_soft_triple_loss(
+            rows, labels, proxies, centre_labels, gamma=0.2, backend=name
+        ),
+        [x, centres],
+        backend,
+    )
 
 
 @pytest.mark.parametrize("distance", LOSSES["n_pairs"].distances)
@@ -249,15 +298,9 @@ def test_first_pairs_of_many_classes(distance: str, normalize: bool, backend: st
     first, second = (labels == -3).nonzero().flatten()[:2]
     x[second] = x[first]
     x[second, 0] += 0.02
-    results = []
-    for name, dtype in ((backend, torch.float32), ("torch", torch.float64)):
-        rows = x.to(dtype).requires_grad_()
-        value = fused_n_pairs_loss(rows, labels, backend=name, **how)
-        weights = torch.linspace(0.5, 1.5, value.numel(), dtype=dtype).view_as(value)
-        results.append([value.detach(), *torch.autograd.grad((value * weights).sum(), rows)])
-    for ours, truth in zip(*results, strict=True):
-        scale = truth.abs().max().item()
-        torch.testing.assert_close(ours.double(), truth, rtol=0, atol=2e-5 * scale)
+    assert_like_the_torch_backend(
+        lambda rows, name: fused_n_pairs_loss(rows, labels, backend=name, **how), [x], backend
+    )
 
 
 def mined(x: Tensor, labels: Tensor) -> Tensor:
