@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections.abc import Callable
@@ -285,6 +286,54 @@ class ProxyNCALoss(ProxyLoss):
     function = staticmethod(functional.fused_proxy_nca_loss)
 
 
+class CosFaceLoss(ProxyLoss):
+    """`dmlap_kernels.fused_cosface_loss` as a module that holds its proxies, the class weights.
+
+    Args:
+        num_classes, embedding_size: shape of the parameter ``proxies``, which starts as in
+            pytorch-metric-learning.
+        options: keywords of the function.
+
+    ``forward(embeddings, labels)``, with labels in 0..num_classes - 1.
+
+    Example:
+        >>> import torch
+        >>> from dmlap_kernels.losses import CosFaceLoss
+        >>> criterion = CosFaceLoss(num_classes=4, embedding_size=16)
+        >>> embeddings = torch.randn(8, 16, requires_grad=True)
+        >>> criterion(embeddings, torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])).backward()
+    """
+
+    function = staticmethod(functional.fused_cosface_loss)
+
+    def _start(self, proxies: Tensor) -> Tensor:
+        return _transposed(nn.init.normal_, proxies)
+
+
+class ArcFaceLoss(ProxyLoss):
+    """`dmlap_kernels.fused_arcface_loss` as a module that holds its proxies, the class weights.
+
+    Args:
+        num_classes, embedding_size: shape of the parameter ``proxies``, which starts as in
+            pytorch-metric-learning.
+        options: keywords of the function.
+
+    ``forward(embeddings, labels)``, with labels in 0..num_classes - 1.
+
+    Example:
+        >>> import torch
+        >>> from dmlap_kernels.losses import ArcFaceLoss
+        >>> criterion = ArcFaceLoss(num_classes=4, embedding_size=16, margin=20.0)
+        >>> embeddings = torch.randn(8, 16, requires_grad=True)
+        >>> criterion(embeddings, torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])).backward()
+    """
+
+    function = staticmethod(functional.fused_arcface_loss)
+
+    def _start(self, proxies: Tensor) -> Tensor:
+        return _transposed(nn.init.normal_, proxies)
+
+
 class ProxyAnchorLoss(ProxyLoss):
     """`dmlap_kernels.fused_proxy_anchor_loss` as a module that holds its proxies.
 
@@ -337,8 +386,13 @@ class SoftTripleLoss(ProxyLoss):
         self._set_up(num_classes, embedding_size, centers_per_class, options)
 
     def _start(self, proxies: Tensor) -> Tensor:
-        # The peer holds the transpose, with as many inputs as there are proxies.
-        return nn.init.kaiming_uniform_(proxies.t().contiguous(), a=math.sqrt(5)).t().contiguous()
+        # With as many inputs as there are proxies.
+        return _transposed(functools.partial(nn.init.kaiming_uniform_, a=math.sqrt(5)), proxies)
+
+
+def _transposed(start: Callable[[Tensor], Tensor], proxies: Tensor) -> Tensor:
+    """``proxies`` started where the peer holds the transpose."""
+    return start(proxies.t().contiguous()).t().contiguous()
 
 
 def _at_least_one(argument: str, value: Any) -> None:

@@ -31,6 +31,8 @@ SMALL = {
     "triplet_hard": ((0.2, 0.0, 0.0), "euclidean", False, 9),
     "n_pairs": ((), "dot", True, 11),
     "proxy_nca": ((8.0,), "sqeuclidean", True, 10),
+    "cosface": ((64.0, 0.35), "cosine", True, 10),
+    "arcface": ((64.0, 0.878, 0.479, 0.239), "cosine", True, 10),
     "proxy_anchor": ((32.0, 0.1, -0.1), "cosine", True, 9),
 }
 MINED = {"multi_similarity": ((2.0, 50.0, 0.5, 1.0, 0.1), "cosine", False, 10)}

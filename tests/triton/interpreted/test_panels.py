@@ -34,6 +34,8 @@ BY_PANELS = (
     "sup_con",
     "circle",
     "proxy_nca",
+    "cosface",
+    "arcface",
     "proxy_anchor",
 )
 EACH = pytest.mark.parametrize("loss", BY_PANELS)
