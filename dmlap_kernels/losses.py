@@ -93,8 +93,9 @@ Example:
 
 
 class PairLoss(_Loss):
-    """``forward(embeddings, labels, ref_embeddings=None, ref_labels=None, self_index=None)`` is the
-    function with the keywords that the module was made with."""
+    """``forward(embeddings, labels, ref_embeddings=None, ref_labels=None, self_index=None,
+    match=None)`` is the function with the keywords that the module was made with; a ``match`` of
+    the call goes before that of the module."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -102,19 +103,28 @@ class PairLoss(_Loss):
             cls.__doc__ = _TWIN.format(function=cls.function.__name__, name=cls.__name__)
 
     def __init__(self, **options: Any) -> None:
+        if isinstance(options.get("match"), Tensor):
+            raise TypeError(
+                "match must be a function, got a tensor: a matrix belongs to one batch and is an "
+                "argument of forward"
+            )
         super().__init__(options)
 
     def forward(
         self,
         embeddings: Tensor,
-        labels: Tensor,
+        labels: Tensor | None,
         ref_embeddings: Tensor | None = None,
         ref_labels: Tensor | None = None,
         *,
         self_index: Tensor | None = None,
+        match: Any = None,
     ) -> Tensor | tuple[Tensor, PairStats]:
         tensors = embeddings, labels, ref_embeddings, ref_labels
-        return type(self).function(*tensors, self_index=self_index, **self.keywords())
+        keywords = self.keywords()
+        if match is not None:
+            keywords["match"] = match
+        return type(self).function(*tensors, self_index=self_index, **keywords)
 
 
 class TripletLoss(PairLoss):
