@@ -52,6 +52,8 @@ class Match:
         shape = len(rows), len(columns)
         if 0 in shape:
             return torch.zeros(shape, dtype=torch.bool, device=rows.device)
+        # Made before the tensors of the rule, so that these leave no holes in the memory below it.
+        own = torch.empty(shape, dtype=torch.bool, device=rows.device)
         found: Any = self._rule(rows, columns)
         if not isinstance(found, Tensor) or found.dtype != torch.bool:
             what = found.dtype if isinstance(found, Tensor) else type(found).__name__
@@ -61,4 +63,4 @@ class Match:
                 f"match must return {shape} on {rows.device} for labels {tuple(rows.shape)} and "
                 f"{tuple(columns.shape)}, got {tuple(found.shape)} on {found.device}"
             )
-        return found.clone(memory_format=torch.contiguous_format)
+        return own.copy_(found)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, cast
@@ -267,3 +269,26 @@ def test_a_global_batch_refuses() -> None:
             fused_contrastive_loss(x, None, match=torch.eye(21) > 0)
     finally:
         sweep.sharing.reset(token)
+
+
+PEAK = """
+import resource, torch, dmlap_kernels
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def step(rows):
+    x, labels = torch.randn(rows, 64, requires_grad=True), torch.arange(rows) % 50
+    rule = lambda a, b: a[:, None] == b
+    dmlap_kernels.fused_sup_con_loss(x, labels, match=rule).backward()
+torch.set_num_threads(1)
+step(64)
+before = peak()
+step(10000)
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts in KiB")
+def test_peak_memory_of_a_rule() -> None:
+    """Well below a matrix of all pairs, which takes 381 MiB of float32."""
+    done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 120
