@@ -142,6 +142,12 @@ LOSSES: dict[str, Loss] = {
     "proxy-anchor": Loss(
         "fused_proxy_anchor_loss", eager.proxy_anchor, peers.proxy_anchor,
         {"margin": 0.1, "alpha": 32.0}, proxies=1),
+    "cosface": Loss(
+        "fused_cosface_loss", eager.cosface, peers.cosface, {"scale": 64.0, "margin": 0.35},
+        proxies=1),
+    "arcface": Loss(
+        "fused_arcface_loss", eager.arcface, peers.arcface, {"scale": 64.0, "margin": 28.6},
+        proxies=1),
     "soft-triple": Loss(
         "fused_soft_triple_loss", eager.soft_triple, peers.soft_triple,
         {"la": 20.0, "gamma": 0.1, "margin": 0.01}, proxies=10),

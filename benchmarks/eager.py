@@ -265,6 +265,37 @@ def proxy_anchor(
     return pull.sum() / positive.any(0).sum() + push.mean()
 
 
+def cosface(
+    x: Tensor,
+    labels: Tensor,
+    proxies: Tensor,
+    proxy_labels: Tensor,
+    *,
+    scale: float,
+    margin: float,
+) -> Tensor:
+    """The proxies lie in the order of the labels."""
+    s = similarities(x, proxies)
+    taken = F.one_hot(labels, len(proxies)).to(s.dtype) * margin
+    return F.cross_entropy(scale * (s - taken), labels)
+
+
+def arcface(
+    x: Tensor,
+    labels: Tensor,
+    proxies: Tensor,
+    proxy_labels: Tensor,
+    *,
+    scale: float,
+    margin: float,
+) -> Tensor:
+    """The proxies lie in the order of the labels."""
+    s, m = similarities(x, proxies), math.radians(margin)
+    own = s.gather(1, labels[:, None]).clamp(-1, 1)
+    turned = torch.where(own >= -math.cos(m), (own.acos() + m).cos(), own - m * math.sin(m))
+    return F.cross_entropy(scale * s.scatter(1, labels[:, None], turned), labels)
+
+
 def soft_triple(
     x: Tensor,
     labels: Tensor,

@@ -200,6 +200,19 @@ def proxy_anchor(batch: Batch, *, margin: float, alpha: float) -> Loss:
     return _with_proxies(loss, "proxies")
 
 
+def cosface(batch: Batch, *, scale: float, margin: float) -> Loss:
+    return _with_margin("CosFaceLoss", batch, scale, margin)
+
+
+def arcface(batch: Batch, *, scale: float, margin: float) -> Loss:
+    return _with_margin("ArcFaceLoss", batch, scale, margin)
+
+
+def _with_margin(name: str, batch: Batch, scale: float, margin: float) -> Loss:
+    sizes = {"num_classes": batch.classes, "embedding_size": batch.x.shape[1]}
+    return _with_proxies(_mean(name, scale=scale, margin=margin, **sizes), "W", transposed=True)
+
+
 def soft_triple(batch: Batch, *, la: float, gamma: float, margin: float) -> Loss:
     assert batch.proxies is not None
     centers = len(batch.proxies) // batch.classes

@@ -16,6 +16,7 @@ from dmlap_kernels.backends.fallback import FallbackWarning
 from dmlap_kernels.functional import *
 from dmlap_kernels.mining import hard_classes, nearest
 from dmlap_kernels.problem import ClassScores, HardClasses, Nearest, PairStats
+from dmlap_kernels.reductions import ClassMeans, per_class_mean
 
 try:
     __version__ = version("dmlap_kernels")
@@ -23,6 +24,7 @@ except PackageNotFoundError:  # a checkout that was never installed
     __version__ = "unknown"
 
 __all__ = [
+    "ClassMeans",
     "ClassScores",
     "FallbackWarning",
     "HardClasses",
@@ -30,6 +32,7 @@ __all__ = [
     "PairStats",
     "hard_classes",
     "nearest",
+    "per_class_mean",
 ]
 __all__ += functional.__all__
 # Imported when they are asked for: `dmlap_kernels.losses` needs no import of its own, and what only

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dmlap_kernels.match import Match
 from dmlap_kernels.problem import EMBEDDING_DTYPES, PRECISIONS, PairProblem, compute_dtype
 
 _LABEL_DTYPES = frozenset(
@@ -302,6 +303,77 @@ def pair_problem(x: Any, x_labels: Any, y: Any, y_labels: Any, self_at: Any = No
         x, y = promoted(x, y)
     itself = self_index(self_at, x, y, "embeddings", "ref_embeddings")
     return _differentiable(PairProblem(x, x_labels, y, y_labels, None, itself))
+
+
+def matched_problem(
+    x: Any, x_labels: Any, y: Any, y_labels: Any, self_at: Any, match: Any
+) -> tuple[PairProblem, Match | None]:
+    """The checked tensors of a loss call whose positives may be those of a ``match``.
+
+    The labels of the problem are then those of the call if they are classes, else zeros.
+    """
+    if match is None:
+        return pair_problem(x, x_labels, y, y_labels, self_at), None
+    embeddings("embeddings", x)
+    refs = x
+    if y is not None:
+        refs = embeddings("ref_embeddings", y)
+    if isinstance(match, Tensor):
+        shape = x.shape[0], refs.shape[0]
+        if match.dtype != torch.bool or match.shape != shape or match.device != x.device:
+            raise ValueError(
+                f"match must be a bool matrix {shape} on {x.device}, or a function, got "
+                f"{describe(match)} on {match.device}"
+            )
+        found = Match(match)
+    elif callable(match):
+        rows = _any_labels("labels", x_labels, x, "embeddings")
+        columns = rows
+        if y is not None:
+            columns = _any_labels("ref_labels", y_labels, refs, "ref_embeddings")
+        found = Match(None, match, rows, columns)
+    else:
+        raise TypeError(f"match must be a bool matrix or a function, got {describe(match)}")
+    if y is None and y_labels is not None:
+        raise ValueError("ref_labels must be left out without ref_embeddings")
+    names = _classes_or_zeros(x_labels, x), None if y is None else _classes_or_zeros(None, y)
+    return pair_problem(x, names[0], y, names[1], self_at), found
+
+
+def _any_labels(argument: str, value: Any, rows: Tensor, rows_argument: str) -> Tensor:
+    """``value`` (rows, ...) of any dtype, which only the function of a match looks at."""
+    value = torch.as_tensor(value) if isinstance(value, np.ndarray) else value
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{argument} must be a tensor or an array, got {describe(value)}")
+    if value.ndim == 0 or value.shape[0] != rows.shape[0] or value.device != rows.device:
+        raise ValueError(
+            f"{argument} must have the {rows.shape[0]} rows of {rows_argument} on {rows.device}, "
+            f"got {describe(value)} on {value.device}"
+        )
+    return value
+
+
+def are_classes(value: Any) -> bool:
+    """Whether labels are one whole number a row."""
+    shape = getattr(value, "shape", None)
+    if shape is None or not (len(shape) == 1 or (len(shape) == 2 and shape[1] == 1)):
+        return False
+    return torch.as_tensor(value).dtype in _LABEL_DTYPES
+
+
+def classes_given(argument: str, value: Any) -> None:
+    """Refuses an ``argument`` with an entry for each class where labels are none."""
+    if not are_classes(value):
+        raise ValueError(
+            f"{argument} must be one number where labels are not one whole number a row, got "
+            f"labels {describe(value)}"
+        )
+
+
+def _classes_or_zeros(value: Any, rows: Tensor) -> Any:
+    if are_classes(value):
+        return value
+    return torch.zeros(rows.shape[0], dtype=torch.int64, device=rows.device)
 
 
 def proxy_problem(x: Any, x_labels: Any, proxies: Any, proxy_labels: Any) -> PairProblem:

@@ -26,7 +26,7 @@ from dmlap_kernels.sweep import pair_loss_here, sharing
 GRADIENTS = ("mean", "sum")
 EXCHANGES = ("gather", "ring")
 # Their references are parameters, the same on every rank.
-_PROXY_REFERENCES = ("proxy_nca", "soft_triple")
+_PROXY_REFERENCES = ("proxy_nca", "cosface", "arcface", "soft_triple")
 _replicated: ContextVar[bool] = ContextVar("replicated", default=False)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections.abc import Callable
@@ -92,8 +93,9 @@ Example:
 
 
 class PairLoss(_Loss):
-    """``forward(embeddings, labels, ref_embeddings=None, ref_labels=None, self_index=None)`` is the
-    function with the keywords that the module was made with."""
+    """``forward(embeddings, labels, ref_embeddings=None, ref_labels=None, self_index=None,
+    match=None)`` is the function with the keywords that the module was made with; a ``match`` of
+    the call goes before that of the module."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -101,19 +103,28 @@ class PairLoss(_Loss):
             cls.__doc__ = _TWIN.format(function=cls.function.__name__, name=cls.__name__)
 
     def __init__(self, **options: Any) -> None:
+        if isinstance(options.get("match"), Tensor):
+            raise TypeError(
+                "match must be a function, got a tensor: a matrix belongs to one batch and is an "
+                "argument of forward"
+            )
         super().__init__(options)
 
     def forward(
         self,
         embeddings: Tensor,
-        labels: Tensor,
+        labels: Tensor | None,
         ref_embeddings: Tensor | None = None,
         ref_labels: Tensor | None = None,
         *,
         self_index: Tensor | None = None,
+        match: Any = None,
     ) -> Tensor | tuple[Tensor, PairStats]:
         tensors = embeddings, labels, ref_embeddings, ref_labels
-        return type(self).function(*tensors, self_index=self_index, **self.keywords())
+        keywords = self.keywords()
+        if match is not None:
+            keywords["match"] = match
+        return type(self).function(*tensors, self_index=self_index, **keywords)
 
 
 class TripletLoss(PairLoss):
@@ -285,6 +296,54 @@ class ProxyNCALoss(ProxyLoss):
     function = staticmethod(functional.fused_proxy_nca_loss)
 
 
+class CosFaceLoss(ProxyLoss):
+    """`dmlap_kernels.fused_cosface_loss` as a module that holds its proxies, the class weights.
+
+    Args:
+        num_classes, embedding_size: shape of the parameter ``proxies``, which starts as in
+            pytorch-metric-learning.
+        options: keywords of the function.
+
+    ``forward(embeddings, labels)``, with labels in 0..num_classes - 1.
+
+    Example:
+        >>> import torch
+        >>> from dmlap_kernels.losses import CosFaceLoss
+        >>> criterion = CosFaceLoss(num_classes=4, embedding_size=16)
+        >>> embeddings = torch.randn(8, 16, requires_grad=True)
+        >>> criterion(embeddings, torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])).backward()
+    """
+
+    function = staticmethod(functional.fused_cosface_loss)
+
+    def _start(self, proxies: Tensor) -> Tensor:
+        return _transposed(nn.init.normal_, proxies)
+
+
+class ArcFaceLoss(ProxyLoss):
+    """`dmlap_kernels.fused_arcface_loss` as a module that holds its proxies, the class weights.
+
+    Args:
+        num_classes, embedding_size: shape of the parameter ``proxies``, which starts as in
+            pytorch-metric-learning.
+        options: keywords of the function.
+
+    ``forward(embeddings, labels)``, with labels in 0..num_classes - 1.
+
+    Example:
+        >>> import torch
+        >>> from dmlap_kernels.losses import ArcFaceLoss
+        >>> criterion = ArcFaceLoss(num_classes=4, embedding_size=16, margin=20.0)
+        >>> embeddings = torch.randn(8, 16, requires_grad=True)
+        >>> criterion(embeddings, torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])).backward()
+    """
+
+    function = staticmethod(functional.fused_arcface_loss)
+
+    def _start(self, proxies: Tensor) -> Tensor:
+        return _transposed(nn.init.normal_, proxies)
+
+
 class ProxyAnchorLoss(ProxyLoss):
     """`dmlap_kernels.fused_proxy_anchor_loss` as a module that holds its proxies.
 
@@ -337,8 +396,13 @@ class SoftTripleLoss(ProxyLoss):
         self._set_up(num_classes, embedding_size, centers_per_class, options)
 
     def _start(self, proxies: Tensor) -> Tensor:
-        # The peer holds the transpose, with as many inputs as there are proxies.
-        return nn.init.kaiming_uniform_(proxies.t().contiguous(), a=math.sqrt(5)).t().contiguous()
+        # With as many inputs as there are proxies.
+        return _transposed(functools.partial(nn.init.kaiming_uniform_, a=math.sqrt(5)), proxies)
+
+
+def _transposed(start: Callable[[Tensor], Tensor], proxies: Tensor) -> Tensor:
+    """``proxies`` started where the peer holds the transpose."""
+    return start(proxies.t().contiguous()).t().contiguous()
 
 
 def _at_least_one(argument: str, value: Any) -> None:

@@ -26,7 +26,8 @@ class PairSpec(NamedTuple):
     ``params`` are the numbers of the policy named by ``loss``, in the order in which the policy
     declares them (``csrc/include/dmlap/policies``); flags are 0 or 1. One that is None is the next
     entry of `PairProblem.numbers`. A ``precision`` of None follows PyTorch's own setting at the
-    time the sweep runs.
+    time the sweep runs. With a ``match``, a `dmlap_kernels.match.Match`, the positive pairs are
+    those that it names, and labels are not compared; it is not part of what `encode` writes.
     """
 
     loss: str
@@ -35,6 +36,7 @@ class PairSpec(NamedTuple):
     normalize: bool = False
     reduction: str = "mean"
     precision: str | None = None
+    match: Any = None
 
     def encode(self) -> str:
         """As one line, which custom operators take; params that are None stay None."""

@@ -39,6 +39,8 @@ def pair_loss(
     if torch.compiler.is_compiling() or not _are_plain(problem):
         return _as_operator(spec, problem, backend, stats, scores)
     if (others := sharing.get()) is not None:
+        if spec.match is not None:
+            raise ValueError("match is not served in a global batch, whose ranks exchange labels")
         return others.pair_loss(spec, problem, backend, stats, scores)
     return pair_loss_here(spec, problem, backend, stats, scores)
 
@@ -84,6 +86,13 @@ def _runner(name: str, spec: PairSpec, problem: PairProblem) -> registry.Backend
     that has them.
     """
     name = name.partition("@")[0]
+    if spec.match is not None:
+        if name not in ("auto", "torch"):
+            raise ValueError(
+                f"backend {name!r} finds positives by equal labels: match takes backend 'torch' or "
+                "'auto'"
+            )
+        name = "torch"
     numbers = problem.numbers
     if numbers is not None and numbers.device.type != "cpu":
         if name not in ("auto", "torch"):
@@ -447,6 +456,11 @@ _installation._dynamo_marked_constant = True  # type: ignore[attr-defined]
 def _as_operator(
     spec: PairSpec, problem: PairProblem, backend: str, stats: bool, scores: bool
 ) -> tuple[Tensor, PairStats | None]:
+    if spec.match is not None:
+        raise RuntimeError(
+            "match cannot be compiled or traced: call the loss outside torch.compile, on tensors "
+            "with data"
+        )
     if scores:
         raise RuntimeError(
             'return_stats="class_scores" cannot be compiled or traced: the number of classes '

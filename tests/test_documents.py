@@ -27,7 +27,7 @@ LINKED = [ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *PAGES]
 FUNCTIONS = [name for name in dmlap_kernels.__all__ if name.startswith("fused_")]
 # What every loss has, which `losses/index.md` describes for all of them.
 SHARED = {
-    *("embeddings", "labels", "ref_embeddings", "ref_labels", "self_index"),
+    *("embeddings", "labels", "ref_embeddings", "ref_labels", "self_index", "match"),
     *("proxies", "proxy_labels", "backend", "precision", "return_stats"),
 }
 

@@ -37,11 +37,13 @@ PARAMS: dict[str, tuple[float, ...]] = {
     "angular": (40.0,),
     "circle": (0.25, 16.0),
     "proxy_nca": (2.0,),
+    "cosface": (8.0, 0.35),
+    "arcface": (8.0, 0.878, 0.479, 0.239),
     "proxy_anchor": (8.0, 0.9, 1.1),
     "soft_triple": (10.0, 0.2, 0.01),
 }
 # Which have no batch without references.
-PROXIES = ("proxy_nca", "proxy_anchor", "soft_triple")
+PROXIES = ("proxy_nca", "cosface", "arcface", "proxy_anchor", "soft_triple")
 # Beyond twice the error of plain PyTorch in the same dtype, relative to the largest element.
 EPSILON = 1e-4
 ROWS, REFERENCES, FEATURES = 150, 170, 40

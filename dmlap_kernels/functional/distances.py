@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -36,11 +38,12 @@ __all__ = [
 @documented
 def fused_triplet_loss(
     embeddings: Tensor,
-    labels: Tensor,
+    labels: Tensor | None,
     ref_embeddings: Tensor | None = None,
     ref_labels: Tensor | None = None,
     *,
     self_index: Tensor | None = None,
+    match: Tensor | Callable[[Tensor, Tensor], Tensor] | None = None,
     margin: float | Tensor = 0.2,
     mining: str = "hard",
     smooth: bool = False,
@@ -95,7 +98,8 @@ def fused_triplet_loss(
         >>> loss = fused_triplet_loss(embeddings, labels, margin=0.2, mining="semihard")
         >>> loss.backward()
     """
-    problem = checks.pair_problem(embeddings, labels, ref_embeddings, ref_labels, self_index)
+    given = embeddings, labels, ref_embeddings, ref_labels, self_index, match
+    problem, alike = checks.matched_problem(*given)
     checks.choice("mining", mining, TRIPLET_MINING)
     params: tuple[Number | bool, ...] = (
         checks.number("margin", margin),
@@ -103,6 +107,8 @@ def fused_triplet_loss(
         checks.flag("swap", swap),
     )
     if mining == "distance_weighted":
+        if alike is not None:
+            raise ValueError("match must be left out with mining='distance_weighted'")
         nearest = checks.constant("cutoff", cutoff, minimum=0)
         above = nearest if isinstance(nearest, float) else 0.0
         farthest = checks.constant("nonzero_loss_cutoff", nonzero_loss_cutoff, above=above)
@@ -115,7 +121,7 @@ def fused_triplet_loss(
             f"nonzero_loss_cutoff={nonzero_loss_cutoff!r} and seed={seed!r}"
         )
     options = distance, DISTANCE, normalize, reduction, backend, precision, return_stats
-    return run(f"triplet_{mining}", params, problem, *options)
+    return run(f"triplet_{mining}", params, problem, *options, match=alike)
 
 
 def _seed(seed: int | None) -> Number:
@@ -129,11 +135,12 @@ def _seed(seed: int | None) -> Number:
 @documented
 def fused_contrastive_loss(
     embeddings: Tensor,
-    labels: Tensor,
+    labels: Tensor | None,
     ref_embeddings: Tensor | None = None,
     ref_labels: Tensor | None = None,
     *,
     self_index: Tensor | None = None,
+    match: Tensor | Callable[[Tensor, Tensor], Tensor] | None = None,
     pos_margin: float | Tensor = 0.0,
     neg_margin: float | Tensor = 1.0,
     squared: bool = False,
@@ -170,24 +177,26 @@ def fused_contrastive_loss(
         >>> int(stats.constraints)  # 8 ordered positive pairs and 48 negative ones
         56
     """
-    problem = checks.pair_problem(embeddings, labels, ref_embeddings, ref_labels, self_index)
+    given = embeddings, labels, ref_embeddings, ref_labels, self_index, match
+    problem, alike = checks.matched_problem(*given)
     params = (
         checks.number("pos_margin", pos_margin),
         checks.number("neg_margin", neg_margin),
         checks.flag("squared", squared),
     )
     options = distance, DISTANCE, normalize, reduction, backend, precision, return_stats
-    return run("contrastive", params, problem, *options)
+    return run("contrastive", params, problem, *options, match=alike)
 
 
 @documented
 def fused_margin_loss(
     embeddings: Tensor,
-    labels: Tensor,
+    labels: Tensor | None,
     ref_embeddings: Tensor | None = None,
     ref_labels: Tensor | None = None,
     *,
     self_index: Tensor | None = None,
+    match: Tensor | Callable[[Tensor, Tensor], Tensor] | None = None,
     margin: float | Tensor = 0.2,
     beta: float | Tensor = 1.2,
     distance: str = "euclidean",
@@ -228,20 +237,24 @@ def fused_margin_loss(
         >>> beta.grad.shape
         torch.Size([4])
     """
-    problem = checks.pair_problem(embeddings, labels, ref_embeddings, ref_labels, self_index)
+    given = embeddings, labels, ref_embeddings, ref_labels, self_index, match
+    problem, alike = checks.matched_problem(*given)
+    if alike is not None and isinstance(beta, Tensor) and beta.numel() > 1:
+        checks.classes_given("beta", labels)
     problem = problem.changed(anchor_params=checks.per_anchor("beta", beta, problem))
     options = distance, DISTANCE, normalize, reduction, backend, precision, return_stats
-    return run("margin", (checks.number("margin", margin),), problem, *options)
+    return run("margin", (checks.number("margin", margin),), problem, *options, match=alike)
 
 
 @documented
 def fused_siglip_loss(
     embeddings: Tensor,
-    labels: Tensor,
+    labels: Tensor | None,
     ref_embeddings: Tensor | None = None,
     ref_labels: Tensor | None = None,
     *,
     self_index: Tensor | None = None,
+    match: Tensor | Callable[[Tensor, Tensor], Tensor] | None = None,
     scale: float | Tensor = 10.0,
     bias: float | Tensor = -10.0,
     distance: str = "cosine",
@@ -275,21 +288,23 @@ def fused_siglip_loss(
         >>> pairs = images, torch.arange(8), texts, torch.arange(8)
         >>> fused_siglip_loss(*pairs, scale=log_scale.exp(), bias=bias).backward()
     """
-    problem = checks.pair_problem(embeddings, labels, ref_embeddings, ref_labels, self_index)
+    given = embeddings, labels, ref_embeddings, ref_labels, self_index, match
+    problem, alike = checks.matched_problem(*given)
     scale, bias = operand(checks.number("scale", scale, above=0)), checks.number("bias", bias)
     params = scale, most_similar(distance) + bias / scale
     options = distance, INNER_PRODUCT, normalize, reduction, backend, precision, return_stats
-    return run("siglip", params, problem, *options)
+    return run("siglip", params, problem, *options, match=alike)
 
 
 @documented
 def fused_lifted_structure_loss(
     embeddings: Tensor,
-    labels: Tensor,
+    labels: Tensor | None,
     ref_embeddings: Tensor | None = None,
     ref_labels: Tensor | None = None,
     *,
     self_index: Tensor | None = None,
+    match: Tensor | Callable[[Tensor, Tensor], Tensor] | None = None,
     pos_margin: float | Tensor = 0.0,
     neg_margin: float | Tensor = 1.0,
     form: str = "original",
@@ -326,7 +341,8 @@ def fused_lifted_structure_loss(
         >>> labels = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
         >>> fused_lifted_structure_loss(embeddings, labels, form="generalized").backward()
     """
-    problem = checks.pair_problem(embeddings, labels, ref_embeddings, ref_labels, self_index)
+    given = embeddings, labels, ref_embeddings, ref_labels, self_index, match
+    problem, alike = checks.matched_problem(*given)
     checks.choice("form", form, LIFTED_FORMS)
     params = (checks.number("pos_margin", pos_margin), checks.number("neg_margin", neg_margin))
     options = distance, DISTANCE, normalize, reduction, backend, precision, return_stats
@@ -335,4 +351,5 @@ def fused_lifted_structure_loss(
         params,
         problem,
         *options,
+        match=alike,
     )

@@ -22,6 +22,13 @@ self_index: (B,) of any integer dtype, with references: for each anchor the inde
     reference that is the anchor itself, -1 for none; that pair is left out of everything.
     Without it an anchor that lies among the references is its own positive, at a distance of
     zero: ``loss(x, labels, x, labels)`` is another loss than ``loss(x, labels)``.""",
+    "match": """\
+match: which pairs are positive, where not those of equal labels; all others are negative. A
+    bool matrix (B, N), or (B, B) without references, and labels may be None. Or a function of
+    the labels (b, ...) of some anchors and (n, ...) of references that returns (b, n) bool, and
+    labels and ref_labels are tensors with B and N rows of what it likes, such as several labels
+    a row; it is called for a block of anchors at a time, in forward and backward. Computed by
+    the backend ``"torch"``, outside `torch.compile`.""",
     "proxies": """\
 embeddings: (B, D) of float32, float64, float16 or bfloat16.
 labels: (B,) or (B, 1), a whole number a row, of any integer dtype, bool, or floats without a
@@ -103,11 +110,12 @@ def _with_every_part(function: F) -> list[str]:
             sections[section].append(line)
     names = inspect.signature(function).parameters
     told = [line.strip() for lines in sections.values() for line in lines]
-    first = "{proxies}" if "proxies" in names else "{pairs}"
+    first = ["{proxies}" if "proxies" in names else "{pairs}"]
+    first += ["{match}"] if "match" in names else []
     last = ["{normalize}"] if "normalize" in names else []
     last += [] if any(line.startswith(_REDUCTIONS) for line in told) else ["{reduction}"]
     for name, before, after in (
-        ("Args:", [first], [*last, "{run}"]),
+        ("Args:", first, [*last, "{run}"]),
         ("Returns:", ["{returns}"], []),
         ("Raises:", ["{raises}"], []),
         ("Example:", [] if any(sections["Example:"]) else ["{example}"], []),

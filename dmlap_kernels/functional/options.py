@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dmlap_kernels import checks
 from dmlap_kernels.backends.registry import NAMES as BACKENDS
+from dmlap_kernels.match import Match
 from dmlap_kernels.problem import (
     DISTANCES,
     NONNEGATIVE_DISTANCES,
@@ -44,6 +45,8 @@ def run(
     backend: Any,
     precision: Any,
     return_stats: Any,
+    *,
+    match: Match | None = None,
 ) -> Result:
     """The loss named ``loss`` over ``problem``, once the options that all losses share are fine.
 
@@ -60,6 +63,10 @@ def run(
         spec = _spec(*options) if torch.compiler.is_compiling() else _remembered_spec(*options)
     except TypeError:  # raised by options that have no hash as well
         spec = _spec(*options)
+    if match is not None:
+        if return_stats == "class_scores":
+            raise ValueError('return_stats must be True or False with match, got "class_scores"')
+        spec = spec._replace(match=match)
     if numbers is not None:
         problem = problem.changed(numbers=numbers)
     if return_stats is False:
@@ -79,6 +86,7 @@ def run_exponents(
     accepted: tuple[str, ...],
     normalize: Any,
     *others: Any,
+    match: Match | None = None,
 ) -> Result:
     """`run` of a loss with one number, the temperature or the scale of its exponents.
 
@@ -87,14 +95,15 @@ def run_exponents(
     gradient is that of an ordinary multiplication.
     """
     if not isinstance(number, Tensor):
-        return run(loss, (number,), problem, distance, accepted, normalize, *others)
+        return run(loss, (number,), problem, distance, accepted, normalize, *others, match=match)
     scale = number if loss == "proxy_nca" else 1 / number
     distance = checks.choice("distance", distance, accepted)
     unit = checks.flag("normalize", normalize) or distance == "cosine"
     x = _scaled(problem.x, scale, distance, unit)
     y = None if problem.y is None else _scaled(problem.y, scale, distance, unit)
     raw = "dot" if distance == "cosine" else distance
-    result = run(loss, (1.0,), problem.changed(rows=(x, y)), raw, accepted, False, *others)
+    problem = problem.changed(rows=(x, y))
+    result = run(loss, (1.0,), problem, raw, accepted, False, *others, match=match)
     if isinstance(result, Tensor):
         return result
     return result[0], _unscaled(result[1], scale.detach(), distance)

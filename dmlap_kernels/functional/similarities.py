@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from dmlap_kernels import checks
@@ -31,11 +33,12 @@ _LARGEST_ANGLE = 70.0
 @documented
 def fused_multi_similarity_loss(
     embeddings: Tensor,
-    labels: Tensor,
+    labels: Tensor | None,
     ref_embeddings: Tensor | None = None,
     ref_labels: Tensor | None = None,
     *,
     self_index: Tensor | None = None,
+    match: Tensor | Callable[[Tensor, Tensor], Tensor] | None = None,
     alpha: float | Tensor = 2.0,
     beta: float | Tensor = 50.0,
     base: float | Tensor = 0.5,
@@ -72,7 +75,8 @@ def fused_multi_similarity_loss(
         >>> labels = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
         >>> fused_multi_similarity_loss(embeddings, labels, epsilon=0.1).backward()
     """
-    problem = checks.pair_problem(embeddings, labels, ref_embeddings, ref_labels, self_index)
+    given = embeddings, labels, ref_embeddings, ref_labels, self_index, match
+    problem, alike = checks.matched_problem(*given)
     base = operand(checks.number("base", base))
     params = (
         checks.number("alpha", alpha, above=0),
@@ -82,7 +86,7 @@ def fused_multi_similarity_loss(
         0.0 if epsilon is None else checks.constant("epsilon", epsilon),
     )
     options = distance, SIMILARITY, normalize, reduction, backend, precision, return_stats
-    return run("multi_similarity", params, problem, *options)
+    return run("multi_similarity", params, problem, *options, match=alike)
 
 
 @documented
@@ -122,11 +126,12 @@ def fused_n_pairs_loss(
 @documented
 def fused_nt_xent_loss(
     embeddings: Tensor,
-    labels: Tensor,
+    labels: Tensor | None,
     ref_embeddings: Tensor | None = None,
     ref_labels: Tensor | None = None,
     *,
     self_index: Tensor | None = None,
+    match: Tensor | Callable[[Tensor, Tensor], Tensor] | None = None,
     temperature: float | Tensor = 0.07,
     distance: str = "cosine",
     normalize: bool = False,
@@ -157,20 +162,22 @@ def fused_nt_xent_loss(
         >>> temperature.grad.shape
         torch.Size([])
     """
-    problem = checks.pair_problem(embeddings, labels, ref_embeddings, ref_labels, self_index)
+    given = embeddings, labels, ref_embeddings, ref_labels, self_index, match
+    problem, alike = checks.matched_problem(*given)
     temperature = checks.number("temperature", temperature, above=0)
     options = distance, SIMILARITY, normalize, reduction, backend, precision, return_stats
-    return run_exponents("nt_xent", temperature, problem, *options)
+    return run_exponents("nt_xent", temperature, problem, *options, match=alike)
 
 
 @documented
 def fused_sup_con_loss(
     embeddings: Tensor,
-    labels: Tensor,
+    labels: Tensor | None,
     ref_embeddings: Tensor | None = None,
     ref_labels: Tensor | None = None,
     *,
     self_index: Tensor | None = None,
+    match: Tensor | Callable[[Tensor, Tensor], Tensor] | None = None,
     temperature: float | Tensor = 0.1,
     distance: str = "cosine",
     normalize: bool = False,
@@ -202,10 +209,11 @@ def fused_sup_con_loss(
         >>> memory, memory_labels = torch.randn(100, 16), torch.randint(0, 4, (100,))
         >>> fused_sup_con_loss(embeddings, labels, memory, memory_labels).backward()
     """
-    problem = checks.pair_problem(embeddings, labels, ref_embeddings, ref_labels, self_index)
+    given = embeddings, labels, ref_embeddings, ref_labels, self_index, match
+    problem, alike = checks.matched_problem(*given)
     temperature = checks.number("temperature", temperature, above=0)
     options = distance, SIMILARITY, normalize, reduction, backend, precision, return_stats
-    return run_exponents("sup_con", temperature, problem, *options)
+    return run_exponents("sup_con", temperature, problem, *options, match=alike)
 
 
 @documented
@@ -251,11 +259,12 @@ def fused_angular_loss(
 @documented
 def fused_circle_loss(
     embeddings: Tensor,
-    labels: Tensor,
+    labels: Tensor | None,
     ref_embeddings: Tensor | None = None,
     ref_labels: Tensor | None = None,
     *,
     self_index: Tensor | None = None,
+    match: Tensor | Callable[[Tensor, Tensor], Tensor] | None = None,
     m: float | Tensor = 0.4,
     gamma: float | Tensor = 80.0,
     reduction: str = "mean_nonzero",
@@ -286,8 +295,8 @@ def fused_circle_loss(
         >>> labels = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
         >>> fused_circle_loss(embeddings, labels, gamma=64).backward()
     """
-    problem = checks.pair_problem(embeddings, labels, ref_embeddings, ref_labels, self_index)
+    given = embeddings, labels, ref_embeddings, ref_labels, self_index, match
+    problem, alike = checks.matched_problem(*given)
     options = "cosine", SIMILARITY, False, reduction, backend, precision, return_stats
-    return run(
-        "circle", (checks.number("m", m), checks.number("gamma", gamma, above=0)), problem, *options
-    )
+    params = checks.number("m", m), checks.number("gamma", gamma, above=0)
+    return run("circle", params, problem, *options, match=alike)

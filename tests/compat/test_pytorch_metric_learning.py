@@ -19,7 +19,7 @@ from pytorch_metric_learning.utils import accuracy_calculator, distributed
 from dmlap_kernels.compat import pytorch_metric_learning as ours
 
 CLASSES, FEATURES = 7, 6
-PROXIES = ("ProxyAnchorLoss", "ProxyNCALoss", "SoftTripleLoss")
+PROXIES = ("ArcFaceLoss", "CosFaceLoss", "ProxyAnchorLoss", "ProxyNCALoss", "SoftTripleLoss")
 ALONE = (*PROXIES, "NPairsLoss")  # those that take no references
 NAMES = [name for name in ours.losses.__all__ if name != "CrossBatchMemory"]
 DISTANCES: dict[str, Callable[[], Any]] = {
@@ -33,7 +33,9 @@ DISTANCES: dict[str, Callable[[], Any]] = {
 # Those that each loss takes, where it does not take all of them.
 ACCEPTED = {
     "AngularLoss": {"euclidean-unit"},
+    "ArcFaceLoss": {"cosine"},
     "CircleLoss": {"cosine"},
+    "CosFaceLoss": {"cosine"},
     "ProxyAnchorLoss": {"cosine", "dot", "dot-unit"},
     "SoftTripleLoss": {"cosine", "dot", "dot-unit"},
 } | {
@@ -254,6 +256,14 @@ def test_regularisers(name: str) -> None:
     compare(name, draw(False), **options)
 
 
+@pytest.mark.parametrize("name", ["ArcFaceLoss", "CosFaceLoss"])
+def test_the_average_angle_is_recorded(name: str) -> None:
+    one, other = pair(name, collect_stats=True)
+    for loss in (one, other):
+        loss(*draw(False))
+    assert one.avg_angle == pytest.approx(other.avg_angle, rel=1e-9)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_state_goes_both_ways(name: str) -> None:
     options = {"learn_beta": True, "num_classes": CLASSES} if name == "MarginLoss" else {}
@@ -413,7 +423,7 @@ def test_refusals_and_handing_over() -> None:
     with pytest.raises(ours.NotFused, match="DotProductSimilarity\\(normalize_embeddings=False"):
         ours.fuse(losses.MarginLoss(distance=DISTANCES["dot"]()))
     with pytest.raises(ours.NotFused, match="loss must be one of AngularLoss"):
-        ours.fuse(losses.ArcFaceLoss(CLASSES, FEATURES))
+        ours.fuse(losses.SphereFaceLoss(CLASSES, FEATURES))
     with pytest.raises(ours.NotFused, match="swap is fused without references"):
         ours.TripletMarginLoss(swap=True)(x, labels, ref_emb=x + 1, ref_labels=labels.clone())
     with pytest.raises(ValueError, match="entry for each label in 0..6, got label 9"):

@@ -66,6 +66,8 @@ CALLS = [
     Call("n_pairs", {"distance": "cosine"}),
     Call("nt_xent", {"temperature": 0.3, "distance": "dot", "normalize": True}),
     Call("circle", {"m": 0.3, "gamma": 10.0}),
+    Call("cosface", {"scale": 8.0}),
+    Call("arcface", {"scale": 8.0}),
     Call("proxy_anchor", {"alpha": 8.0}),
     Call("soft_triple", {"la": 9.0, "gamma": 0.2}),
 ]

@@ -235,6 +235,10 @@ def _proxy_anchor(draw: Draw, *, sharpness: str) -> dict[str, Any]:
     return {"alpha": draw.rate(sharpness), "margin": 0.2 * draw.spread + abs(offset)}
 
 
+def _softmax(draw: Draw, *, sharpness: str, margin: float) -> dict[str, Any]:
+    return {"scale": draw.rate(sharpness), "margin": margin}
+
+
 def _soft_triple(draw: Draw, *, sharpness: str) -> dict[str, Any]:
     rate = draw.rate(sharpness)
     return {"la": rate, "gamma": 1 / rate, "margin": 0.1 * draw.spread}
@@ -259,6 +263,11 @@ def _circle_slope(options: dict[str, Any], largest: float) -> tuple[float, float
 def _angular_slope(options: dict[str, Any], largest: float) -> tuple[float, float]:
     t2 = torch.tan(torch.deg2rad(torch.tensor(options["alpha"]))).item() ** 2
     return (10 * t2 + 2,) * 2
+
+
+def _arcface_slope(options: dict[str, Any], largest: float) -> tuple[float, float]:
+    # The slope of the angle by the cosine grows without bound towards 0 and 180 degrees.
+    return (options["scale"] * 5,) * 2
 
 
 _SWAPS = {"smooth": (False, True), "swap": (False, True)}
@@ -414,6 +423,28 @@ LOSSES: dict[str, Row] = {
             distances=ALL,
             proxies=True,
             extreme={"softmax_scale": 1e4},
+            cancels=True,
+        ),
+        Row(
+            "cosface",
+            _softmax,
+            levels=_SHARP | {"margin": (0.0, 0.35)},
+            positive=("scale",),
+            slope=lambda options, largest: (options["scale"],) * 2,
+            distances=(),
+            proxies=True,
+            extreme={"scale": 1e4},
+            cancels=True,
+        ),
+        Row(
+            "arcface",
+            _softmax,
+            levels=_SHARP | {"margin": (0.0, 28.6)},
+            positive=("scale",),
+            slope=_arcface_slope,
+            distances=(),
+            proxies=True,
+            extreme={"scale": 1e4},
             cancels=True,
         ),
         Row(

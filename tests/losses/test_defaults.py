@@ -42,7 +42,7 @@ def test_defaults_are_those_of_the_peer(name: str) -> None:
 
 
 def test_every_shared_name_is_compared() -> None:
-    assert len(SHARED) == 12
+    assert len(SHARED) == 14
 
 
 def test_triplets_differ_and_say_so() -> None:

@@ -72,6 +72,9 @@ NUMBERS: dict[str, tuple[str, Call]] = {
         Call("sup_con", {"temperature": 3.0, "distance": "sqeuclidean"}),
     ),
     "circle": ("circle", Call("circle", {"m": 0.3, "gamma": 10.0})),
+    "cosface": ("cosface", Call("cosface", {"scale": 8.0, "margin": 0.2})),
+    "arcface": ("arcface", Call("arcface", {"scale": 8.0, "margin": 30.0})),
+    "arcface-beyond": ("arcface", Call("arcface", {"scale": 8.0, "margin": 100.0})),
     "proxy_anchor": ("proxy_anchor", Call("proxy_anchor", {"margin": 0.2, "alpha": 8.0})),
     "soft_triple": ("soft_triple", Call("soft_triple", {"la": 9.0, "gamma": 0.2, "margin": 0.1})),
 }

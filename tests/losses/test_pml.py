@@ -308,15 +308,38 @@ def proxy_problem(classes: int, centers: int, **own: Any) -> Problem:
 
 def with_proxies(function: Any, transposed: bool = False) -> Peer:
     """The peer with our proxies in place of its parameter, so that their gradient flows."""
+    ((name, _),) = function.named_parameters()
 
     def peer(x: Tensor, labels: Tensor, y: Any, ref_labels: Any) -> Tensor:
-        name = "fc" if transposed else "proxies"
         function._parameters.pop(name, None)
         setattr(function, name, y.t() if transposed else y)
         function.cast_types = lambda dtype, device: None
         return function(x, labels)
 
     return peer
+
+
+@BOTH
+@pytest.mark.parametrize("scale", [64.0, 5.0])
+@pytest.mark.parametrize(
+    ("loss", "margin"),
+    [("cosface", 0.35), ("cosface", -0.1), ("arcface", 28.6), ("arcface", 90.0), ("arcface", 0.0)],
+)
+def test_margins_of_softmax(
+    loss: str, margin: float, scale: float, reduction: str, candidate: str
+) -> None:
+    """At 90 degrees many embeddings have an angle that the margin takes beyond 180. The peer's
+    cross entropy rounds small terms to 0, which "mean_nonzero" counts by."""
+    name = {"cosface": "CosFaceLoss", "arcface": "ArcFaceLoss"}[loss]
+    function = getattr(losses, name)(
+        9, 6, margin=margin, scale=scale, reducer=REDUCERS[reduction]()
+    )
+    own = {} if (margin, scale) in ((0.35, 64.0), (28.6, 64.0)) else {"margin": margin}
+    own |= {} if scale == 64.0 else {"scale": scale}
+    if scale == 64.0 and reduction == "mean_nonzero":
+        pytest.skip("the peer's small terms are 0")
+    problem = proxy_problem(9, 1, reduction=reduction, **own)
+    assert_parity(loss, with_proxies(function, transposed=True), problem, candidate)
 
 
 @BOTH

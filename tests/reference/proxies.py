@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from tests.reference.pairs import Group, Pairs, Terms, log_one_plus_sum_exp, log_sum_exp, softplus
 
@@ -16,6 +17,36 @@ def proxy_nca(pairs: Pairs, *, softmax_scale: float = 1.0) -> Terms:
     own = log_sum_exp(logits, pairs.positives)
     values = softplus(log_sum_exp(logits, pairs.negatives) - own)
     values = values * pairs.negatives.any(1)
+    return Terms([Group(values[:, None], pairs.positives.any(1, keepdim=True))], soft=True)
+
+
+def cosface(pairs: Pairs, *, scale: float = 64.0, margin: float = 0.35) -> Terms:
+    """Cross entropy over the proxies' cosines, those of the label less the margin (1801.09414)."""
+    own = log_sum_exp(scale * (1 - pairs.d - margin), pairs.positives)
+    return _cross_entropy(pairs, scale, own)
+
+
+def arcface(pairs: Pairs, *, scale: float = 64.0, margin: float = 28.6) -> Terms:
+    """The same with the margin, in degrees, on the angle (1801.07698, eq. 3).
+
+    The cosine to several proxies of a label is their log-mean-exponential.
+    """
+    margin = torch.deg2rad(torch.as_tensor(margin, dtype=pairs.d.dtype))
+    number = pairs.positives.sum(1).clamp_min(1).to(pairs.d.dtype).log()
+    # 1 - cos, which keeps small angles.
+    d = (number - log_sum_exp(-scale * pairs.d, pairs.positives)) / scale
+    inside = (d > 0) & (d < 2)
+    sine = torch.where(inside, torch.where(inside, d * (2 - d), torch.ones_like(d)).sqrt(), 0)
+    turned = (1 - d) * margin.cos() - sine * margin.sin()
+    beyond = 1 - d < -margin.cos()
+    own = torch.where(beyond, 1 - d - margin * margin.sin(), turned)
+    return _cross_entropy(pairs, scale, scale * own + number)
+
+
+def _cross_entropy(pairs: Pairs, scale: float, own: Tensor) -> Terms:
+    """Of the logit of the label's proxies, (B,), and scale times the cosines of all others."""
+    others = log_sum_exp(scale * (1 - pairs.d), pairs.negatives)
+    values = softplus(others - own) * pairs.negatives.any(1)
     return Terms([Group(values[:, None], pairs.positives.any(1, keepdim=True))], soft=True)
 
 

@@ -28,6 +28,8 @@ LOSSES: dict[str, tuple[float, ...]] = {
     "sup_con": (0.1,),
     "circle": (0.25, 256.0),
     "proxy_nca": (8.0,),
+    "cosface": (64.0, 0.35),
+    "arcface": (64.0, 0.878, 0.479, 0.239),
     "proxy_anchor": (32.0, 0.1, -0.1),
     "soft_triple": (20.0, 0.1, 0.01),
     "n_pairs": (),

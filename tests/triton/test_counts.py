@@ -32,6 +32,8 @@ SMALL = {
     "siglip": ((10.0, 1.0), "cosine", False, 8),
     "n_pairs": ((), "dot", True, 11),
     "proxy_nca": ((8.0,), "sqeuclidean", True, 10),
+    "cosface": ((64.0, 0.35), "cosine", True, 10),
+    "arcface": ((64.0, 0.878, 0.479, 0.239), "cosine", True, 10),
     "proxy_anchor": ((32.0, 0.1, -0.1), "cosine", True, 9),
     "soft_triple": ((20.0, 0.1, 0.01), "cosine", True, 11),
 }

@@ -19,6 +19,10 @@ struct Dual {
     const V e = std::exp(x.value);
     return chain(x, e, e);
   }
+  friend DMLAP_HD Dual sqrt(const Dual& x) {
+    const V root = std::sqrt(x.value);
+    return chain(x, root, 1 / (2 * root));
+  }
   friend DMLAP_HD Dual log1p(const Dual& x) {
     return chain(x, std::log1p(x.value), 1 / (1 + x.value));
   }
@@ -86,6 +90,16 @@ DMLAP_HD Dual<V, n> operator/(const Dual<V, n>& a, S s) {
   Dual<V, n> y{a.value / s, {}};
   for (int k = 0; k < n; ++k) y.by[k] = a.by[k] / s;
   return y;
+}
+
+// The value of a plain number or a dual, to decide by.
+template <class V>
+DMLAP_HD V plain(V x) {
+  return x;
+}
+template <class V, int n>
+DMLAP_HD V plain(const Dual<V, n>& x) {
+  return x.value;
 }
 
 // The functions below take plain numbers and duals. Vectors specialise this.

@@ -20,6 +20,8 @@
   X(sup_con, LogSumKernels<T, SupCon<T>>)                                    \
   X(circle, LogSumKernels<T, Circle<T>>)                                     \
   X(proxy_nca, LogSumKernels<T, ProxyNCA<T>, kKeptOfProxies>)                \
+  X(cosface, LogSumKernels<T, CosFace<T>, kKeptOfProxies>)                   \
+  X(arcface, LogSumKernels<T, ArcFace<T>, kKeptOfProxies>)                   \
   X(proxy_anchor, LogSumKernels<T, ProxyAnchor<T>, kKeptOfProxies>)          \
   X(angular, AngularKernels<T>)                                              \
   X(soft_triple, SoftTripleKernels<T>)

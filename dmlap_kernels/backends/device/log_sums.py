@@ -25,6 +25,9 @@ from dmlap_kernels.backends.device.terms import (
 )
 from dmlap_kernels.problem import PairProblem, PairSpec
 
+# Of a cosine near 1, in units of the machine epsilon.
+_ROUNDING = 8
+
 
 class Anchors(NamedTuple):
     """What terms may see of the anchors: `LogSums`, and how many positives there are.
@@ -108,11 +111,41 @@ def proxy_nca(scale: float) -> Policy:
     return Policy(Exponent(-scale), Exponent(-scale), terms)
 
 
+def cosface(scale: float, margin: float) -> Policy:
+    return proxy_nca(scale)._replace(positive=Exponent(-scale, -margin))
+
+
+def arcface(scale: float, cos_margin: float, sin_margin: float, drop: float) -> Policy:
+    def with_margin(d: Tensor) -> Tensor:
+        """1 - cos(theta + margin) of d = 1 - cos theta. Beyond theta + margin = pi, where it would
+        fall again, d + margin sin(margin)."""
+        squared = d * (2 - d)
+        # A sine of the size of the rounding of d counts as 0, as does its slope.
+        some = squared > _ROUNDING * _epsilon(d)
+        sine = torch.where(some, torch.where(some, squared, 1).sqrt(), 0)
+        turned = 1 - (1 - d) * cos_margin + sine * sin_margin
+        return torch.where(d > 1 + cos_margin, d + drop, turned)
+
+    def terms(a: Anchors) -> Terms:
+        some = a.positives > 0
+        # Of several proxies of a class the mean exponential counts as that of one.
+        proxies = (torch.ones_like(a.pos_lse) * a.positives.clamp(min=1)).log()
+        d = (proxies - torch.where(some, a.pos_lse, 0)) / scale
+        return ((softplus(a.neg_lse + with_margin(d) * scale - proxies), some),)
+
+    return proxy_nca(scale)._replace(terms=terms)
+
+
 def proxy_anchor(alpha: float, near: float, far: float) -> Policy:
     def terms(a: Anchors) -> Terms:
         return (softplus(a.pos_lse), a.positives > 0), (softplus(a.neg_lse), None)
 
     return Policy(Exponent(alpha, near), Exponent(-alpha, far), terms)
+
+
+def _epsilon(row: Tensor) -> float:
+    """Of the dtype of a row; a traced one is computed by kernels, in float32."""
+    return torch.finfo(row.dtype if isinstance(row.dtype, torch.dtype) else torch.float32).eps
 
 
 class LogSumLoss:
@@ -169,6 +202,8 @@ FAMILIES: dict[str, Family] = {
     "sup_con": LogSumLoss(sup_con),
     "circle": LogSumLoss(circle),
     "proxy_nca": LogSumLoss(proxy_nca),
+    "cosface": LogSumLoss(cosface),
+    "arcface": LogSumLoss(arcface),
     "proxy_anchor": LogSumLoss(proxy_anchor, groups=2),
 }
 

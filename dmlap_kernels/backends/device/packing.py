@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dmlap_kernels.backends.precision import matmul_precision
+from dmlap_kernels.match import Match
 from dmlap_kernels.problem import PairProblem, PairSpec, compute_dtype
 
 # Rows shorter than this are not brought to unit length, as in torch.nn.functional.normalize.
@@ -57,6 +58,8 @@ class Sides(NamedTuple):
         lengths_x, lengths_y: `Lengths` of the rows; None where their lengths are as they were, and
             in the self case the second.
         partial: whether some columns do not exist.
+        match: which pairs are positive, where not those of equal labels; rows are then in the order
+            of the caller. Only for those who compare labels.
     """
 
     x: Tensor
@@ -83,6 +86,7 @@ class Sides(NamedTuple):
     lengths_x: Lengths | None = None
     lengths_y: Lengths | None = None
     partial: bool = False
+    match: Match | None = None
 
     @property
     def anchors(self) -> int:
@@ -124,8 +128,8 @@ class Sides(NamedTuple):
         return ((self.itself >= self.first) & (self.itself < self.last)).long()
 
     def swapped(self) -> Sides:
-        """Anchors and references exchanged; the same in the self case."""
-        if self.self_case:
+        """Anchors and references exchanged; the same in the self case, unless pairs are matched."""
+        if self.self_case and self.match is None:
             return self
         # The part of d that belongs to one side may be on either.
         return self._replace(
@@ -147,6 +151,7 @@ class Sides(NamedTuple):
             col_itself=self.itself,
             lengths_x=self.lengths_y,
             lengths_y=self.lengths_x,
+            match=None if self.match is None else self.match.transposed(),
         )
 
     def from_caller(self, rows: Tensor) -> Tensor:
@@ -169,6 +174,8 @@ def pack(
     labels = (problem.labels, problem.ref_labels)
     how = spec.distance, spec.normalize, precision, in_label_order, width
     sides = pack_rows(problem.x, problem.y, labels, *how)
+    if spec.match is not None:
+        sides = sides._replace(match=spec.match)
     if problem.self_index is None:
         return sides
     return sides._replace(itself=_packed_columns(sides, problem.self_index))

@@ -75,7 +75,12 @@ class Panel(Block):
 
 def masks(sides: Sides, at: slice) -> Tensor:
     """`Panel.alike` of some anchors."""
-    alike = sides.labels_x[at, None] == sides.labels_y
+    if sides.match is None:
+        alike = sides.labels_x[at, None] == sides.labels_y
+    else:
+        alike = sides.match.block(at)
+        if sides.self_case:
+            alike.diagonal(at.start).fill_(True)
     for own in _named(sides, at):
         alike |= own
     return alike

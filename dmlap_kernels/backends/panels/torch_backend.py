@@ -28,6 +28,8 @@ class TorchBackend(DeviceBackend):
         return None
 
     def in_label_order(self, spec: PairSpec, problem: PairProblem) -> bool:
+        if spec.match is not None:
+            return False
         # On the CPU a sort costs less than to count labels pair by pair. Elsewhere it is launches.
         return problem.x.device.type == "cpu" or spec.loss in BY_CLASS
 

@@ -51,6 +51,8 @@ _FAMILIES: dict[str, Family] = {
         "sup_con",
         "circle",
         "proxy_nca",
+        "cosface",
+        "arcface",
         "proxy_anchor",
     )
 } | {"triplet_hard": HardOfPanels()}

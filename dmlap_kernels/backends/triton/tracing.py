@@ -67,6 +67,12 @@ class Symbol:
     def clamp(self, min: float) -> Symbol:
         return Symbol("clamp", (self, _symbol(min)), self.dtype)
 
+    def sqrt(self) -> Symbol:
+        return Symbol("sqrt", (self,))
+
+    def log(self) -> Symbol:
+        return Symbol("log", (self,))
+
     def __getitem__(self, index: None) -> Symbol:
         """As a table of one row."""
         if index is not None:
@@ -234,6 +240,8 @@ _SLOPES: dict[str, Callable[[Symbol, Symbol], Iterable[tuple[Symbol, Symbol]]]] 
     ),
     "clamp": lambda n, g: ((n.parts[0], _where(n.parts[0] >= n.parts[1], g, 0.0)),),
     "softplus": lambda n, g: ((n.parts[0], g * Symbol("sigmoid", n.parts)),),
+    "sqrt": lambda n, g: ((n.parts[0], g / (2.0 * n)),),
+    "log": lambda n, g: ((n.parts[0], g / n.parts[0]),),
     "log_add": lambda n, g: tuple((part, g * Symbol("exp", (part - n,))) for part in n.parts),
 }
 
@@ -247,6 +255,8 @@ _IN_KERNELS = {
     "softplus": "softplus({})",
     "sigmoid": "sigmoid({})",
     "exp": "tl.exp({})",
+    "sqrt": "tl.sqrt({})",
+    "log": "tl.log({})",
     "log_add": "log_add({}, {})",
     "clamp": "tl.maximum({}, {})",
     "detach": "{}",

@@ -26,8 +26,10 @@ from dmlap_kernels.compat.pytorch_metric_learning.geometry import NotFused
 from dmlap_kernels.compat.pytorch_metric_learning.knn import NearestKNN
 from dmlap_kernels.compat.pytorch_metric_learning.losses import (
     AngularLoss,
+    ArcFaceLoss,
     CircleLoss,
     ContrastiveLoss,
+    CosFaceLoss,
     CrossBatchMemory,
     GeneralizedLiftedStructureLoss,
     LiftedStructureLoss,
@@ -52,10 +54,12 @@ from dmlap_kernels.compat.pytorch_metric_learning.miners import (
 
 __all__ = [
     "AngularLoss",
+    "ArcFaceLoss",
     "BatchEasyHardMiner",
     "BatchHardMiner",
     "CircleLoss",
     "ContrastiveLoss",
+    "CosFaceLoss",
     "CrossBatchMemory",
     "DistanceWeightedMiner",
     "GeneralizedLiftedStructureLoss",

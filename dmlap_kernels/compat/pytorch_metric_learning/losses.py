@@ -38,6 +38,8 @@ from dmlap_kernels.compat.pytorch_metric_learning.mined import (
     triplets_within,
 )
 from dmlap_kernels.compat.pytorch_metric_learning.proxy_losses import (
+    ArcFaceLoss,
+    CosFaceLoss,
     ProxyAnchorLoss,
     ProxyNCALoss,
     SoftTripleLoss,
@@ -45,8 +47,10 @@ from dmlap_kernels.compat.pytorch_metric_learning.proxy_losses import (
 
 __all__ = [
     "AngularLoss",
+    "ArcFaceLoss",
     "CircleLoss",
     "ContrastiveLoss",
+    "CosFaceLoss",
     "CrossBatchMemory",
     "GeneralizedLiftedStructureLoss",
     "LiftedStructureLoss",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from typing import Any
 
@@ -127,6 +128,58 @@ class SoftTripleLoss(_Proxies, theirs.SoftTripleLoss):
         )
         assert isinstance(values, Tensor)
         return {"loss": _of_rows(values, weights)}
+
+
+class _Margin(_Proxies):
+    """A softmax whose weights ``W`` are (embedding_size, num_classes)."""
+
+    W: Tensor
+    margin: Any
+    scale: Any
+    fused: Any
+
+    def _way(self) -> str:
+        return f"{self.fused.__name__} on cosines"
+
+    def _weights(self) -> Tensor:
+        return self.W.t()
+
+    def _margin(self) -> Any:
+        """As ours takes it."""
+        return self.margin
+
+    def _weighed(self, call: Call, weights: Tensor | None) -> dict[str, Entry]:
+        checks.classes_known("W", self.num_classes, call.labels)
+        proxies = self.W.t().contiguous()
+        if self.collect_stats:  # type: ignore[attr-defined]
+            with torch.no_grad():
+                own = F.cosine_similarity(call.x, proxies[call.labels])
+                self.get_angles(own)  # type: ignore[attr-defined]
+        values = self.fused(
+            call.x,
+            call.labels,
+            proxies,
+            margin=self._margin(),
+            scale=self.scale,
+            reduction="none",
+            **self._options(),
+        )
+        return {"loss": _of_rows(values, weights)}
+
+
+class CosFaceLoss(_Margin, theirs.CosFaceLoss):
+    """Their ``CosFaceLoss``, whose parameter ``W`` is (embedding_size, num_classes)."""
+
+    fused = staticmethod(functional.fused_cosface_loss)
+
+
+class ArcFaceLoss(_Margin, theirs.ArcFaceLoss):
+    """Their ``ArcFaceLoss``, whose parameter ``W`` is (embedding_size, num_classes)."""
+
+    fused = staticmethod(functional.fused_arcface_loss)
+
+    def _margin(self) -> Any:
+        return self.margin * (180 / math.pi)  # theirs turned it into radians
 
 
 class ProxyAnchorLoss(_Proxies, theirs.ProxyAnchorLoss):

@@ -41,6 +41,8 @@ BY_PANELS = (
     "sup_con",
     "circle",
     "proxy_nca",
+    "cosface",
+    "arcface",
     "proxy_anchor",
     "soft_triple",
 )

@@ -156,6 +156,47 @@ struct ProxyNCA : LogSumPolicy<T> {
   }
 };
 
+// CosFace (1801.09414, eq. 4): the margin is a share of the positives' exponents.
+template <class T>
+struct CosFace : ProxyNCA<T> {
+  DMLAP_HD explicit CosFace(const double* params) : ProxyNCA<T>(params) {
+    this->positive.zero = static_cast<T>(-params[1]);
+  }
+};
+
+// ArcFace (1801.07698, eq. 3), of params scale, cos m, sin m and m sin m. The cosine to a class of
+// several proxies is the logarithm of the mean of e^(scale cos), by scale.
+template <class T>
+struct ArcFace : ProxyNCA<T> {
+  double scale, cos_margin, sin_margin, drop;
+
+  DMLAP_HD explicit ArcFace(const double* params)
+      : ProxyNCA<T>(params),
+        scale(params[0]),
+        cos_margin(params[1]),
+        sin_margin(params[2]),
+        drop(params[3]) {}
+
+  template <class N>
+  DMLAP_HD AnchorTerms<N> terms(const AnchorSums<N>& a) const {
+    if (a.positives == 0) return {{}, {false}};
+    const double proxies = std::log(double(a.positives));
+    const N d = -(a.pos_lse + -proxies) / scale;
+    return {{softplus(a.neg_lse + with_margin(d) * scale + -proxies)}};
+  }
+
+ private:
+  // 1 - cos(theta + m) of d = 1 - cos theta. Beyond theta + m = pi, where it would fall again,
+  // d + m sin m.
+  template <class N>
+  DMLAP_HD N with_margin(const N& d) const {
+    if (plain(d) > 1 + cos_margin) return d + drop;
+    const N sin_squared = d * (-d + 2.0);
+    const N sine = plain(sin_squared) > 0 ? sqrt(sin_squared) : N{};
+    return (d + -1.0) * cos_margin + sine * sin_margin + 1.0;
+  }
+};
+
 // Proxy-anchor (2003.13911, eq. 4); anchors are the proxies.
 template <class T>
 struct ProxyAnchor : LogSumPolicy<T> {

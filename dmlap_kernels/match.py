@@ -1,0 +1,66 @@
+"""Positive pairs by other means than equal labels: a matrix, or a rule for blocks of labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Rule = Callable[[Tensor, Tensor], Tensor]
+
+
+class Match:
+    """Which pairs (B, N) are positive, a block of anchors at a time.
+
+    Args:
+        matrix: (B, N) bool; or None, and instead:
+        rule: takes the labels (b, ...) of some anchors and (n, ...) of some references, and returns
+            (b, n) bool.
+        rows, columns: labels (B, ...) and (N, ...) that a rule sees.
+    """
+
+    def __init__(
+        self,
+        matrix: Tensor | None,
+        rule: Rule | None = None,
+        rows: Tensor | None = None,
+        columns: Tensor | None = None,
+        swapped: bool = False,
+    ) -> None:
+        self._matrix, self._rule, self._rows, self._columns = matrix, rule, rows, columns
+        self._swapped = swapped
+
+    def transposed(self) -> Match:
+        """Of anchors and references exchanged."""
+        if self._matrix is not None:
+            return Match(self._matrix.T)
+        return Match(None, self._rule, self._rows, self._columns, not self._swapped)
+
+    def block(self, at: slice) -> Tensor:
+        """(b, N) bool of some anchors, a tensor of its own."""
+        if self._matrix is not None:
+            return self._matrix[at].clone(memory_format=torch.contiguous_format)
+        assert self._rows is not None and self._columns is not None
+        if self._swapped:
+            return self._ruled(self._rows, self._columns[at]).T.contiguous()
+        return self._ruled(self._rows[at], self._columns)
+
+    def _ruled(self, rows: Tensor, columns: Tensor) -> Tensor:
+        assert self._rule is not None
+        shape = len(rows), len(columns)
+        if 0 in shape:
+            return torch.zeros(shape, dtype=torch.bool, device=rows.device)
+        # Made before the tensors of the rule, so that these leave no holes in the memory below it.
+        own = torch.empty(shape, dtype=torch.bool, device=rows.device)
+        found: Any = self._rule(rows, columns)
+        if not isinstance(found, Tensor) or found.dtype != torch.bool:
+            what = found.dtype if isinstance(found, Tensor) else type(found).__name__
+            raise TypeError(f"match must return a bool tensor, got {what}")
+        if found.shape != shape or found.device != rows.device:
+            raise ValueError(
+                f"match must return {shape} on {rows.device} for labels {tuple(rows.shape)} and "
+                f"{tuple(columns.shape)}, got {tuple(found.shape)} on {found.device}"
+            )
+        return own.copy_(found)
