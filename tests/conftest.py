@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -46,9 +48,27 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
     return True if TOO_OLD and here and ours else None
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """``-n`` hands out files whole, as far as it can: what a file's tests share is made once."""
+    if config.getvalue("dist") != "load":
+        return None
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of minutes come first: at the end, one process would be left alone with them."""
-    items.sort(key=lambda item: item.path.name not in ("test_interpreted.py", "test_races.py"))
+    """Tests of minutes come first: at the end, one process would be left alone with them. The
+    backends of a case come one after the other: they share what it is compared with."""
+    slow = ("test_interpreted.py", "test_races.py")
+    places: dict[str, int] = {}
+
+    def place(item: pytest.Item) -> tuple[bool, int]:
+        case = re.sub(rf"\[({'|'.join(BACKENDS)})-", "[", item.nodeid)
+        return item.path.name not in slow, places.setdefault(case, len(places))
+
+    items.sort(key=place)
 
 
 def why_unavailable(name: str) -> str | None:
