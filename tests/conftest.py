@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +17,20 @@ from dmlap_kernels.backends.precision import matmul_precision
 
 BACKENDS = ("torch", "cpu")
 TOO_OLD = versions.refusal("triton")
+# Folders and files that have the marker `any_torch`: builds, kernels and texts know no PyTorch.
+ANY_TORCH = (
+    "benchmarks/test_documents.py",
+    "benchmarks/test_evidence.py",
+    "benchmarks/test_order.py",
+    "build/test_habits.py",
+    "build/test_release.py",
+    "build/test_setup.py",
+    "build/test_stub.py",
+    "cuda",
+    "losses/test_large_classes.py",
+    "losses/test_policies.py",
+    "test_registries.py",
+)
 
 # The benchmarks are no part of the package: they are found behind what is installed.
 sys.path.append(str(Path(__file__).parents[1]))
@@ -46,9 +62,31 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
     return True if TOO_OLD and here and ours else None
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """``-n`` hands out files whole, as far as it can: what a file's tests share is made once."""
+    if config.getvalue("dist") != "load":
+        return None
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of minutes come first: at the end, one process would be left alone with them."""
-    items.sort(key=lambda item: item.path.name not in ("test_interpreted.py", "test_races.py"))
+    """Marks `ANY_TORCH`. Tests of minutes come first: at the end, one process would be left alone
+    with them. The backends of a case follow each other: they share what it is compared with."""
+    any_torch = [Path(__file__).parent / name for name in ANY_TORCH]
+    for item in items:
+        if any(item.path.is_relative_to(path) for path in any_torch):
+            item.add_marker("any_torch")
+    slow = ("test_interpreted.py", "test_races.py")
+    places: dict[str, int] = {}
+
+    def place(item: pytest.Item) -> tuple[bool, int]:
+        case = re.sub(rf"\[({'|'.join(BACKENDS)})-", "[", item.nodeid)
+        return item.path.name not in slow, places.setdefault(case, len(places))
+
+    items.sort(key=place)
 
 
 def why_unavailable(name: str) -> str | None:

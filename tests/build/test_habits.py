@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from tests.build.conftest import ROOT
+from tests.conftest import ANY_TORCH
 
 PYPROJECT = (ROOT / "pyproject.toml").read_text()
 
@@ -30,6 +31,11 @@ def test_the_changelog_begins_with_the_version() -> None:
     releases = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), re.M)
     assert version is not None
     assert next(name for name in releases if name != "Unreleased") == version[1]
+
+
+def test_what_ci_asks_one_pytorch_alone_exists() -> None:
+    assert all((ROOT / "tests" / name).exists() for name in ANY_TORCH)
+    assert '-m "not any_torch"' in (ROOT / ".ci" / "run").read_text()
 
 
 def test_the_manifest_names_what_exists() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 import random
@@ -218,7 +219,15 @@ def lay_out(x: Tensor, layout: str) -> Tensor:
 
 
 def make_problem(case: Case, gap: float = 0.0) -> Problem:
-    """The tensors of a case, redrawn until no pair sits on a kink within rounding error or gap."""
+    """The tensors of a case, redrawn until no pair sits on a kink within rounding error or gap.
+
+    They are the caller's own, who may write into them.
+    """
+    return copy.deepcopy(_made(case, gap))
+
+
+@functools.lru_cache(maxsize=128)
+def _made(case: Case, gap: float) -> Problem:
     for seed in range(60):
         problem = _draw(case, seed)
         if far_from_kinks(case.loss, problem, gap):

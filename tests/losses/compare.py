@@ -11,8 +11,9 @@ slope of a term (`Row.slope`).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -46,6 +47,54 @@ def run(
     return value.detach(), list(torch.autograd.grad(value, leaves, upstream))
 
 
+@dataclass(frozen=True)
+class Known:
+    """A loss and a problem, equal if all their numbers are: backends share what is true of one, and
+    tests that come one after the other."""
+
+    loss: str
+    numbers: tuple[Any, ...]
+    problem: Problem = field(compare=False)
+
+
+def known(loss: str, problem: Problem) -> Known:
+    tensors = dict(zip("x labels y ref_labels".split(), problem.args(), strict=True))
+    everything = tensors | problem.keywords
+    return Known(loss, tuple((name, _plain(value)) for name, value in everything.items()), problem)
+
+
+def _plain(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return type(value), value
+    return value.dtype, value.shape, _bytes(value)
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    # A clone, as what has one entry may have any stride.
+    flat = tensor.detach().flatten().clone(memory_format=torch.contiguous_format)
+    return flat.view(torch.uint8).numpy().tobytes()
+
+
+def upstream_of(loss: str, problem: Problem) -> Tensor | None:
+    """Gradients of the values of anchors, where there are several values."""
+    if problem.keywords["reduction"] != "none":
+        return None
+    g = torch.Generator().manual_seed(5)
+    return torch.randn(len(problem.y if loss == "proxy_anchor" else problem.x), generator=g)
+
+
+@functools.lru_cache(maxsize=16)
+def formula(call: Known, dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:
+    """`run_reference` with the gradients that `compare` goes by."""
+    return run_reference(call.loss, call.problem, dtype, upstream_of(call.loss, call.problem))
+
+
+@functools.lru_cache(maxsize=16)
+def true_stats(call: Known) -> Any:
+    named = call.problem.cast(torch.float64).named()
+    return LOSSES[call.loss].stats(*named.args(), **call.problem.keywords)
+
+
 def run_reference(
     loss: str, problem: Problem, dtype: torch.dtype, upstream: Tensor | None = None
 ) -> tuple[Tensor, list[Tensor]]:
@@ -62,6 +111,12 @@ def worst(a: Tensor, b: Tensor) -> float:
 
 def largest_distance(loss: str, problem: Problem) -> float:
     """Largest distance of a pair, at least 1: what absolute rounding errors scale with."""
+    return _largest_distance(known(loss, problem))
+
+
+@functools.lru_cache(maxsize=16)
+def _largest_distance(call: Known) -> float:
+    loss, problem = call.loss, call.problem
     x = problem.x.double()
     y = x if problem.y is None else problem.y.double()
     if not len(x) or not len(y):
@@ -81,8 +136,7 @@ def value_epsilon(loss: str, problem: Problem) -> float:
     if LOSSES[loss].summed:
         largest *= len(problem.x if problem.y is None else problem.y) ** 0.5
     if problem.keywords["reduction"] == "sum":
-        args = problem.cast(torch.float64).named().args()
-        largest *= max(1, LOSSES[loss].stats(*args, **problem.keywords).constraints) ** 0.5
+        largest *= max(1, true_stats(known(loss, problem)).constraints) ** 0.5
         largest *= len(problem.x) ** 0.5
     return VALUE_ULPS * torch.finfo(compute_dtype(problem.x.dtype)).eps * largest
 
@@ -114,15 +168,12 @@ def gradient_epsilon(loss: str, problem: Problem, truth: Tensor) -> float:
 def compare(loss: str, problem: Problem, backend: str) -> None:
     """Assert the rule for the value and each gradient of one call."""
     dtype = problem.x.dtype
-    upstream = None
-    if problem.keywords["reduction"] == "none":
-        g = torch.Generator().manual_seed(5)
-        anchors = problem.y if loss == "proxy_anchor" else problem.x
-        upstream = torch.randn(len(anchors), generator=g)
-    truth, truth_grads = run_reference(loss, problem, torch.float64, upstream)
+    call = known(loss, problem)
+    truth, truth_grads = formula(call, torch.float64)
     eager, eager_grads = truth, truth_grads
     if dtype != torch.float64:
-        eager, eager_grads = run_reference(loss, problem, torch.float32, upstream)
+        eager, eager_grads = formula(call, torch.float32)
+    upstream = upstream_of(loss, problem)
     ours, our_grads = run(LOSSES[loss].fused, problem, upstream, backend=backend)
 
     assert ours.dtype == compute_dtype(dtype)
@@ -144,7 +195,7 @@ def compare(loss: str, problem: Problem, backend: str) -> None:
 def compare_stats(loss: str, problem: Problem, backend: str) -> None:
     """Assert every statistic of one call, class scores included."""
     row = LOSSES[loss]
-    truth = row.stats(*problem.cast(torch.float64).named().args(), **problem.keywords)
+    truth = true_stats(known(loss, problem))
     value, stats = row.fused(
         *problem.args(), backend=backend, return_stats="class_scores", **problem.keywords
     )

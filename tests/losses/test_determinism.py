@@ -116,6 +116,7 @@ def simd_levels() -> list[str]:
     return list(_native.simd_levels())
 
 
+@pytest.mark.any_torch
 @pytest.mark.parametrize("level", simd_levels())
 def test_every_instruction_set(level: str, native: str, tmp_path: Path) -> None:
     """The tables in a process of their own that DMLAP_SIMD forces to one level."""
