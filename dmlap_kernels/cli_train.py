@@ -209,6 +209,13 @@ def add_train(commands: Any, run: Callable[[argparse.Namespace], int]) -> None:
         default=defaults.CHECKPOINT_EVERY,
         help=f"steps between checkpoints (default: {defaults.CHECKPOINT_EVERY})",
     )
+    train.add_argument(
+        "--workers",
+        metavar="N",
+        type=int,
+        help="processes that prepare batches ahead, without a difference to the result (default: "
+        "one for each core, four at most, for images that stay in their files; else 0)",
+    )
     data = train.add_argument_group("data")
     _add_options(data, DATA)
     data.add_argument(
