@@ -65,9 +65,9 @@ def ours(split: Split, workers: int) -> Iterator[Any]:
         first = step
 
         def plan() -> Iterator[Any]:
-            return ((s, sampler.batch(s)) for s in range(first, 1 << 40))  # noqa: B023
+            return (((s, 0), sampler.batch(s)) for s in range(first, 1 << 40))  # noqa: B023
 
-        yield loader.take(step, plan)
+        yield loader.take((step, 0), plan)
 
 
 class PlainPhotos(Dataset[Any]):

@@ -65,6 +65,7 @@ TRAINING = (
     ),
     Option("--samples-per-class", "samples_per_class", int, "M", "samples of each of them"),
     Option("--chunk-size", "chunk_size", int, "N", "images the encoder gets at a time"),
+    Option("--accumulate", "accumulate", int, "N", "batches of a step, whose losses are averaged"),
     Option("--amp", "amp", str, None, "mixed precision of the encoder", tuple(DTYPES)),
     Option("--encoder", "encoder", str, "ENCODER", "conv, conv:W,W,... or timm:NAME"),
     Option("--weights", "weights", str, "FILE", "weights that the encoder starts from"),

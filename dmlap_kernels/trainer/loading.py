@@ -22,8 +22,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from dmlap_kernels.data import Augmentation, DataError, ImageFiles, Split
 from dmlap_kernels.data.splits import to_float
-from dmlap_kernels.trainer.batches import Batch
+from dmlap_kernels.trainer.batches import Batch, ClassBatchSampler
 from dmlap_kernels.trainer.config import TrainConfig
+from dmlap_kernels.trainer.pinned import PinnedRepresentatives
 from dmlap_kernels.trainer.seeds import generator
 
 # Batches that each worker is ahead by: one that it prepares, one that waits to be taken.
@@ -31,8 +32,9 @@ _AHEAD = 2
 # More workers than this are asked for, not taken.
 _DEFAULT_WORKERS = 4
 
-# A step with its batch.
-Planned = tuple[int, Batch]
+# A step and a part of it, of which there are several where gradients are accumulated.
+Key = tuple[int, int]
+Planned = tuple[Key, Batch]
 
 
 def default_workers(train: Split) -> int:
@@ -57,9 +59,13 @@ def _cores() -> int:
 class _Order(NamedTuple):
     """What a worker is told of a batch: numbers, whose way through a queue is short."""
 
-    step: int
+    key: Key
     indices: list[int]
     representatives: int
+
+    @staticmethod
+    def of(key: Key, batch: Batch) -> _Order:
+        return _Order(key, batch.indices.tolist(), batch.representatives)
 
 
 @dataclass(frozen=True)
@@ -102,7 +108,8 @@ class BatchImages(Dataset[Any]):
             return train.stored(indices, threads=threads)
         plain = 0 if self.augment_representatives else order.representatives
         leading, samples = indices.tensor_split([plain])
-        random = generator(self.seed, "augmentation", order.step)
+        step, part = order.key
+        random = generator(self.seed, "augmentation", step, part=part)
         distorted = train.distorted(samples, self.augment, random, threads=threads)
         if not plain:
             return distorted
@@ -138,14 +145,14 @@ class BatchLoader:
         # Batches whose images are being prepared.
         self._ahead: deque[Planned] = deque()
 
-    def take(self, step: int, plan: Callable[[], Iterable[Planned]]) -> tuple[Batch, Tensor]:
-        """The batch of ``step`` and its images, float32 (B, channels, height, width), 0 to 1, on
+    def take(self, key: Key, plan: Callable[[], Iterable[Planned]]) -> tuple[Batch, Tensor]:
+        """The batch of ``key`` and its images, float32 (B, channels, height, width), 0 to 1, on
         the device.
 
         Args:
-            step: the one after that of the last call, usually.
-            plan: the batches from ``step`` on, as far as they are known; called when those of
-                the last plan have been taken.
+            key: the one after that of the last call, usually.
+            plan: the batches from ``key`` on, as far as they are known; called when those of the
+                last plan have been taken.
 
         Raises:
             DataError, OSError: an image could not be read.
@@ -154,7 +161,7 @@ class BatchLoader:
         began = time.perf_counter()
         with lost_workers():
             images = None if self._prepared is None else next(self._prepared, None)
-            if images is None or self._ahead[0][0] != step:
+            if images is None or self._ahead[0][0] != key:
                 images = self._begin(plan)
         _, batch = self._ahead.popleft()
         if isinstance(images, Exception):
@@ -192,9 +199,16 @@ class BatchLoader:
 
     def orders(self) -> Iterator[_Order]:
         """What the loader is to prepare, noted as it is asked for."""
-        for step, batch in self._plan:
-            self._ahead.append((step, batch))
-            yield _Order(step, batch.indices.tolist(), batch.representatives)
+        for key, batch in self._plan:
+            self._ahead.append((key, batch))
+            yield _Order.of(key, batch)
+
+    def again(self, key: Key, batch: Batch) -> Tensor:
+        """The images of a batch that was taken before, prepared once more."""
+        images = self._images[_Order.of(key, batch)]
+        if isinstance(images, Exception):
+            raise images
+        return to_float(images)
 
     def close(self) -> None:
         """End the workers; `take` would start others."""
@@ -250,3 +264,30 @@ def known_until(config: TrainConfig, step: int, began: int) -> int:
     ):
         until = min(until, began + config.projection_steps)
     return max(until, step + 1)
+
+
+def planned_batches(
+    config: TrainConfig,
+    sampler: ClassBatchSampler,
+    pinned: PinnedRepresentatives,
+    first: int,
+    began: int,
+    projection: int,
+) -> Iterator[Planned]:
+    """The batches from step ``first`` on, until one depends on weights to come.
+
+    Args:
+        config: of the run.
+        sampler: draws them.
+        pinned: the representatives and hard classes of the present projection.
+        first: the present step.
+        began, projection: the first step of the present projection, and its number.
+    """
+    # As they are now: the plan is gone through while steps change them.
+    indices, neighbors = pinned.indices, pinned.neighbors
+    for step in range(first, known_until(config, first, began)):
+        if indices is not None and step > first and step - began >= config.projection_steps:
+            began, projection = step, projection + 1
+            indices = pinned.planned(projection)
+        for part in range(config.accumulate):
+            yield (step, part), sampler.batch(step, indices, neighbors, part)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +17,7 @@ from dmlap_kernels.trainer import checkpoint as files
 from dmlap_kernels.trainer import defaults, saving
 from dmlap_kernels.trainer.batches import ClassBatchSampler
 from dmlap_kernels.trainer.config import TrainConfig
-from dmlap_kernels.trainer.diagnosis import diagnose
+from dmlap_kernels.trainer.diagnosis import diagnose, magnitudes
 from dmlap_kernels.trainer.embedding import Stopped, evaluate, evaluate_pixels
 from dmlap_kernels.trainer.gradient_cache import GradientCache
 from dmlap_kernels.trainer.inputs import prepare_data
@@ -27,10 +26,10 @@ from dmlap_kernels.trainer.loading import (
     BatchLoader,
     Planned,
     default_workers,
-    known_until,
     lost_workers,
+    planned_batches,
 )
-from dmlap_kernels.trainer.log import Observer, StepLog
+from dmlap_kernels.trainer.log import Held, Observer, StepLog
 from dmlap_kernels.trainer.mixed_precision import MixedPrecision
 from dmlap_kernels.trainer.model import build_encoder, resolve_device
 from dmlap_kernels.trainer.objective import AlternatingObjective
@@ -371,7 +370,23 @@ class Trainer:
         config = self.config
         if config.is_dmlap:
             self._prepare_projection()
-        batch, images = self.loader.take(self.step, self._plan)
+        self.optimizer.zero_grad()
+        for part in range(config.accumulate):
+            self._accumulate(part)
+        self.precision.prepare(self.optimizer)
+        self.projection.step()
+        rate = self.rates.set(self.step)
+        self.precision.step(self.optimizer)
+        self.step += 1
+        if self.log.full or self._logs_now:
+            self._check()
+        self.seconds += time.perf_counter() - started
+        self._record(rate)
+
+    def _accumulate(self, part: int) -> None:
+        """Add the gradient of one of the step's batches: its share of their mean."""
+        config, key = self.config, (self.step, part)
+        batch, images = self.loader.take(key, self._plan)
         labels = batch.labels.to(self.device, non_blocking=True)
         if config.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
@@ -380,19 +395,20 @@ class Trainer:
         if config.amp is not None:
             embeddings = embeddings.float()
         loss, stats = self.objective(embeddings, labels, batch.representatives)
-        value = loss.item()
-        if not math.isfinite(value):
-            raise diagnose(value, self.step + 1, batch, images, embeddings, self.data.train)
-        self.optimizer.zero_grad()
-        scaled = self.precision.scaled(loss)
+        self.log.hold(Held.of(key, batch, loss, stats, magnitudes(embeddings)))
+        if self.log.full:
+            self._check()
+        scaled = self.precision.scaled(loss / config.accumulate)
         self._cache.backward(scaled) if self._cache else scaled.backward()
-        self.precision.prepare(self.optimizer)
-        self.projection.step()
-        rate = self.rates.set(self.step)
-        self.precision.step(self.optimizer)
-        self.step += 1
-        self.seconds += time.perf_counter() - started
-        self._record(value, int(stats.violated), int(stats.constraints), rate)
+
+    def _check(self) -> None:
+        """Read the numbers of the steps so far; NonFiniteLoss if one of them is bad."""
+        found = self.log.read()
+        if found is not None:
+            held, value = found
+            images = self.loader.again(held.key, held.batch)
+            step, train = held.key[0] + 1, self.data.train
+            raise diagnose(value, step, held.batch, images, held.largest.cpu(), train)
 
     def _prepare_projection(self) -> None:
         """Pin new representatives for each projection; score classes when their scores are old."""
@@ -416,24 +432,22 @@ class Trainer:
 
     def _plan(self) -> Iterator[Planned]:
         """The batches from this step on that do not depend on weights to come."""
-        config, pinned = self.config, self.pinned
-        # As they are now: the plan is gone through while steps change them.
-        first, began, projection = self.step, self.projection_began, self.projection.index
-        indices, neighbors = pinned.indices, pinned.neighbors
-        for step in range(first, known_until(config, first, began)):
-            if indices is not None and step > first and step - began >= config.projection_steps:
-                began, projection = step, projection + 1
-                indices = pinned.planned(projection)
-            yield step, self.sampler.batch(step, indices, neighbors)
+        place = self.step, self.projection_began, self.projection.index
+        return planned_batches(self.config, self.sampler, self.pinned, *place)
 
-    def _record(self, loss: float, violated: int, constraints: int, rate: float) -> None:
-        self.log.record(self.step, loss, violated, constraints)
-        if self.step % self.config.log_interval and self.step < self.config.steps:
+    @property
+    def _logs_now(self) -> bool:
+        return self.step % self.config.log_interval == 0 or self.step == self.config.steps
+
+    def _record(self, rate: float) -> None:
+        self.log.tell()
+        if not self._logs_now:
             return
-        assert self.config.classes_per_batch is not None
+        config = self.config
+        assert config.classes_per_batch is not None
         self.log.conclude(
             self.step,
-            self.config.classes_per_batch * self.config.samples_per_class,
+            config.classes_per_batch * config.samples_per_class * config.accumulate,
             learning_rate=rate,
             projection=self.projection.index,
             seconds=self.seconds,
@@ -450,6 +464,7 @@ class Trainer:
     def _evaluate(
         self, split: Split, stop: Stop | None = None, ks: Sequence[int] | None = None
     ) -> dict[str, float]:
+        self._check()
         config = self.config
         return evaluate(
             self.encoder,
@@ -482,7 +497,13 @@ class Trainer:
         return results
 
     def save(self) -> None:
-        """Write a checkpoint, if there is a folder for it."""
+        """Write a checkpoint, if there is a folder for it.
+
+        Raises:
+            NonFiniteLoss: that of a step before was; nothing is written.
+        """
+        self._check()
+        self.log.tell()
         if self.out is not None:
             self.out.mkdir(parents=True, exist_ok=True)
             files.save_checkpoint(self.out, *saving.state_of(self))

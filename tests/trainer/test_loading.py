@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 from pathlib import Path
@@ -164,9 +165,9 @@ def test_the_log_tells_how_long_steps_waited() -> None:
 
     Trainer(quick_config(), tiny_data(), observers=[Watcher()]).run()
     waits = [entry["waited"] for entry in logged]
-    assert all(a < b for a, b in zip(waits, waits[1:], strict=False))
+    assert all(a < b for a, b in itertools.pairwise(waits))
     assert all(entry["waited"] < entry["seconds"] for entry in logged)
-    spans = [b["seconds"] - a["seconds"] for a, b in zip(logged, logged[1:], strict=False)]
+    spans = [b["seconds"] - a["seconds"] for a, b in itertools.pairwise(logged)]
     speeds = [12 / span for span in spans]
     assert [entry["images_per_second"] for entry in logged[1:]] == pytest.approx(speeds)
 

@@ -92,7 +92,7 @@ def test_representatives_keep_the_test_crop(tmp_path: Path) -> None:
     config = quick_config(data=f"cub:{make_cub(tmp_path)}", image_size=16, classes="uniform")
     trainer = Trainer(config)
     trainer._prepare_projection()
-    batch, images = trainer.loader.take(0, trainer._plan)
+    batch, images = trainer.loader.take((0, 0), trainer._plan)
     plain = trainer.data.train.batch(batch.indices)
     c = batch.representatives
     assert c == 4 and torch.equal(images[:c], plain[:c])
