@@ -191,7 +191,7 @@ def _fresh(args: argparse.Namespace, given: dict[str, Any]) -> Trainer:
     if path:
         config = TrainConfig(**{**values, "data": _absolute(config.data)})
     out = args.out or Path("runs", f"{kind}-{config.method}-seed{config.seed}")
-    return Trainer(config, out=out, checkpoint_every=args.checkpoint_every)
+    return Trainer(config, out=out, checkpoint_every=args.checkpoint_every, workers=args.workers)
 
 
 def _resumed(args: argparse.Namespace, given: dict[str, Any]) -> Trainer:
@@ -219,7 +219,8 @@ def _resumed(args: argparse.Namespace, given: dict[str, Any]) -> Trainer:
             raise ValueError(
                 f"--steps {changes['steps']} differs from the run in {args.resume}: {error}"
             ) from error
-    return Trainer.resume(args.resume, checkpoint_every=args.checkpoint_every, **changes)
+    options = {"checkpoint_every": args.checkpoint_every, "workers": args.workers}
+    return Trainer.resume(args.resume, **options, **changes)
 
 
 def _absolute(source: str) -> str:

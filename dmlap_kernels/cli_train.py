@@ -65,6 +65,7 @@ TRAINING = (
     ),
     Option("--samples-per-class", "samples_per_class", int, "M", "samples of each of them"),
     Option("--chunk-size", "chunk_size", int, "N", "images the encoder gets at a time"),
+    Option("--accumulate", "accumulate", int, "N", "batches of a step, whose losses are averaged"),
     Option("--amp", "amp", str, None, "mixed precision of the encoder", tuple(DTYPES)),
     Option("--encoder", "encoder", str, "ENCODER", "conv, conv:W,W,... or timm:NAME"),
     Option("--weights", "weights", str, "FILE", "weights that the encoder starts from"),
@@ -208,6 +209,13 @@ def add_train(commands: Any, run: Callable[[argparse.Namespace], int]) -> None:
         type=int,
         default=defaults.CHECKPOINT_EVERY,
         help=f"steps between checkpoints (default: {defaults.CHECKPOINT_EVERY})",
+    )
+    train.add_argument(
+        "--workers",
+        metavar="N",
+        type=int,
+        help="processes that prepare batches ahead, without a difference to the result (default: "
+        "one for each core, four at most, for images that stay in their files; else 0)",
     )
     data = train.add_argument_group("data")
     _add_options(data, DATA)

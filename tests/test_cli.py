@@ -24,6 +24,7 @@ pytest.importorskip("sklearn")
 
 from dmlap_kernels.cli import main
 from dmlap_kernels.trainer.checkpoint import load_checkpoint
+from tests.trainer.helpers import TIMES
 
 PLAIN = (
     "--data=digits",
@@ -89,8 +90,9 @@ def _wait_for_step(process: subprocess.Popen[str], folder: Path, step: int) -> N
 def _final(folder: Path) -> tuple[dict[str, torch.Tensor], dict]:
     tensors, state = load_checkpoint(folder)
     for entry in state["history"]["train"]:
-        del entry["seconds"]
-    return tensors, {k: v for k, v in state.items() if k != "seconds"}
+        for name in TIMES:
+            del entry[name]
+    return tensors, {k: v for k, v in state.items() if k not in TIMES}
 
 
 def _assert_equal_runs(first: Path, second: Path) -> None:

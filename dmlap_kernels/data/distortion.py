@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dmlap_kernels.data.part import Part
+
 
 @dataclass(frozen=True)
 class Distortion:
@@ -34,7 +36,11 @@ class Distortion:
     padding: str = "zeros"
 
     def __call__(
-        self, images: Tensor, generator: torch.Generator, size: int | None = None
+        self,
+        images: Tensor,
+        generator: torch.Generator,
+        size: int | None = None,
+        part: Part | None = None,
     ) -> Tensor:
         """Distorted copies of ``images``.
 
@@ -42,17 +48,19 @@ class Distortion:
             images: (B, channels, height, width) floating point.
             generator: source of all randomness.
             size: side of the result; default: the size of ``images``.
+            part: what ``images`` are of a larger batch, whose draws are theirs.
 
         Returns:
             (B, channels, height, width), or (B, channels, size, size).
         """
         height, width = (size, size) if size else images.shape[-2:]
-        grid = self._grid(len(images), height, width, generator).to(images)
+        part = part or Part(len(images), torch.arange(len(images), device="cpu"))
+        grid = self._grid(part, height, width, generator).to(images)
         return F.grid_sample(images, grid, padding_mode=self.padding, align_corners=False)
 
-    def _grid(self, batch: int, height: int, width: int, generator: torch.Generator) -> Tensor:
+    def _grid(self, part: Part, height: int, width: int, generator: torch.Generator) -> Tensor:
         # [B, 6]: angle, shear, two scales, two shifts, each uniform in -1..1
-        draw = torch.rand(batch, 6, generator=generator, device="cpu") * 2 - 1
+        draw = torch.rand(part.size, 6, generator=generator, device="cpu")[part.rows] * 2 - 1
         angle = draw[:, 0] * math.radians(self.rotation)
         shear = draw[:, 1] * self.shear
         sx, sy = (draw[:, 2:4] * self.scale).exp().unbind(1)
@@ -64,9 +72,10 @@ class Distortion:
             ),
             dim=1,
         )
-        grid = F.affine_grid(theta, [batch, 1, height, width], align_corners=False)
+        grid = F.affine_grid(theta, [len(part.rows), 1, height, width], align_corners=False)
         # Coordinates run over -1..1, two units a side.
-        field = torch.randn(batch, 2, self.knots, self.knots, generator=generator, device="cpu")
+        knots = (part.size, 2, self.knots, self.knots)
+        field = torch.randn(knots, generator=generator, device="cpu")[part.rows]
         field = F.interpolate(
             field * (2 * self.elastic), (height, width), mode="bicubic", align_corners=True
         )

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dmlap_kernels.data.part import Part
 from dmlap_kernels.data.pictures import open_image, shown, to_tensor
 from dmlap_kernels.extras import require
 
@@ -27,8 +28,8 @@ DEFAULT_SIZE = 224
 
 # The shorter side of a photograph is scaled to this multiple of the side of the centre crop.
 _MARGIN = 256 / 224
-# A JPEG is not decoded at its full size where this multiple of what is asked for will do, as in
-# Pillow's own thumbnails; files of fewer bytes are not worth the trouble.
+# A JPEG is not decoded at its full size where a part keeps this multiple of the pixels that it is
+# scaled to, as in Pillow's own thumbnails; files of fewer bytes are not worth the trouble.
 _GAP = 2.0
 _LARGE_FILE = 2**16
 _TRIES = 10
@@ -60,22 +61,30 @@ class RandomCrop:
         if self.ratio < 1:
             raise ValueError(f"ratio must be at least 1, got {self.ratio}")
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Random parts of floating-point ``images`` (B, channels, height, width), at their size."""
+    def __call__(
+        self, images: Tensor, generator: torch.Generator, part: Part | None = None
+    ) -> Tensor:
+        """Random parts of floating-point ``images`` (B, channels, height, width), at their size.
+
+        With ``part``, they are those of a larger batch.
+        """
         height, width = images.shape[-2:]
         parts = []
-        for image, draw in zip(images, self.draw(len(images), generator), strict=True):
+        draws = self.draw(len(images), generator, part)
+        for image, draw in zip(images, draws, strict=True):
             left, top, right, bottom = map(round, self.box(width, height, draw))
-            part = image[None, :, top : max(bottom, top + 1), left : max(right, left + 1)]
-            part = F.interpolate(part, (height, width), mode="bilinear", antialias=True)
-            parts.append(part.flip(3) if self.mirrors(draw) else part)
+            cut = image[None, :, top : max(bottom, top + 1), left : max(right, left + 1)]
+            cut = F.interpolate(cut, (height, width), mode="bilinear", antialias=True)
+            parts.append(cut.flip(3) if self.mirrors(draw) else cut)
         return torch.cat(parts) if parts else images
 
-    def draw(self, count: int, generator: torch.Generator) -> list[list[float]]:
-        """The random numbers, 0 to 1, that decide on ``count`` parts."""
-        return torch.rand(
-            count, _DRAWS, generator=generator, dtype=torch.float64, device="cpu"
-        ).tolist()
+    def draw(
+        self, count: int, generator: torch.Generator, part: Part | None = None
+    ) -> list[list[float]]:
+        """The random numbers, 0 to 1, that decide on ``count`` images, or on those of ``part``."""
+        size = count if part is None else part.size
+        numbers = torch.rand(size, _DRAWS, generator=generator, dtype=torch.float64, device="cpu")
+        return (numbers if part is None else numbers[part.rows]).tolist()
 
     def box(self, width: int, height: int, draw: Sequence[float]) -> Box:
         """(left, top, right, bottom) of the part of a width x height image that ``draw`` names.
@@ -173,6 +182,7 @@ class ImageFiles:
         crop: RandomCrop | None = None,
         generator: torch.Generator | None = None,
         *,
+        part: Part | None = None,
         threads: int | None = None,
     ) -> Tensor:
         """Decode the files as uint8 tensor of this `shape`.
@@ -182,6 +192,7 @@ class ImageFiles:
         Args:
             crop: random parts of the photographs; default: their centres.
             generator: source of all randomness; needed with ``crop``.
+            part: what these images are of a larger batch, whose draws are theirs.
             threads: how many photographs are decoded at once; default: as many as there are cores.
 
         Raises:
@@ -194,26 +205,38 @@ class ImageFiles:
         elif generator is None:
             raise ValueError("generator must be given with crop")
         else:
-            draws = list(crop.draw(len(self), generator))
+            draws = list(crop.draw(len(self), generator, part))
         # Looked up once and before any thread needs it.
         pil = require("PIL.Image", purpose=self.purpose)
-        visible = self.margin if crop is None else 1 / math.sqrt(crop.area[0] / crop.ratio)
-        least = math.ceil(_GAP * self.side * visible)
 
         def decode(row: int) -> Tensor:
+            draw = draws[row]
+
+            def box(width: int, height: int) -> Box:
+                return (
+                    crop.box(width, height, draw) if crop and draw else self._centre(width, height)
+                )
+
+            def least(width: int, height: int) -> int:
+                left, top, right, bottom = box(width, height)
+                seen = min(right - left, bottom - top) / min(width, height)
+                return math.ceil(_GAP * self.side / seen)
+
             options = {"least": least} if self.sizes[row] > _LARGE_FILE else {}
             image = open_image(self.root / self.names[row], self.purpose, **options)
-            image, draw = image.convert(self.mode), draws[row]
-            if crop is None or draw is None:
-                return to_tensor(self._centre(image, pil))
-            width, height = image.size
-            box = crop.box(width, height, draw)
-            part = image.resize((self.side, self.side), pil.Resampling.BILINEAR, box=box)
-            mirrored = pil.Transpose.FLIP_LEFT_RIGHT
-            return to_tensor(part.transpose(mirrored) if crop.mirrors(draw) else part)
+            image = image.convert(self.mode)
+            filter = pil.Resampling["BILINEAR" if draw else self.resampling]
+            image = image.resize((self.side, self.side), filter, box=box(*image.size))
+            if crop and draw and crop.mirrors(draw):
+                image = image.transpose(pil.Transpose.FLIP_LEFT_RIGHT)
+            return to_tensor(image)
 
         images = torch.empty(self.shape, dtype=torch.uint8, device="cpu")
         workers = min(len(self), threads or os.cpu_count() or 1)
+        if workers == 1:
+            for row in range(len(self)):
+                images[row] = decode(row)
+            return images
         # Pillow decodes and scales without the interpreter's lock.
         with ThreadPoolExecutor(workers) as pool:
             try:
@@ -224,9 +247,8 @@ class ImageFiles:
                 raise
         return images
 
-    def _centre(self, image: Any, pil: Any) -> Any:
+    def _centre(self, width: int, height: int) -> Box:
         """The centre crop of an image whose shorter side is scaled to ``margin * side``."""
-        visible = min(image.size) * self.side / round(self.side * self.margin)
-        left, top = ((length - visible) / 2 for length in image.size)
-        box = (left, top, left + visible, top + visible)
-        return image.resize((self.side, self.side), pil.Resampling[self.resampling], box=box)
+        visible = min(width, height) * self.side / round(self.side * self.margin)
+        left, top = (width - visible) / 2, (height - visible) / 2
+        return left, top, left + visible, top + visible

@@ -14,6 +14,7 @@ What is decoded is what a viewer shows, in 8 bits a channel:
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -87,14 +88,15 @@ def image_header(path: Path, purpose: str) -> tuple[tuple[int, int], bool]:
         raise _unreadable(path, purpose, error) from error
 
 
-def open_image(path: Path, purpose: str, *, least: int | None = None) -> Any:
+def open_image(path: Path, purpose: str, *, least: Callable[[int, int], int] | None = None) -> Any:
     """The decoded `PIL.Image.Image` in ``path``, mode L for grey images and RGB for others.
 
     Args:
         path: the file.
         purpose: what needs it, for messages.
         least: a JPEG may be decoded at half, a quarter or an eighth of its size, as long as both
-            sides keep this many pixels: it takes that much less memory. Default: at its own size.
+            sides keep as many pixels as this says of the upright (width, height): it takes that
+            much less time and memory. Default: at its own size.
 
     Raises:
         DataError: the file is not a readable image.
@@ -102,8 +104,10 @@ def open_image(path: Path, purpose: str, *, least: int | None = None) -> Any:
     pil = require("PIL.Image", purpose=purpose)
     try:
         with pil.open(path) as image:
-            if least is not None:
-                image.draft(None, (least, least))
+            if least is not None and image.format == "JPEG":
+                lying = (_orientation(image) or 0) >= 5
+                side = least(*(image.size[::-1] if lying else image.size))
+                image.draft(None, (side, side))
             step = _steps(image)
             image.load()
             key = image.info.get("transparency")
@@ -142,10 +146,6 @@ def _steps(image: Any) -> int:
 def _turn(image: Any, pil: Any) -> Any:
     """What turns a loaded image upright: an operation of its ``transpose``, or None."""
     flips = pil.Transpose
-    try:
-        orientation = image.getexif().get(_ORIENTATION)
-    except Exception:  # a picture whose EXIF is broken is still one
-        return None
     return {
         2: flips.FLIP_LEFT_RIGHT,
         3: flips.ROTATE_180,
@@ -154,7 +154,16 @@ def _turn(image: Any, pil: Any) -> Any:
         6: flips.ROTATE_270,
         7: flips.TRANSVERSE,
         8: flips.ROTATE_90,
-    }.get(orientation)
+    }.get(_orientation(image) or 0)
+
+
+def _orientation(image: Any) -> int | None:
+    """The EXIF orientation, 5 to 8 of images that lie on a side; None if there is none."""
+    try:
+        found = image.getexif().get(_ORIENTATION)
+    except Exception:  # a picture whose EXIF is broken is still one
+        return None
+    return found if isinstance(found, int) else None
 
 
 def _eight_bits(image: Any, pil: Any) -> Any:

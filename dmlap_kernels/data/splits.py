@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dmlap_kernels.data.distortion import Distortion
+from dmlap_kernels.data.part import Part
 from dmlap_kernels.data.photos import ImageFiles, RandomCrop
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
@@ -73,8 +75,15 @@ class Split:
 
     def batch(self, indices: Tensor) -> Tensor:
         """Images at ``indices`` (B,) as float32 (B, channels, height, width), 0 to 1."""
+        return to_float(self.stored(indices))
+
+    def stored(self, indices: Tensor, *, threads: int | None = None) -> Tensor:
+        """Images at ``indices`` as they are kept, or as uint8 from their files.
+
+        ``threads`` is that of `ImageFiles.read`.
+        """
         images = self.images[indices]
-        return _to_float(images.read() if isinstance(images, ImageFiles) else images)
+        return images.read(threads=threads) if isinstance(images, ImageFiles) else images
 
     def augmented(
         self, indices: Tensor, augment: Augmentation, generator: torch.Generator
@@ -83,10 +92,34 @@ class Split:
 
         A `RandomCrop` of images in files is cut out of the photographs before they are scaled.
         """
+        return to_float(self.distorted(indices, augment, generator))
+
+    def distorted(
+        self,
+        indices: Tensor,
+        augment: Augmentation,
+        generator: torch.Generator,
+        *,
+        part: Part | None = None,
+        threads: int | None = None,
+    ) -> Tensor:
+        """`augmented`, but uint8 where crops come from files.
+
+        Args:
+            indices: (B,) int64.
+            augment: a `Distortion`, a `RandomCrop`, or a function like them.
+            generator: source of all randomness.
+            part: what these images are of a larger batch, whose draws are theirs; for a
+                `Distortion` or a `RandomCrop`.
+            threads: that of `ImageFiles.read`.
+        """
         images = self.images[indices]
         if isinstance(images, ImageFiles) and isinstance(augment, RandomCrop):
-            return _to_float(images.read(augment, generator))
-        return augment(self.batch(indices), generator)
+            return images.read(augment, generator, part=part, threads=threads)
+        plain = to_float(images.read(threads=threads) if isinstance(images, ImageFiles) else images)
+        if part is not None and isinstance(augment, (Distortion, RandomCrop)):
+            return augment(plain, generator, part=part)
+        return augment(plain, generator)
 
     def pixels(self) -> Tensor:
         """All images flattened to float32 (N, channels * height * width): the raw baseline.
@@ -251,7 +284,8 @@ def _check_images(images: Tensor) -> None:
         raise TypeError(f"images must be uint8 or floating point, got {images.dtype}")
 
 
-def _to_float(images: Tensor) -> Tensor:
+def to_float(images: Tensor) -> Tensor:
+    """``images`` as float32, 0 to 1."""
     return images.float().div_(255) if images.dtype == torch.uint8 else images.float()
 
 

@@ -21,7 +21,8 @@ from dmlap_kernels.trainer.diagnosis import NonFiniteEmbeddings, NonFiniteLoss, 
 from dmlap_kernels.trainer.embedding import embed, evaluate, evaluate_pixels
 from dmlap_kernels.trainer.embedding_files import embed_run, write_embeddings
 from dmlap_kernels.trainer.gradient_cache import GradientCache
-from dmlap_kernels.trainer.loop import Interrupted, Observer, Trainer
+from dmlap_kernels.trainer.log import Observer
+from dmlap_kernels.trainer.loop import Interrupted, Trainer
 from dmlap_kernels.trainer.model import evaluate_run, load_encoder
 from dmlap_kernels.trainer.objective import AlternatingObjective
 from dmlap_kernels.trainer.projection import Projection

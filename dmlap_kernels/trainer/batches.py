@@ -86,7 +86,11 @@ class ClassBatchSampler:
         return min(self._classes - 1, round(grown * self._hard_share * self._classes))
 
     def batch(
-        self, step: int, representatives: Tensor | None = None, neighbors: Tensor | None = None
+        self,
+        step: int,
+        representatives: Tensor | None = None,
+        neighbors: Tensor | None = None,
+        part: int = 0,
     ) -> Batch:
         """The batch of ``step``.
 
@@ -97,8 +101,9 @@ class ClassBatchSampler:
                 class by class. Without: C x M samples, class by class.
             neighbors: (C_all, k) int64, the hardest others of each class. Without: all classes of
                 the batch are drawn uniformly.
+            part: 0, 1, ... of a step that takes several batches.
         """
-        random = generator(self._seed, "batch", step)
+        random = generator(self._seed, "batch", step, part=part)
         classes = self._draw_classes(random, neighbors, self.hard_classes(step))
         if representatives is None:
             samples = self._draw_samples(random, classes, self._per_class, None)

@@ -98,6 +98,8 @@ class TrainConfig:
         samples_per_class: M, the representatives included.
         chunk_size: images that the encoder gets at a time, with one more forward pass, so that
             large batches fit into memory (`GradientCache`); None: the whole batch.
+        accumulate: batches of a step, each of C x M samples with a loss of its own; the step's loss
+            is their mean.
         amp: train the encoder under autocast in ``"bf16"`` or ``"fp16"``; weights, the loss and all
             evaluation stay in float32. None: float32.
         compile: train the encoder through `torch.compile`.
@@ -163,6 +165,7 @@ class TrainConfig:
     classes_per_batch: int | None = None
     samples_per_class: int = defaults.SAMPLES_PER_CLASS
     chunk_size: int | None = None
+    accumulate: int = 1
     amp: str | None = None
     compile: bool = False
     channels_last: bool = False
@@ -224,6 +227,7 @@ class TrainConfig:
             ("seed", 0),
             ("data_seed", 0),
             ("samples_per_class", 2),
+            ("accumulate", 1),
             ("embedding_dim", 1),
             ("projection_steps", 1),
             ("monitor_every", 1),

@@ -65,12 +65,26 @@ def require_finite(embeddings: Tensor, split: Split) -> None:
         )
 
 
+def magnitudes(embeddings: Tensor) -> Tensor:
+    """(B,), the largest absolute value of each row; infinite or nan if one of them is."""
+    return embeddings.detach().abs().amax(1)
+
+
 def diagnose(
-    value: float, step: int, batch: Batch, images: Tensor, embeddings: Tensor, split: Split
+    value: float, step: int, batch: Batch, images: Tensor, largest: Tensor, split: Split
 ) -> NonFiniteLoss:
-    """Find the sample to blame: a bad image, else a bad embedding, else the largest one."""
+    """Find the sample to blame: a bad image, else a bad embedding, else the largest one.
+
+    Args:
+        value: the loss.
+        step: from 1.
+        batch: of the step.
+        images: (B, channels, height, width) of it.
+        largest: (B,) `magnitudes` of its embeddings.
+        split: the training split.
+    """
     bad_images = ~images.flatten(1).isfinite().all(1)
-    bad_rows = ~embeddings.isfinite().all(1)
+    bad_rows = ~largest.isfinite()
     if bool(bad_images.any()):
         row, why = int(bad_images.nonzero()[0]), "its image holds values that are not finite"
     elif bool(bad_rows.all()):
@@ -78,7 +92,7 @@ def diagnose(
     elif bool(bad_rows.any()):
         row, why = int(bad_rows.nonzero()[0]), "its embedding is not finite"
     else:
-        row, why = int(embeddings.norm(dim=1).argmax()), "its embedding is the largest"
+        row, why = int(largest.argmax()), "its embedding is the largest"
     sample = int(batch.indices[row])
     name = split.class_names[int(batch.labels[row])]
     listed = ", ".join(map(str, batch.indices.tolist()))

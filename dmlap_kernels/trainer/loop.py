@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +15,21 @@ from torch import Tensor, nn
 from dmlap_kernels.data import Dataset, Split
 from dmlap_kernels.trainer import checkpoint as files
 from dmlap_kernels.trainer import defaults, saving
-from dmlap_kernels.trainer.batches import Batch, ClassBatchSampler
+from dmlap_kernels.trainer.batches import ClassBatchSampler
 from dmlap_kernels.trainer.config import TrainConfig
-from dmlap_kernels.trainer.diagnosis import diagnose
+from dmlap_kernels.trainer.diagnosis import diagnose, magnitudes
 from dmlap_kernels.trainer.embedding import Stopped, evaluate, evaluate_pixels
 from dmlap_kernels.trainer.gradient_cache import GradientCache
 from dmlap_kernels.trainer.inputs import prepare_data
+from dmlap_kernels.trainer.loading import (
+    BatchImages,
+    BatchLoader,
+    Planned,
+    default_workers,
+    lost_workers,
+    planned_batches,
+)
+from dmlap_kernels.trainer.log import Held, Observer, StepLog
 from dmlap_kernels.trainer.mixed_precision import MixedPrecision
 from dmlap_kernels.trainer.model import build_encoder, resolve_device
 from dmlap_kernels.trainer.objective import AlternatingObjective
@@ -50,20 +58,9 @@ from dmlap_kernels.trainer.rehearsal import (
 )
 from dmlap_kernels.trainer.representatives import RepresentativeSampler
 from dmlap_kernels.trainer.results import METRICS_FILE, collect_results, write_results
-from dmlap_kernels.trainer.seeds import generator
 from dmlap_kernels.trainer.weights import Matched, load_weights_file
 
 Stop = Callable[[], bool]
-
-
-class Observer(Protocol):
-    """What a trainer tells while it runs."""
-
-    def on_step(self, step: int, loss: float, violated: float) -> None: ...
-
-    def on_log(self, entry: dict[str, float]) -> None: ...
-
-    def on_evaluation(self, entry: dict[str, float]) -> None: ...
 
 
 class Interrupted(RuntimeError):
@@ -98,6 +95,9 @@ class Trainer:
         out: folder for checkpoints, metrics and pictures; must not hold a run. None: nothing is
             written.
         checkpoint_every: steps between checkpoints.
+        workers: processes that prepare the images of batches ahead, which makes no difference to
+            their bits; 0: none. Default: one for each core, four at most, for images that stay in
+            their files, where processes are started by a fork; else 0.
         observers: told about steps and evaluations.
     """
 
@@ -111,12 +111,14 @@ class Trainer:
         schedule: Schedule | None = None,
         out: str | Path | None = None,
         checkpoint_every: int = defaults.CHECKPOINT_EVERY,
+        workers: int | None = None,
         observers: Sequence[Observer] = (),
     ) -> None:
-        self.out = _unused_folder(out)
+        self.out = saving.unused_folder(out)
         if encoder is not None and config.weights is not None:
             raise ValueError("weights can only be given with an encoder that config.encoder names")
-        self._build(config, data, encoder, optimizer, schedule, checkpoint_every, observers)
+        self._set_up(checkpoint_every, observers)
+        self._build(config, data, encoder, optimizer, schedule, workers)
 
     @classmethod
     def resume(
@@ -130,6 +132,7 @@ class Trainer:
         steps: int | None = None,
         chunk_size: int | None = None,
         checkpoint_every: int = defaults.CHECKPOINT_EVERY,
+        workers: int | None = None,
         observers: Sequence[Observer] = (),
     ) -> Trainer:
         """The trainer of the run in ``out`` as it was at its last checkpoint.
@@ -165,9 +168,20 @@ class Trainer:
         if encoder is None:
             # Its weights are in the checkpoint: nothing is to be downloaded.
             encoder = build_encoder(config, tuple(state["image_shape"]), pretrained=False)
-        trainer._build(config, data, encoder, optimizer, schedule, checkpoint_every, observers)
+        trainer._set_up(checkpoint_every, observers)
+        trainer._build(config, data, encoder, optimizer, schedule, workers)
         saving.put_back(trainer, tensors, state)
         return trainer
+
+    def _set_up(self, checkpoint_every: int, observers: Sequence[Observer]) -> None:
+        if not isinstance(checkpoint_every, int) or checkpoint_every < 1:
+            raise ValueError(
+                f"checkpoint_every must be an integer of at least 1, got {checkpoint_every!r}"
+            )
+        self.checkpoint_every = checkpoint_every
+        self.log = StepLog(observers)
+        self.step = self.projection_began = 0
+        self.seconds = 0.0
 
     def _build(
         self,
@@ -176,13 +190,8 @@ class Trainer:
         encoder: nn.Module | None,
         optimizer: OptimizerFactory | None,
         schedule: Schedule | None,
-        checkpoint_every: int,
-        observers: Sequence[Observer],
+        workers: int | None,
     ) -> None:
-        if not isinstance(checkpoint_every, int) or checkpoint_every < 1:
-            raise ValueError(
-                f"checkpoint_every must be an integer of at least 1, got {checkpoint_every!r}"
-            )
         self.device = resolve_device(config.device)
         self.data = data = prepare_data(config, data)
         train = data.train
@@ -231,16 +240,14 @@ class Trainer:
             hard_warmup=config.hard_warmup,
         )
         self.pinned = PinnedRepresentatives(config, train)
+        self.loader = BatchLoader(
+            BatchImages.of(config, train, data.augment),
+            default_workers(train) if workers is None else workers,
+            self.device,
+        )
         self._rehearse(embeddings)
         self._make_optimizer(name, optimizer, schedule)
-        self.projection_began = 0
         self.patience = Patience(config.patience) if config.is_dmlap and config.patience else None
-        self.checkpoint_every = checkpoint_every
-        self.observers = list(observers)
-        self.step = 0
-        self.seconds = 0.0
-        self.history: dict[str, list[dict[str, float]]] = {"train": [], "evaluation": []}
-        self.window = _empty_window()
         if self.out is not None:
             try_saving(self.out, config, [self.encoder, self.objective], self.optimizer)
 
@@ -291,6 +298,16 @@ class Trainer:
             )
 
     @property
+    def observers(self) -> list[Observer]:
+        """Told about steps and evaluations; more may be added."""
+        return self.log.observers
+
+    @property
+    def history(self) -> dict[str, list[dict[str, float]]]:
+        """Entries of ``"train"`` and ``"evaluation"`` so far."""
+        return self.log.history
+
+    @property
     def watched(self) -> Split:
         """The split that progress is watched on."""
         return self.data.test if self.data.validation is None else self.data.validation
@@ -309,10 +326,14 @@ class Trainer:
             NonFiniteLoss: a loss was infinite or nan; the last checkpoint stays.
             NonFiniteEmbeddings: those of an evaluation were; the last checkpoint stays.
             OutOfMemory: of the device or the machine; the last checkpoint stays.
-            OSError: a file could not be written; the last checkpoint stays.
+            OSError: a file could not be written, or a process that prepares batches has ended; the
+                last checkpoint stays.
         """
-        with memory_advice(self.config, self.device, lambda: self.step):
-            return self._run(stop)
+        with memory_advice(self.config, self.device, lambda: self.step), lost_workers():
+            try:
+                return self._run(stop)
+            finally:
+                self.loader.close()
 
     def _run(self, stop: Stop | None) -> dict[str, Any]:
         if self.step == 0:
@@ -349,8 +370,24 @@ class Trainer:
         config = self.config
         if config.is_dmlap:
             self._prepare_projection()
-        batch = self.sampler.batch(self.step, self.pinned.indices, self.pinned.neighbors)
-        images, labels = self._images(batch), batch.labels.to(self.device)
+        self.optimizer.zero_grad()
+        for part in range(config.accumulate):
+            self._accumulate(part)
+        self.precision.prepare(self.optimizer)
+        self.projection.step()
+        rate = self.rates.set(self.step)
+        self.precision.step(self.optimizer)
+        self.step += 1
+        if self.log.full or self._logs_now:
+            self._check()
+        self.seconds += time.perf_counter() - started
+        self._record(rate)
+
+    def _accumulate(self, part: int) -> None:
+        """Add the gradient of one of the step's batches: its share of their mean."""
+        config, key = self.config, (self.step, part)
+        batch, images = self.loader.take(key, self._plan)
+        labels = batch.labels.to(self.device, non_blocking=True)
         if config.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         with self.precision.autocast():
@@ -358,19 +395,20 @@ class Trainer:
         if config.amp is not None:
             embeddings = embeddings.float()
         loss, stats = self.objective(embeddings, labels, batch.representatives)
-        value = loss.item()
-        if not math.isfinite(value):
-            raise diagnose(value, self.step + 1, batch, images, embeddings, self.data.train)
-        self.optimizer.zero_grad()
-        scaled = self.precision.scaled(loss)
+        self.log.hold(Held.of(key, batch, loss, stats, magnitudes(embeddings)))
+        if self.log.full:
+            self._check()
+        scaled = self.precision.scaled(loss / config.accumulate)
         self._cache.backward(scaled) if self._cache else scaled.backward()
-        self.precision.prepare(self.optimizer)
-        self.projection.step()
-        rate = self.rates.set(self.step)
-        self.precision.step(self.optimizer)
-        self.step += 1
-        self.seconds += time.perf_counter() - started
-        self._record(value, int(stats.violated), int(stats.constraints), rate)
+
+    def _check(self) -> None:
+        """Read the numbers of the steps so far; NonFiniteLoss if one of them is bad."""
+        found = self.log.read()
+        if found is not None:
+            held, value = found
+            images = self.loader.again(held.key, held.batch)
+            step, train = held.key[0] + 1, self.data.train
+            raise diagnose(value, step, held.batch, images, held.largest.cpu(), train)
 
     def _prepare_projection(self) -> None:
         """Pin new representatives for each projection; score classes when their scores are old."""
@@ -392,54 +430,41 @@ class Trainer:
     def _monitored(self) -> float:
         return self._evaluate(self.watched, ks=(1,))["recall@1"]
 
-    def _images(self, batch: Batch) -> Tensor:
-        """The images of a batch, distorted; representatives only if asked for."""
-        train = self.data.train
-        if not self.config.augment or self.data.augment is None:
-            return train.batch(batch.indices).to(self.device)
-        random = generator(self.config.seed, "augmentation", self.step)
-        plain = 0 if self.config.augment_representatives else batch.representatives
-        leading, samples = batch.indices.tensor_split([plain])
-        distorted = train.augmented(samples, self.data.augment, random)
-        return torch.cat((train.batch(leading), distorted)).to(self.device)
+    def _plan(self) -> Iterator[Planned]:
+        """The batches from this step on that do not depend on weights to come."""
+        place = self.step, self.projection_began, self.projection.index
+        return planned_batches(self.config, self.sampler, self.pinned, *place)
 
-    def _record(self, loss: float, violated: int, constraints: int, rate: float) -> None:
-        window = self.window
-        window["steps"] += 1
-        window["loss"] += loss
-        window["violated"] += violated
-        window["constraints"] += constraints
-        share = violated / max(1, constraints)
-        for observer in self.observers:
-            observer.on_step(self.step, loss, share)
-        if self.step % self.config.log_interval and self.step < self.config.steps:
+    @property
+    def _logs_now(self) -> bool:
+        return self.step % self.config.log_interval == 0 or self.step == self.config.steps
+
+    def _record(self, rate: float) -> None:
+        self.log.tell()
+        if not self._logs_now:
             return
-        entry = {
-            "step": self.step,
-            "loss": window["loss"] / window["steps"],
-            "violated": window["violated"] / max(1, window["constraints"]),
-            "learning_rate": rate,
-            "projection": self.projection.index,
-            "seconds": self.seconds,
-        }
-        self.history["train"].append(entry)
-        self.window = _empty_window()
-        for observer in self.observers:
-            observer.on_log(entry)
+        config = self.config
+        assert config.classes_per_batch is not None
+        self.log.conclude(
+            self.step,
+            config.classes_per_batch * config.samples_per_class * config.accumulate,
+            learning_rate=rate,
+            projection=self.projection.index,
+            seconds=self.seconds,
+            waited=self.loader.waited,
+        )
 
     def _evaluate_if_due(self, stop: Stop | None) -> None:
-        config, entries = self.config, self.history["evaluation"]
+        config, entries = self.config, self.log.history["evaluation"]
         due = self.step % config.evaluation_interval == 0 or self.step == config.steps
         if not due or (entries and entries[-1]["step"] == self.step):
             return
-        metrics = self._evaluate(self.watched, stop)
-        entries.append({"step": self.step, **metrics})
-        for observer in self.observers:
-            observer.on_evaluation(entries[-1])
+        self.log.evaluated(self.step, self._evaluate(self.watched, stop))
 
     def _evaluate(
         self, split: Split, stop: Stop | None = None, ks: Sequence[int] | None = None
     ) -> dict[str, float]:
+        self._check()
         config = self.config
         return evaluate(
             self.encoder,
@@ -453,14 +478,14 @@ class Trainer:
         )
 
     def _finish(self, stop: Stop | None) -> dict[str, Any]:
-        final = self.history["evaluation"][-1]
+        final = self.log.history["evaluation"][-1]
         watched = {name: value for name, value in final.items() if name != "step"}
         test = watched if self.data.validation is None else self._evaluate(self.data.test, stop)
         validation = None if self.data.validation is None else watched
         results = collect_results(
             self.config,
             self.data,
-            self.history,
+            self.log.history,
             test=test,
             validation=validation,
             raw_pixels=evaluate_pixels(self.data.test, self.data.gallery, ks=self.data.ks),
@@ -472,26 +497,13 @@ class Trainer:
         return results
 
     def save(self) -> None:
-        """Write a checkpoint, if there is a folder for it."""
+        """Write a checkpoint, if there is a folder for it.
+
+        Raises:
+            NonFiniteLoss: that of a step before was; nothing is written.
+        """
+        self._check()
+        self.log.tell()
         if self.out is not None:
             self.out.mkdir(parents=True, exist_ok=True)
             files.save_checkpoint(self.out, *saving.state_of(self))
-
-
-def _unused_folder(out: str | Path | None) -> Path | None:
-    """``out``, if there is nothing in it or no such folder yet."""
-    if out is None:
-        return None
-    folder = Path(out)
-    if (folder / files.FILE_NAME).exists():
-        raise FileExistsError(
-            f"{folder} already holds a run; continue it with --resume {folder}, or choose another "
-            "folder with --out"
-        )
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder} is not an empty folder; choose another with --out")
-    return folder
-
-
-def _empty_window() -> dict[str, float]:
-    return {"steps": 0, "loss": 0.0, "violated": 0, "constraints": 0}

@@ -23,6 +23,8 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
 }
 
 
+_FUSED = ("adam", "adamw", "sgd")
+
 # In a group: its learning rate as a multiple of the schedule's.
 RATE_FACTOR = "rate_factor"
 
@@ -111,12 +113,16 @@ def _under(name: str, prefix: str) -> bool:
 def build_optimizer(
     name: str, parameters: Groups, rate: float, options: dict[str, Any]
 ) -> torch.optim.Optimizer:
-    """The optimizer of that name.
+    """The optimizer of that name: fused on CUDA where PyTorch has that, else by ``foreach``,
+    unless the options say which.
 
     Raises:
         ValueError: it does not take these options.
     """
-    keywords: dict[str, Any] = {"foreach": True, **options, "lr": rate}
+    kinds = {p.device.type for group in parameters for p in group["params"]}
+    how = "fused" if kinds == {"cuda"} and name in _FUSED else "foreach"
+    chosen = {"fused", "foreach"} & options.keys()
+    keywords: dict[str, Any] = {**({} if chosen else {how: True}), **options, "lr": rate}
     try:
         return OPTIMIZERS[name](parameters, **keywords)
     # Whatever torch makes of them: an IndexError of betas that are too few, for example.

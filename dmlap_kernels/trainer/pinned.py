@@ -40,6 +40,10 @@ class PinnedRepresentatives:
         if self._config.mines and step % self._config.hard_refresh == 0:
             self.neighbors = self._mine(encoder, self.indices)
 
+    def planned(self, projection: int) -> Tensor:
+        """What `prepare` will choose for a later projection, at random."""
+        return self._sampler.draw(projection)
+
     def _choose(self, encoder: nn.Module, projection: int) -> Tensor:
         config = self._config
         if config.representative_choice == "random":

@@ -9,6 +9,9 @@ from typing import Any
 
 from dmlap_kernels.extras import require
 
+# Of the time of the steps.
+_WORTH_TELLING = 0.05
+
 
 class Progress:
     """An observer of a `Trainer`: a progress bar on a terminal, else one line an evaluation.
@@ -25,6 +28,8 @@ class Progress:
         self._loss: float | None = None
         self._violated = 0.0
         self._recall: float | None = None
+        self._speed = ""
+        self._last = {"seconds": 0.0, "waited": 0.0}
         self._bar: Any = None
         if sys.stderr.isatty():
             tqdm = require("tqdm", purpose="the progress bar").tqdm
@@ -54,7 +59,12 @@ class Progress:
                 self._bar.set_postfix_str(self._summary(), refresh=False)
 
     def on_log(self, entry: dict[str, float]) -> None:
-        """Nothing: `on_step` has shown it."""
+        """Take note of the speed; `on_step` has shown the rest."""
+        seconds, waited = (entry[name] - self._last[name] for name in self._last)
+        self._last = {name: entry[name] for name in self._last}
+        self._speed = f"{entry['images_per_second']:,.0f} images/s"
+        if (share := waited / max(seconds, 1e-9)) >= _WORTH_TELLING:
+            self._speed += f", {share:.0%} of the time waiting for them"
 
     def on_evaluation(self, entry: dict[str, float]) -> None:
         self._recall = entry["recall@1"]
@@ -74,6 +84,8 @@ class Progress:
             parts += [f"loss {self._loss:.4f}", f"violated {100 * self._violated:.1f} %"]
         if self._recall is not None:
             parts.append(f"recall@1 {self._recall:.3f}")
+        if self._speed:
+            parts.append(self._speed)
         return "  ".join(parts)
 
 

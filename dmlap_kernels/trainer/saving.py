@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from dmlap_kernels.data import Dataset
 from dmlap_kernels.trainer import checkpoint as files
 from dmlap_kernels.trainer.config import TrainConfig
+from dmlap_kernels.trainer.loading import BatchLoader
+from dmlap_kernels.trainer.log import StepLog
 from dmlap_kernels.trainer.mixed_precision import MixedPrecision
 from dmlap_kernels.trainer.model import load_weights
 from dmlap_kernels.trainer.nested_state import apart, pack, unpack
@@ -40,8 +42,8 @@ class Run(Protocol):
     pinned: PinnedRepresentatives
     step: int
     seconds: float
-    history: dict[str, list[dict[str, float]]]
-    window: dict[str, float]
+    log: StepLog
+    loader: BatchLoader
 
 
 def state_of(trainer: Run) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -74,9 +76,10 @@ def state_of(trainer: Run) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "projection_began": trainer.projection_began,
         "patience": trainer.patience.state() if trainer.patience else None,
         "scaler": trainer.precision.state(),
-        "history": trainer.history,
-        "window": trainer.window,
+        "history": trainer.log.history,
+        "window": trainer.log.window,
         "seconds": trainer.seconds,
+        "waited": trainer.loader.waited,
         # Of the training images alone, and of the others.
         "data": trainer.fingerprints["train"],
         "fingerprints": trainer.fingerprints,
@@ -114,9 +117,10 @@ def put_back(trainer: Run, tensors: dict[str, Tensor], state: dict[str, Any]) ->
     trainer.precision.load(state.get("scaler", {}))
     trainer.pinned.load(files.of_prefix("pinned", tensors))
     trainer.step = state["step"]
-    trainer.history = state["history"]
-    trainer.window = state["window"]
+    trainer.log.history = state["history"]
+    trainer.log.window = state["window"]
     trainer.seconds = state["seconds"]
+    trainer.loader.waited = state.get("waited", 0.0)
     torch.set_rng_state(tensors["rng.cpu"])
     if trainer.device.type == "cuda" and "rng.cuda" in tensors:
         torch.cuda.set_rng_state(tensors["rng.cuda"], trainer.device)
@@ -150,3 +154,18 @@ def prolonged(config: TrainConfig, steps: int, done: int, schedule: Schedule | N
     if steps < done:
         raise ValueError(f"steps must be at least {done}, which the run has done, got {steps}")
     return replace(config, steps=steps)
+
+
+def unused_folder(out: str | Path | None) -> Path | None:
+    """``out``, if there is nothing in it or no such folder yet."""
+    if out is None:
+        return None
+    folder = Path(out)
+    if (folder / files.FILE_NAME).exists():
+        raise FileExistsError(
+            f"{folder} already holds a run; continue it with --resume {folder}, or choose another "
+            "folder with --out"
+        )
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} is not an empty folder; choose another with --out")
+    return folder

@@ -28,7 +28,8 @@ class EventWriter:
         """Nothing: `on_log` writes averages."""
 
     def on_log(self, entry: dict[str, float]) -> None:
-        for name in ("loss", "violated", "learning_rate", "projection"):
+        shown = ("loss", "violated", "learning_rate", "projection", "images_per_second")
+        for name in shown:
             self._writer.add_scalar(f"train/{name}", entry[name], int(entry["step"]))
 
     def on_evaluation(self, entry: dict[str, float]) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from dmlap_kernels.data import ImageFiles, RandomCrop, Split
+from dmlap_kernels.data import Augmentation, Distortion, ImageFiles, RandomCrop, Split, photos
+from dmlap_kernels.data.part import Part
+from dmlap_kernels.data.pictures import open_image
 
 pil = pytest.importorskip("PIL.Image")
 
@@ -103,3 +106,46 @@ def test_bad_crops_are_refused(tmp_path: Path) -> None:
         RandomCrop(ratio=0.5)
     with pytest.raises(ValueError, match="generator must be given"):
         _ramp(tmp_path).read(RandomCrop())
+
+
+@pytest.mark.parametrize("augment", [RandomCrop(), Distortion()], ids=["crop", "distortion"])
+@pytest.mark.parametrize("in_files", [False, True])
+def test_a_part_of_a_batch_is_drawn_as_in_the_whole(
+    augment: Augmentation, in_files: bool, tmp_path: Path
+) -> None:
+    files = _ramp(tmp_path)[torch.zeros(6).long()]
+    images = files if in_files else files.read()
+    split = Split(images, torch.arange(6) // 3, ("a", "b"))
+    whole = split.distorted(torch.arange(6), augment, _random())
+    rows = torch.tensor([4, 1, 5])
+    found = split.distorted(rows, augment, _random(), part=Part(6, rows))
+    assert torch.equal(found, whole[rows])
+    assert found.dtype == (torch.uint8 if in_files and augment == RandomCrop() else torch.float32)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_photographs_are_decoded_as_large_as_their_part_needs(
+    turned: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (900, 1200, 3), np.uint8)
+    exif = pil.Exif()
+    exif[0x0112] = 6 if turned else 1
+    pil.fromarray(noise).save(tmp_path / "large.jpg", exif=exif)
+    decoded = []
+
+    def noted(*arguments: Any, **options: Any) -> Any:
+        image = open_image(*arguments, **options)
+        decoded.append(image.size)
+        return image
+
+    monkeypatch.setattr(photos, "open_image", noted)
+    files = ImageFiles.found(tmp_path, ["large.jpg"], 50, "a test")
+    files.read()
+    # 900 rows, of which 7/8 are seen: an eighth of them would be fewer than twice 50.
+    assert decoded == [(225, 300) if turned else (300, 225)]
+    for share, reduction in ((1.0, 8), (0.5, 4), (0.05, 2), (0.02, 1)):
+        crop = RandomCrop(area=(share, share), ratio=1.0)
+        image = files.read(crop, _random())
+        width, height = decoded[-1]
+        assert (max(width, height), min(width, height)) == (1200 // reduction, -(-900 // reduction))
+        assert image.shape == (1, 3, 50, 50)

@@ -23,6 +23,9 @@ QUICK = {
     "eval_every": 10,
 }
 
+# Entries of a history that are no function of the configuration.
+TIMES = ("seconds", "waited", "images_per_second")
+
 
 def quick_config(**changes: Any) -> TrainConfig:
     return TrainConfig(**{**QUICK, **changes})

@@ -148,7 +148,6 @@ def test_a_device_that_cannot_compute_is_refused(name: str) -> None:
         ({"loss": "margin", "loss_options": {"learn_beta": True, "num_classes": 2}}, "beta has an"),
         ({"optimizer_options": {"betas": [0.9]}}, "do not suit optimizer 'adam'"),
         ({"optimizer_options": {"capturable": True}}, "do not suit optimizer 'adam' here"),
-        ({"optimizer_options": {"fused": True}}, "do not suit optimizer 'adam'"),
         ({"optimizer_options": {"differentiable": True}}, "do not suit optimizer 'adam' here"),
         ({"learning_rate": 1e300}, "or rates do not suit optimizer 'adam' here"),
     ],

@@ -17,7 +17,7 @@ from dmlap_kernels.trainer import (
     load_encoder,
 )
 from dmlap_kernels.trainer.config import TrainConfig
-from tests.trainer.helpers import DropoutEncoder, TinyEncoder, quick_config, tiny_data
+from tests.trainer.helpers import TIMES, DropoutEncoder, TinyEncoder, quick_config, tiny_data
 
 
 def _weights(trainer: Trainer) -> list[torch.Tensor]:
@@ -26,7 +26,7 @@ def _weights(trainer: Trainer) -> list[torch.Tensor]:
 
 def _without_times(history: dict) -> dict:
     return {
-        name: [{k: v for k, v in entry.items() if k != "seconds"} for entry in entries]
+        name: [{k: v for k, v in entry.items() if k not in TIMES} for entry in entries]
         for name, entries in history.items()
     }
 

@@ -92,8 +92,8 @@ def test_representatives_keep_the_test_crop(tmp_path: Path) -> None:
     config = quick_config(data=f"cub:{make_cub(tmp_path)}", image_size=16, classes="uniform")
     trainer = Trainer(config)
     trainer._prepare_projection()
-    batch = trainer.sampler.batch(0, trainer.pinned.indices, None)
-    images, plain = trainer._images(batch), trainer.data.train.batch(batch.indices)
+    batch, images = trainer.loader.take((0, 0), trainer._plan)
+    plain = trainer.data.train.batch(batch.indices)
     c = batch.representatives
     assert c == 4 and torch.equal(images[:c], plain[:c])
     assert all(not torch.equal(a, b) for a, b in zip(images[c:], plain[c:], strict=True))
