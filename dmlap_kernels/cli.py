@@ -20,7 +20,7 @@ from dmlap_kernels.cli_calibrate import add_calibrate, run_calibrate
 from dmlap_kernels.cli_embed import add_embed, embedded
 from dmlap_kernels.cli_train import FLAGS, add_train
 from dmlap_kernels.data import DataError, DataWarning, parse_source
-from dmlap_kernels.report.page import REPORT_FILE, write_report
+from dmlap_kernels.report.page import REPORT_FILE, files_beside, write_report
 from dmlap_kernels.trainer import (
     Interrupted,
     NonFiniteEmbeddings,
@@ -294,6 +294,8 @@ def _report(args: argparse.Namespace) -> int:
     with _refusals():
         path = write_report(args.folders, args.out)
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, opens in any browser")
+    if (beside := files_beside(path)) is not None:
+        print(f"{beside}: its images of samples; goes wherever the page goes")
     return 0
 
 

@@ -17,9 +17,10 @@ from dmlap_kernels.data import Dataset, Split
 from dmlap_kernels.trainer import checkpoint as files
 from dmlap_kernels.trainer import defaults, saving
 from dmlap_kernels.trainer.batches import Batch, ClassBatchSampler
+from dmlap_kernels.trainer.class_violations import ClassViolations
 from dmlap_kernels.trainer.config import TrainConfig
 from dmlap_kernels.trainer.diagnosis import diagnose
-from dmlap_kernels.trainer.embedding import Stopped, evaluate, evaluate_pixels
+from dmlap_kernels.trainer.embedding import Stopped, evaluate, evaluate_pixels, search_options
 from dmlap_kernels.trainer.gradient_cache import GradientCache
 from dmlap_kernels.trainer.inputs import prepare_data
 from dmlap_kernels.trainer.mixed_precision import MixedPrecision
@@ -241,6 +242,8 @@ class Trainer:
         self.seconds = 0.0
         self.history: dict[str, list[dict[str, float]]] = {"train": [], "evaluation": []}
         self.window = _empty_window()
+        options = search_options(config.loss, config.loss_options)
+        self.violations = ClassViolations(train.num_classes, self.device, **options)
         if self.out is not None:
             try_saving(self.out, config, [self.encoder, self.objective], self.optimizer)
 
@@ -368,6 +371,7 @@ class Trainer:
         self.projection.step()
         rate = self.rates.set(self.step)
         self.precision.step(self.optimizer)
+        self.violations.record(self.step, embeddings, labels, batch.representatives)
         self.step += 1
         self.seconds += time.perf_counter() - started
         self._record(value, int(stats.violated), int(stats.constraints), rate)
