@@ -1,4 +1,4 @@
-"""The ``dmlap`` command: train, eval, embed, report, calibrate, info."""
+"""The ``dmlap`` command: train, eval, embed, export, report, calibrate, info."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from typing import Any
 from dmlap_kernels import __version__, info
 from dmlap_kernels.cli_calibrate import add_calibrate, run_calibrate
 from dmlap_kernels.cli_embed import add_embed, embedded
+from dmlap_kernels.cli_export import add_export, describe_export
 from dmlap_kernels.cli_train import FLAGS, add_train
 from dmlap_kernels.data import DataError, DataWarning, parse_source
-from dmlap_kernels.report.page import REPORT_FILE, write_report
+from dmlap_kernels.report.page import REPORT_FILE, files_beside, write_report
 from dmlap_kernels.trainer import (
     Interrupted,
     NonFiniteEmbeddings,
@@ -41,6 +42,8 @@ from dmlap_kernels.trainer.config import (
 from dmlap_kernels.trainer.config_files import merged
 from dmlap_kernels.trainer.diagnosis import is_out_of_memory
 from dmlap_kernels.trainer.embedding_files import write_embeddings
+from dmlap_kernels.trainer.export import export_run
+from dmlap_kernels.trainer.hard_pairs import HardPairs
 from dmlap_kernels.trainer.progress import Progress
 from dmlap_kernels.trainer.results import CURVES_FILE, METRICS_FILE
 from dmlap_kernels.trainer.saving import prolonged
@@ -237,7 +240,9 @@ def _run(trainer: Trainer, args: argparse.Namespace, stop: _SignalFlag) -> dict[
                 stack.enter_context(Progress(trainer.config.steps, trainer.step))
             )
             if args.tensorboard:
-                writer = EventWriter(trainer.out / "tensorboard", trainer.step)
+                writer = EventWriter(
+                    trainer.out / "tensorboard", trainer.step, hard_pairs=HardPairs(trainer)
+                )
                 stack.callback(writer.close)
                 trainer.observers.append(writer)
         return trainer.run(stop)
@@ -291,10 +296,19 @@ def _embed(args: argparse.Namespace) -> int:
     return 0
 
 
+def _export(args: argparse.Namespace) -> int:
+    with _refusals():
+        exported = export_run(args.folder, args.out)
+    print(describe_export(args.out, exported))
+    return 0
+
+
 def _report(args: argparse.Namespace) -> int:
     with _refusals():
         path = write_report(args.folders, args.out)
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, opens in any browser")
+    if (beside := files_beside(path)) is not None:
+        print(f"{beside}: its images of samples; goes wherever the page goes")
     return 0
 
 
@@ -364,6 +378,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--json", action="store_true", help="print JSON")
     evaluate.set_defaults(run=_eval)
     add_embed(commands, _embed)
+    add_export(commands, _export)
     report = commands.add_parser(
         "report", help="one HTML page with curves, neighbours, a map and hard classes of runs"
     )

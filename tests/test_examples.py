@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ FOLDER = Path(__file__).resolve().parents[1] / "examples"
 EXAMPLES = sorted(FOLDER.glob("*.py"))
 # What an example imports that is not there everywhere.
 NEEDS = {"accelerate_loop": "accelerate", "lightning_module": "lightning"}
-RECALL = [path for path in EXAMPLES if path.stem != "minilm"]
+RECALL = [path for path in EXAMPLES if path.stem not in ("minilm", "wandb_observer")]
 
 
 def test_there_are_examples() -> None:
@@ -41,6 +42,35 @@ def test_minilm() -> None:
         )
     before, after = runpy.run_path(str(FOLDER / "minilm.py"))["main"](path)
     assert 0 < after < before
+
+
+def test_wandb_gets_what_the_trainer_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for its run; wandb itself is imported without one alone."""
+    pytest.importorskip("sklearn")
+    monkeypatch.setitem(sys.modules, "wandb", None)
+
+    class Run:
+        def __init__(self) -> None:
+            self.logged: list[tuple[dict[str, float], int]] = []
+            self.summary: dict[str, float] = {}
+            self.finished = False
+
+        def log(self, values: dict[str, float], *, step: int) -> None:
+            self.logged.append((values, step))
+
+        def finish(self) -> None:
+            self.finished = True
+
+    main = runpy.run_path(str(FOLDER / "wandb_observer.py"))["main"]
+    test = main(run := Run())
+    assert run.finished and run.summary == {f"test/{name}": value for name, value in test.items()}
+    names = {name for values, _ in run.logged for name in values}
+    assert {"train/loss", "train/violated", "evaluation/recall@1"} <= names
+    steps = [step for _, step in run.logged]
+    # wandb drops what comes with an earlier step.
+    assert steps == sorted(steps) and steps[-1] == 40
+    with pytest.raises(ImportError, match="wandb"):
+        main()
 
 
 def test_the_memory_bank_names_its_anchors(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,4 +49,4 @@ def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> Html:
 def picture(content: bytes, kind: str, alt: str, class_: str | None = None) -> Html:
     """An image in the page itself; ``kind`` is the part of its media type after ``image/``."""
     source = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-    return element("img", src=source, alt=alt, title=alt, class_=class_)
+    return element("img", src=source, alt=alt, title=alt, class_=class_, loading="lazy")

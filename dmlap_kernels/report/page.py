@@ -1,16 +1,17 @@
 """The page of ``dmlap report``: runs, their curves, and what their encoders make of test classes.
 
 One HTML file that needs nothing else: pictures are data URIs, and a content security policy keeps
-a browser from fetching anything.
+a browser from fetching anything from elsewhere. Where samples take more than `INLINE_BYTES`, they
+are files in a folder beside the page, which a browser reads when they come into view.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from dmlap_kernels.extras import require
+from dmlap_kernels.report.class_curves import render_class_curves
 from dmlap_kernels.report.class_pairs import render_pairs
 from dmlap_kernels.report.comparison import render_comparison, render_metrics
 from dmlap_kernels.report.embedding_map import render_map
@@ -18,12 +19,18 @@ from dmlap_kernels.report.gallery import render_gallery
 from dmlap_kernels.report.markup import Html, element, join
 from dmlap_kernels.report.run_curves import render_curves
 from dmlap_kernels.report.runs import NoPictures, Run, embed_test, read_runs
+from dmlap_kernels.report.settings import render_facts, render_settings
 from dmlap_kernels.report.style import CSS
+from dmlap_kernels.report.thumbnails import move_out
 
 REPORT_FILE = "report.html"
 
 _NEEDED = ("matplotlib", "PIL", "scipy", "sklearn")
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+_POLICY_WITH_FILES = _POLICY.replace("data:", "data: 'self' file:")
+
+# Of the samples inside of the page, as it is written: some 800 photographs, those of five runs.
+INLINE_BYTES = 8_000_000
 
 
 def write_report(folders: Sequence[str | Path], out: str | Path | None = None) -> Path:
@@ -33,6 +40,9 @@ def write_report(folders: Sequence[str | Path], out: str | Path | None = None) -
         folders: what ``out`` of the trainer was, for every run.
         out: the file. Default: ``report.html`` in the folder of the only run, or in the current
             folder for several.
+
+    Samples that together take more than `INLINE_BYTES` go to a folder beside it: ``report_files``
+    for ``report.html``.
 
     Returns:
         The path of the page.
@@ -50,9 +60,24 @@ def write_report(folders: Sequence[str | Path], out: str | Path | None = None) -
         raise IsADirectoryError(f"{path} is a folder; --out takes the name of a file")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent} does not exist; --out takes a file in a folder")
+    page = build_page(runs)
+    moved = move_out(page, sample_folder(path), INLINE_BYTES)
+    if moved is not page:
+        page = moved.replace(_POLICY, _POLICY_WITH_FILES, 1)
     # Names of classes may be names of files that are not UTF-8.
-    path.write_text(build_page(runs), encoding="utf-8", errors="backslashreplace")
+    path.write_text(page, encoding="utf-8", errors="backslashreplace")
     return path
+
+
+def sample_folder(page: Path) -> Path:
+    """Where the samples of a page are that has not room for them."""
+    return page.with_name(f"{page.stem}_files")
+
+
+def files_beside(page: Path) -> Path | None:
+    """The folder of samples that a page which was written needs, if it needs one."""
+    text = page.read_text(encoding="utf-8")
+    return sample_folder(page) if _POLICY_WITH_FILES in text else None
 
 
 def build_page(runs: Sequence[Run]) -> str:
@@ -73,6 +98,7 @@ def build_page(runs: Sequence[Run]) -> str:
         parts += [
             _render_head(1, runs[0], "Result and settings"),
             curves,
+            _render_classes(1, runs[0]),
             _render_pictures(1, runs[0]),
         ]
     else:
@@ -80,13 +106,21 @@ def build_page(runs: Sequence[Run]) -> str:
         for number, run in enumerate(runs, 1):
             name = f"{number}. {run.name}"
             parts.append(_render_head(number, run, name))
+            parts.append(_render_classes(number, run, before=f"{name}: "))
             parts.append(_render_pictures(number, run, before=f"{name}: "))
     page = element("html", head, element("body", element("main", *parts)), lang="en")
     return f"<!doctype html>\n{page}\n"
 
 
 def _render_head(number: int, run: Run, title: str) -> Html:
-    return _section(f"run-{number}", title, join((render_metrics(run), _facts(run))))
+    content = (render_metrics(run), render_facts(run), render_settings(run))
+    return _section(f"run-{number}", title, join(content))
+
+
+def _render_classes(number: int, run: Run, before: str = "") -> Html:
+    title = "violated constraints by class"
+    title = before + title if before else title.capitalize()
+    return _section(f"classes-{number}", title, render_class_curves(run))
 
 
 def _render_pictures(number: int, run: Run, before: str = "") -> Html:
@@ -109,32 +143,3 @@ def _render_pictures(number: int, run: Run, before: str = "") -> Html:
 
 def _section(identifier: str, title: str, content: Html) -> Html:
     return element("section", element("h2", title), content, id=identifier)
-
-
-def _describe_split(part: dict[str, Any]) -> str:
-    text = f"{part['images']:,} images of {part['classes']:,} classes"
-    seen = len(part.get("seen_in_training", ()))
-    return f"{text}, {seen:,} of them also in training" if seen else text
-
-
-def _facts(run: Run) -> Html:
-    """What was run, with what, for how long."""
-    config, results = run.config, run.results
-    options = ", ".join(f"{k}={v}" for k, v in config.get("loss_options", {}).items())
-    rows: list[tuple[str, Any]] = [
-        ("data", config["data"]),
-        *((f"{name} split", _describe_split(part)) for name, part in results["data"].items()),
-        ("loss", f"{config['loss']} ({options})" if options else config["loss"]),
-        ("method", config["method"]),
-        ("steps", f"{config['steps']:,}, {results['seconds_per_step']:.4g} seconds each"),
-        ("seed", config["seed"]),
-        ("versions", ", ".join(f"{k} {v}" for k, v in results["versions"].items())),
-    ]
-    named = {"data", "loss", "loss_options", "method", "steps", "seed"}
-    rest = (f"{k}={v}" for k, v in config.items() if k not in named and v is not None)
-    rows.append(("configuration", ", ".join(rest)))
-    lines = (
-        element("tr", element("th", name, scope="row"), element("td", str(value), class_="text"))
-        for name, value in rows
-    )
-    return element("div", element("table", element("tbody", *lines)), class_="wide")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dmlap_kernels.data import Split, load_data
 from dmlap_kernels.evaluation.ranges import LARGEST
-from dmlap_kernels.trainer.checkpoint import CheckpointError, load_checkpoint
+from dmlap_kernels.trainer.checkpoint import CheckpointError, load_checkpoint, of_prefix
 from dmlap_kernels.trainer.config import TrainConfig
 from dmlap_kernels.trainer.embedding import embed, search_options
 from dmlap_kernels.trainer.inputs import prepare_data
@@ -31,16 +31,25 @@ class Run:
         name: what the page calls it; different for all runs of a page.
         results: the content of ``metrics.json``.
         fingerprint: that of the training images, from the checkpoint.
+        violations: `ClassViolations.counts` of the run; None: of an older version.
+        window: steps of a window of them.
     """
 
     folder: Path
     name: str
     results: dict[str, Any]
     fingerprint: str
+    violations: Tensor | None = None
+    window: int = 1
 
     @property
     def config(self) -> dict[str, Any]:
         return self.results["config"]
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """Of the training classes; empty where the run's version did not write them."""
+        return self.results.get("training_classes", ())
 
 
 @dataclass(frozen=True)
@@ -93,7 +102,7 @@ def read_runs(folders: Sequence[str | Path]) -> list[Run]:
 
 
 def _read_run(folder: Path, name: str) -> Run:
-    fingerprint = load_checkpoint(folder)[1].get("data", "")
+    tensors, state = load_checkpoint(folder)
     path = folder / METRICS_FILE
     if not path.is_file():
         raise ValueError(
@@ -107,7 +116,9 @@ def _read_run(folder: Path, name: str) -> Run:
         raise ValueError(
             f"{path} does not hold the metrics of a run: {type(error).__name__}: {error}"
         ) from error
-    return Run(folder, name, results, fingerprint)
+    counted = of_prefix("violations", tensors)
+    window = int(counted["length"]) if counted else 1
+    return Run(folder, name, results, state.get("data", ""), counted.get("counts"), window)
 
 
 def _check(results: dict[str, Any]) -> None:

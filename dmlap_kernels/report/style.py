@@ -46,4 +46,18 @@ figure { margin: 0; }
   padding: 0.6rem 0; border-bottom: 1px solid var(--line); }
 .class div { display: flex; gap: 0.2rem; }
 .class figcaption { font-size: 0.8rem; max-width: 18.2rem; }
+.settings { margin-top: 1.5rem; }
+.settings :is(td, thead th) { text-align: left; white-space: normal; overflow-wrap: anywhere; }
+summary { cursor: pointer; padding: 0.5rem 0; }
+.multiples { display: grid; gap: 0.6rem 1rem;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 10rem), 1fr)); }
+.multiples figcaption { display: flex; gap: 0.5rem; justify-content: space-between;
+  font-size: 0.75rem; line-height: 1.3; }
+.multiples figure { min-width: 0; }
+.multiples span { white-space: nowrap; font-variant-numeric: tabular-nums; }
+.multiples span:first-child { overflow: hidden; text-overflow: ellipsis; }
+.multiples svg { display: block; width: 100%; height: 2.4rem; border: solid var(--line);
+  border-width: 0 0 1px 1px; }
+.multiples path { fill: none; stroke: var(--right); stroke-width: 1.5;
+  stroke-linejoin: round; vector-effect: non-scaling-stroke; }
 """

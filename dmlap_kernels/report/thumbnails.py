@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import io
+import re
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import torch
 
@@ -36,3 +41,29 @@ def thumbnail(split: Split, index: int, alt: str) -> Html:
     image.thumbnail((_LARGEST, _LARGEST))
     image.save(buffer, format="JPEG", quality=90)
     return picture(buffer.getvalue(), "jpeg", alt, class_="sample")
+
+
+_SAMPLE = re.compile(r'src="data:image/(png|jpeg);base64,([^"]*)"([^>]* class="sample)')
+
+
+def move_out(page: str, folder: Path, limit: int) -> str:
+    """``page`` itself, or with its samples in files of ``folder`` if they take over ``limit``.
+
+    Args:
+        page: HTML with the samples that `thumbnail` made.
+        folder: in the folder of the page; made if it is needed.
+        limit: characters that all samples may take inside of the page.
+    """
+    if sum(len(found.group(2)) for found in _SAMPLE.finditer(page)) <= limit:
+        return page
+    folder.mkdir(exist_ok=True)
+
+    def write(found: re.Match[str]) -> str:
+        kind, encoded, rest = found.groups()
+        content = base64.b64decode(encoded)
+        # By their content: a sample that is shown twice is one file.
+        name = f"{hashlib.sha256(content).hexdigest()[:20]}.{kind}"
+        (folder / name).write_bytes(content)
+        return f'src="{quote(folder.name)}/{name}"{rest}'
+
+    return _SAMPLE.sub(write, page)

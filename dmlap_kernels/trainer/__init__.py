@@ -20,6 +20,7 @@ from dmlap_kernels.trainer.config import TrainConfig
 from dmlap_kernels.trainer.diagnosis import NonFiniteEmbeddings, NonFiniteLoss, OutOfMemory
 from dmlap_kernels.trainer.embedding import embed, evaluate, evaluate_pixels
 from dmlap_kernels.trainer.embedding_files import embed_run, write_embeddings
+from dmlap_kernels.trainer.export import export_run
 from dmlap_kernels.trainer.gradient_cache import GradientCache
 from dmlap_kernels.trainer.log import Observer
 from dmlap_kernels.trainer.loop import Interrupted, Trainer
@@ -49,6 +50,7 @@ __all__ = [
     "evaluate",
     "evaluate_pixels",
     "evaluate_run",
+    "export_run",
     "load_encoder",
     "write_embeddings",
 ]

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dmlap_kernels.extras import require
+from dmlap_kernels.faiss_gpus import trained
 from dmlap_kernels.mining import hard_classes
 from dmlap_kernels.trainer import defaults
 
@@ -30,8 +31,9 @@ def hardest_classes(
         k: 1 to C - 1.
         search: ``"exact"``; or ``"faiss"``: candidates from an inverted file over the
             representatives (faiss ``IndexIVFFlat``, 4 sqrt(C R) lists of which 16 are searched),
-            judged exactly. Candidates may be missed; time grows as (C R)^1.5 instead of (C R)^2. A
-            class that has fewer than k candidates repeats its last one.
+            judged exactly; on GPUs if faiss has some. Candidates may be missed; time grows as
+            (C R)^1.5 instead of (C R)^2. A class that has fewer than k candidates repeats its last
+            one.
         options: ``distance``, ``normalize`` and ``backend`` of `dmlap_kernels.hard_classes`; an
             index has no use for the last.
 
@@ -58,10 +60,11 @@ def _by_index(embeddings: Tensor, k: int, options: dict[str, Any]) -> Tensor:
     index = faiss.IndexIVFFlat(faiss.IndexFlatL2(dim), dim, lists)
     index.cp.seed = 0
     index.cp.min_points_per_centroid = 1  # no warning for few classes
-    index.train(flat)
-    index.add(flat)
     index.nprobe = _LISTS_PROBED
-    _, found = index.search(flat, min(len(flat), per_class * (k + 1)))
+    neighbors = min(len(flat), per_class * (k + 1))
+    index = trained(faiss, index, flat, neighbors)
+    index.add(flat)
+    _, found = index.search(flat, neighbors)
     own = torch.arange(classes, device="cpu").repeat_interleave(per_class)[:, None]
     candidates = torch.from_numpy(found) // per_class
     candidates = torch.where(torch.from_numpy(found) < 0, own, candidates)

@@ -16,9 +16,10 @@ from dmlap_kernels.data import Dataset, Split
 from dmlap_kernels.trainer import checkpoint as files
 from dmlap_kernels.trainer import defaults, saving
 from dmlap_kernels.trainer.batches import ClassBatchSampler
+from dmlap_kernels.trainer.class_violations import ClassViolations
 from dmlap_kernels.trainer.config import TrainConfig
 from dmlap_kernels.trainer.diagnosis import diagnose, magnitudes
-from dmlap_kernels.trainer.embedding import Stopped, evaluate, evaluate_pixels
+from dmlap_kernels.trainer.embedding import Stopped, evaluate, evaluate_pixels, search_options
 from dmlap_kernels.trainer.gradient_cache import GradientCache
 from dmlap_kernels.trainer.inputs import prepare_data
 from dmlap_kernels.trainer.loading import (
@@ -248,6 +249,8 @@ class Trainer:
         self._rehearse(embeddings)
         self._make_optimizer(name, optimizer, schedule)
         self.patience = Patience(config.patience) if config.is_dmlap and config.patience else None
+        options = search_options(config.loss, config.loss_options)
+        self.violations = ClassViolations(train.num_classes, self.device, **options)
         if self.out is not None:
             try_saving(self.out, config, [self.encoder, self.objective], self.optimizer)
 
@@ -400,6 +403,7 @@ class Trainer:
             self._check()
         scaled = self.precision.scaled(loss / config.accumulate)
         self._cache.backward(scaled) if self._cache else scaled.backward()
+        self.violations.record(self.step, embeddings, labels, batch.representatives)
 
     def _check(self) -> None:
         """Read the numbers of the steps so far; NonFiniteLoss if one of them is bad."""

@@ -45,6 +45,7 @@ def collect_results(
         "seconds_per_step": seconds / config.steps,
         "config": config.to_dict(),
         "data": _describe(data),
+        "training_classes": list(map(str, data.train.class_names)),
         "versions": _versions(),
         "history": history,
     }

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dmlap_kernels.data import Dataset
 from dmlap_kernels.trainer import checkpoint as files
+from dmlap_kernels.trainer.class_violations import ClassViolations
 from dmlap_kernels.trainer.config import TrainConfig
 from dmlap_kernels.trainer.loading import BatchLoader
 from dmlap_kernels.trainer.log import StepLog
@@ -44,6 +45,7 @@ class Run(Protocol):
     seconds: float
     log: StepLog
     loader: BatchLoader
+    violations: ClassViolations
 
 
 def state_of(trainer: Run) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -67,6 +69,7 @@ def state_of(trainer: Run) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if trainer.device.type == "cuda":
         tensors["rng.cuda"] = torch.cuda.get_rng_state(trainer.device)
     tensors.update(files.with_prefix("pinned", trainer.pinned.tensors()))
+    tensors.update(files.with_prefix("violations", trainer.violations.tensors()))
     state = {
         **extras,
         "optimizer": optimizer,
@@ -116,6 +119,7 @@ def put_back(trainer: Run, tensors: dict[str, Tensor], state: dict[str, Any]) ->
         trainer.patience.load(state["patience"], best)
     trainer.precision.load(state.get("scaler", {}))
     trainer.pinned.load(files.of_prefix("pinned", tensors))
+    trainer.violations.load(files.of_prefix("violations", tensors))
     trainer.step = state["step"]
     trainer.log.history = state["history"]
     trainer.log.window = state["window"]
