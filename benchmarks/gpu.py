@@ -150,13 +150,15 @@ def save(device: Device, out: Path, results: list[Result]) -> None:
 
 @functools.cache
 def revision() -> str:
-    """The commit that is measured, from ``DMLAP_REVISION`` where git does not tell."""
+    """The commit that is measured: ``DMLAP_REVISION``, where a copy has no git of its own."""
+    if given := os.environ.get("DMLAP_REVISION"):
+        return given
     command = ["git", "rev-parse", "--short", "HEAD"]
     try:
         found = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)
     except OSError:
-        return os.environ.get("DMLAP_REVISION", "")
-    return found.stdout.strip() or os.environ.get("DMLAP_REVISION", "")
+        return ""
+    return found.stdout.strip()
 
 
 def measurements(

@@ -63,8 +63,9 @@ def step(
 
 # Whose steps are written down, each with a test of its own.
 WRITTEN = ("soft_triple", "n_pairs", "angular")
-# Bytes that threads of kernels over panels may spill: none of them in the loop over most tiles.
-STACK = {"sweep_kernel": 160, "weights_of_panel_kernel": 160}
+# Bytes that threads of kernels over panels may spill, next to none of them in the loop over most
+# tiles: fewer registers let more programs hide the way to the panel.
+STACK = {"sweep_kernel": 192, "weights_of_panel_kernel": 192}
 
 
 def assert_panels_fit(launch: Launch, folder: Path) -> None:
@@ -104,7 +105,7 @@ def test_distances_fit(distance: str, reduction: str, monkeypatch: Any, tmp_path
 # Instructions for each pair of the sweeps and of the weights, at most; a panel is read in the time
 # of about 25, and read and written in that of about 50.
 INSTRUCTIONS: dict[tuple[str, str], tuple[int, ...]] = {
-    ("contrastive", "euclidean"): (29, 41),
+    ("contrastive", "euclidean"): (31, 41),
     ("sup_con", "cosine"): (32, 41),
     ("triplet_hard", "euclidean"): (36, 40),
     ("multi_similarity", "cosine"): (26, 36, 57),
@@ -124,8 +125,10 @@ def test_most_tiles_take_few_instructions(
         if launch.kernel.__name__ not in STACK:
             continue
         loop = "\n".join(main_loop(launch, tmp_path))
-        for slow in ("BAR", "SHFL", "LDS", "STS", "LDL", "STL"):
+        for slow in ("BAR", "SHFL", "LDS", "STS", "STL"):
             assert slow not in loop
+        # Numbers of rows that weights have no registers for.
+        assert loop.count("LDL") <= (3 if launch.kernel.__name__ != "sweep_kernel" else 0)
         # A sweep over positives only reads labels, several tiles at a time.
         if launch.arguments.get("kind") != "positives":
             how = launch.arguments["how"]

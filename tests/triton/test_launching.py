@@ -19,7 +19,9 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from dmlap_kernels.backends.triton import configurations, kinds
+from dmlap_kernels.backends.triton.panel_policies import POLICIES
 from dmlap_kernels.backends.triton.plans import plan_of
+from dmlap_kernels.backends.triton.soft_triple_steps import SoftTripleStep
 from dmlap_kernels.backends.triton.steps import Step
 from dmlap_kernels.problem import PairProblem, PairSpec
 
@@ -164,3 +166,38 @@ def test_a_profiler_hears_of_launches(launches: Launches, monkeypatch: pytest.Mo
         if hasattr(before, "remove"):
             before.remove(heard.append)
     assert len(launches.taken()[1]) == 7
+
+
+@pytest.mark.parametrize("loss", ["sup_con", "contrastive", "triplet_hard", "soft_triple"])
+@pytest.mark.parametrize("rows", [1, 700, 4096, 9000, 20000])
+@pytest.mark.parametrize("columns", [10240, 33000])
+def test_what_every_panel_leaves_has_room(
+    loss: str, rows: int, columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last panel has fewer rows, and so more splits."""
+    monkeypatch.setattr(configurations, "_multiprocessors", lambda _: 132)
+    numbers = {
+        "sup_con": (0.1,),
+        "contrastive": (0.0, 1.0, 1.0),
+        "triplet_hard": (0.2, 0.0, 0.0),
+        "soft_triple": (20.0, 0.1, 0.01),
+    }
+    distance = "cosine" if loss == "soft_triple" else "euclidean"
+    x, y = (torch.empty(count, 64, device="meta") for count in (rows, columns))
+    labels, ref_labels = (one.new_empty(len(one), dtype=torch.int64) for one in (x, y))
+    spec, problem = PairSpec(loss, numbers[loss], distance), PairProblem(x, labels, y, ref_labels)
+    plan = plan_of(spec, False)
+    assert plan is not None
+    kind = (SoftTripleStep if loss == "soft_triple" else Step)(plan, spec, problem).kind
+    wanted = kind.wanted((True, True))
+    room, marks = kind.layout.pieces[kind.partials], wanted.layout.pieces[wanted.marks]
+    assert sum(panel.rows for panel in kind.panels.values()) == rows
+    for panel in kind.panels.values():
+        for sweep, _ in panel.sweeps:
+            # Grids are blocks of rows times splits.
+            launch = "centres" if loss == "soft_triple" else "panel_sums"
+            blocks = -(-panel.rows // configurations.panel_launch(launch).BM)
+            size = 4 if loss == "soft_triple" else POLICIES[plan.sweeps[0].policy].size + 2
+            assert size * sweep.grid[0] // blocks * panel.rows <= room.shape[0]
+        if loss != "soft_triple":
+            assert panel.weights.grid[0] <= marks.shape[0]

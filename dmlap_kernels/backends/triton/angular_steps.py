@@ -26,7 +26,7 @@ class AngularKind(Kind):
     def _stride(self) -> int:
         return self.columns
 
-    def _partial_count(self) -> int:
+    def _partial_count(self, rows: int) -> int:
         return 0
 
     def _lay_out(self) -> None:

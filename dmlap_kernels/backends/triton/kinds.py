@@ -139,18 +139,22 @@ class Kind:
         self.flag_count = self._flag_count()
         self.flags = layout.add(self.flag_count)
         # Each sweep is merged before the next one begins.
-        self.partials = layout.add(self._partial_count() * self.height)
+        self.partials = layout.add(max(map(self._partial_count, self._panel_rows())))
         # The only one stays for backward.
         self.panel = layout.add(self.height, self.stride) if self.one_panel else -1
 
     def _flag_count(self) -> int:
         return self.row_blocks + (0 if self.self_case else self.column_blocks)
 
-    def _partial_count(self) -> int:
-        """Numbers that all splits together leave of a row, at most."""
+    def _panel_rows(self) -> set[int]:
+        """How many rows panels have: the last one may have fewer, which are cut into more."""
+        return {min(self.height, self.anchors - top) for top in self.tops}
+
+    def _partial_count(self, rows: int) -> int:
+        """Numbers that a sweep leaves of a panel of so many rows, at most."""
         policies = [POLICIES[sweep.policy] for sweep in self.plan.sweeps]
         return max(
-            (policy.size + 2) * self._cut(f"panel_{policy.kind}", self.height)[1]
+            (policy.size + 2) * self._cut(f"panel_{policy.kind}", rows)[1] * rows
             for policy in policies
         )
 
@@ -267,8 +271,8 @@ class Kind:
     def _backward(self, which: tuple[bool, bool]) -> Wanted:
         layout, near = Layout(), configurations.panel_launch("panel_near")
         chunks = blocks_in(self.width, near.held(self.width))
-        _, splits, _, blocks = self._cut("panel_weights", self.height)
-        marks = layout.add(blocks, splits, dtype=torch.int32)
+        cuts = [self._cut("panel_weights", rows) for rows in self._panel_rows()]
+        marks = layout.add(max(splits * blocks for _, splits, _, blocks in cuts), dtype=torch.int32)
         products, rows, near_marks = [], [], []
         for count, wanted in zip((self.anchors, self.columns), which, strict=True):
             products.append(layout.add(count, self.width) if wanted else -1)
@@ -289,8 +293,10 @@ class Kind:
             self.spec.unit_rows, self.ones, row.BM, row.BK,
         )  # fmt: skip
         unpack = Launch((sum(kept), 1, 1), others, {"num_warps": row.warps})
-        pairs = (tuple(some) for some in (products, rows, near_marks))
-        return Wanted(layout, marks, *pairs, launches, unpack)  # type: ignore[arg-type]
+        of_products, of_rows, of_marks = (
+            (at_x, at_y) for at_x, at_y in (products, rows, near_marks)
+        )
+        return Wanted(layout, marks, of_products, of_rows, of_marks, launches, unpack)
 
     def _near(self, top: int, which: tuple[bool, bool], chunks: int) -> Launch:
         launch = configurations.panel_launch("panel_near")

@@ -34,8 +34,8 @@ class SoftTripleKind(Kind):
         rows = configurations.ROWS_REDUCED
         self.find_classes = Launch((1, 1, 1), (columns, rows), {"num_warps": 8})
 
-    def _partial_count(self) -> int:
-        return 4 * self._cut("centres", self.height)[1]
+    def _partial_count(self, rows: int) -> int:
+        return 4 * self._cut("centres", rows)[1] * rows
 
     def _sweep(self, number: int, top: int, rows: int, prefix: int) -> Launch:
         la, gamma, margin = map(float, self.spec.params)
