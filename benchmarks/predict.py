@@ -112,7 +112,7 @@ def page(ops: Sequence[str], chips: Sequence[str], shapes: Sequence[tuple[int, i
     lines = [
         "# Predictions for GPUs",
         "",
-        "**Nothing on this page was measured.** The kernels for GPUs have not run on one yet. This",
+        "**Nothing on this page was measured**; [this](measured-on-gpus.md) was, on one GPU. This",
         "is what the operations, bytes and products of a step, counted without a GPU, would take",
         "at the ceilings that the vendor publishes. Measurements take its place as they come:",
         "`bash benchmarks/gpu.sh OUT`, or `dmlap calibrate` for `auto`.",
