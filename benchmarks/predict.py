@@ -54,7 +54,7 @@ CHIPS = {
 }
 LEFT_OUT = (
     "caches: matrices that stay in the L2 cache are read faster than their bytes say",
-    "how near code comes to a ceiling: everything is taken to reach it, and ours was never tuned",
+    "how near code comes to a ceiling: everything is taken to reach it, and nothing does",
     "arithmetic beside products: exponentials, comparisons, reductions",
     "waiting: what reads a value on the host, such as `nonzero` in eager code, stops the queue",
     "the backend `cuda`, whose launches are made in C++, `torch.compile`, and CUDA graphs, in "
@@ -112,7 +112,7 @@ def page(ops: Sequence[str], chips: Sequence[str], shapes: Sequence[tuple[int, i
     lines = [
         "# Predictions for GPUs",
         "",
-        "**Nothing on this page was measured**; [this](measured-on-gpus.md) was, on one GPU. This",
+        "**Nothing on this page was measured.** [One GPU](measured-on-gpus.md) was. This",
         "is what the operations, bytes and products of a step, counted without a GPU, would take",
         "at the ceilings that the vendor publishes. Measurements take its place as they come:",
         "`bash benchmarks/gpu.sh OUT`, or `dmlap calibrate` for `auto`.",
