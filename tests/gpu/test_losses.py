@@ -76,6 +76,16 @@ def test_small(name: str, loss: str) -> None:
     check(name, usual(loss, rows=70, features=20))
 
 
+@pytest.mark.parametrize("loss", LOSSES)
+def test_several_panels(loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of which the last has fewer rows than the others, and more splits."""
+    from dmlap_kernels.backends.triton import configurations
+
+    case = usual(loss, rows=700, features=40)
+    monkeypatch.setattr(configurations, "PANEL_BYTES", 4 * 256 * 700)
+    check("triton", case)
+
+
 @pytest.mark.parametrize("labels_agree", [True, False], ids=["same-label", "other-label"])
 @pytest.mark.parametrize("case", few_cases(), ids=lambda case: case.id)
 @pytest.mark.parametrize("name", NAMES)
