@@ -322,6 +322,15 @@ def test_ties_go_to_the_lower_label_then_the_lower_index() -> None:
     assert mined(x, far).tolist() == [[1, 2, 1, -1, 5, 4], [4, 5, 4, 5, 2, 3]]
 
 
+def test_ties_between_tiles_that_one_program_visits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the same place of its tile the lower label comes last."""
+    monkeypatch.setattr(configurations, "_RESIDENT", 0)  # one program for each block of rows
+    x = torch.ones(128, 1)
+    x[0] = 0.0
+    assert mined(x, torch.arange(128).flip(0))[1, 0] == 127
+    assert mined(x, torch.arange(128))[1, 0] == 1
+
+
 def test_the_operator(backend: str) -> None:
     """What is saved has the shape that was promised to the compiler."""
     x, labels = torch.randn(20, 8, requires_grad=True), torch.arange(20) // 4
