@@ -342,7 +342,8 @@ def matched_problem(
 
 def _any_labels(argument: str, value: Any, rows: Tensor, rows_argument: str) -> Tensor:
     """``value`` (rows, ...) of any dtype, which only the function of a match looks at."""
-    value = torch.as_tensor(value) if isinstance(value, np.ndarray) else value
+    if isinstance(value, np.ndarray):
+        value = torch.as_tensor(value, device=rows.device)
     if not isinstance(value, Tensor):
         raise TypeError(f"{argument} must be a tensor or an array, got {describe(value)}")
     if value.ndim == 0 or value.shape[0] != rows.shape[0] or value.device != rows.device:
@@ -358,7 +359,8 @@ def are_classes(value: Any) -> bool:
     shape = getattr(value, "shape", None)
     if shape is None or not (len(shape) == 1 or (len(shape) == 2 and shape[1] == 1)):
         return False
-    return torch.as_tensor(value).dtype in _LABEL_DTYPES
+    device = value.device if isinstance(value, Tensor) else "cpu"
+    return torch.as_tensor(value, device=device).dtype in _LABEL_DTYPES
 
 
 def classes_given(argument: str, value: Any) -> None:
