@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, cast
@@ -283,3 +285,10 @@ before = peak()
 step(10000)
 print(peak() - before)
 """
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts in KiB")
+def test_peak_memory_of_a_rule() -> None:
+    """Well below a matrix of all pairs, which takes 381 MiB of float32."""
+    done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 120
