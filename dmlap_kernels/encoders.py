@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dmlap_kernels.extras import MissingExtra, require
+from dmlap_kernels.extras import require
 
 WIDTHS = (32, 64, 96, 128)
 EMBEDDING_DIM = 128
@@ -141,16 +141,7 @@ def _batch_norms(module: nn.Module) -> list[nn.Module]:
 
 def _timm_model(name: str, pretrained: bool) -> nn.Module:
     purpose = f"encoder 'timm:{name}'"
-    try:
-        timm = require("timm", purpose=purpose, extra="vision")
-    except MissingExtra:
-        raise
-    # timm imports torchvision, which fails in several ways beside a torch it was not built for.
-    except (ImportError, RuntimeError, AttributeError) as error:
-        raise MissingExtra(
-            f"{purpose} needs timm, which does not import here ({error}); install it and a "
-            "torchvision that fits torch with: pip install 'dmlap-kernels[vision]'"
-        ) from error
+    timm = require("timm", purpose=purpose, extra="vision")
     if not timm.is_model(name):
         raise ValueError(f"encoder must name a model of timm.list_models(), got {name!r}")
     try:

@@ -9,7 +9,8 @@ _PIP_NAMES = {"PIL": "pillow", "faiss": "faiss-cpu", "sklearn": "scikit-learn"}
 
 
 class MissingExtra(ImportError):
-    """An optional dependency is not installed; the message holds the line that installs it."""
+    """An optional dependency is missing or does not import; the message holds the line that
+    installs it."""
 
 
 def require(module: str, *, purpose: str, extra: str = "train") -> ModuleType:
@@ -21,16 +22,18 @@ def require(module: str, *, purpose: str, extra: str = "train") -> ModuleType:
         extra: the extra of this package that brings it.
 
     Raises:
-        MissingExtra: the module is not installed.
+        MissingExtra: the module is not installed, or does not import beside what is.
     """
     try:
         return importlib.import_module(module)
-    except ModuleNotFoundError as error:
+    # A compiled package beside a NumPy or a PyTorch that it was not built for fails in many ways.
+    except (ImportError, RuntimeError, AttributeError) as error:
         top = module.partition(".")[0]
-        if error.name is None or error.name.partition(".")[0] != top:
-            raise
-        package = _PIP_NAMES.get(top, top)
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        absent = missing is not None and missing.partition(".")[0] == top
+        state = "is not installed" if absent else f"does not import here ({error})"
+        wanted = "install it" if absent else "install versions that fit each other"
         raise MissingExtra(
-            f"{purpose} needs {package}, which is not installed; "
-            f"install it with: pip install 'dmlap-kernels[{extra}]'"
-        ) from None
+            f"{purpose} needs {_PIP_NAMES.get(top, top)}, which {state}; "
+            f"{wanted} with: pip install 'dmlap-kernels[{extra}]'"
+        ) from (None if absent else error)

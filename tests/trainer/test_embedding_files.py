@@ -66,7 +66,7 @@ def test_ids_of_photographs_are_their_names(tmp_path: Path) -> None:
 
 
 def test_parquet(run: Path, tmp_path: Path) -> None:
-    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet = pytest.importorskip("pyarrow.parquet", exc_type=ImportError)
     found = embed_run(run)
     write_embeddings(tmp_path / "x.parquet", found)
     table = parquet.read_table(tmp_path / "x.parquet").to_pydict()
