@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,9 @@ from dmlap_kernels.data import Dataset, load_data
 from dmlap_kernels.trainer import TrainConfig, Trainer
 from dmlap_kernels.trainer.embedding import evaluate
 
+# From a run and its source to a line of results.
+Train = Callable[[tuple[Run, str]], dict[str, Any]]
+
 _data: dict[str, Dataset] = {}
 
 
@@ -24,7 +27,9 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def execute(runs: Iterable[Run], source: str, path: Path, workers: int) -> set[str]:
+def execute(
+    runs: Iterable[Run], source: str, path: Path, workers: int, train: Train | None = None
+) -> set[str]:
     """Run what ``path`` does not hold yet, and append it; the names of all the runs.
 
     Lines of the same name with another configuration are of earlier settings, and go.
@@ -41,7 +46,7 @@ def execute(runs: Iterable[Run], source: str, path: Path, workers: int) -> set[s
     path.parent.mkdir(parents=True, exist_ok=True)
     os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that are started now
     with multiprocessing.get_context("spawn").Pool(workers) as pool, open(path, "a") as file:
-        for count, entry in enumerate(pool.imap_unordered(_train, missing), 1):
+        for count, entry in enumerate(pool.imap_unordered(train or _train, missing), 1):
             file.write(json.dumps(entry) + "\n")
             file.flush()
             print(

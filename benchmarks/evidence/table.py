@@ -75,11 +75,11 @@ random. `dmlap+hard`: part of the classes are hard for the others.
 """
 
 
-def _values(entries: Iterable[dict[str, Any]], metric: str) -> list[float]:
+def values(entries: Iterable[dict[str, Any]], metric: str) -> list[float]:
     return [e[metric] for e in sorted(entries, key=lambda e: e["config"]["seed"])]
 
 
-def _show(interval: Interval, sign: str = "") -> str:
+def shown(interval: Interval, sign: str = "") -> str:
     return f"{interval.mean:{sign}.4f} ± {interval.half:.4f}"
 
 
@@ -90,7 +90,7 @@ def _groups(entries: Entries) -> dict[tuple[str, str], Entries]:
     return groups
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = ["| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows)]
     return "\n".join(lines) + "\n"
 
@@ -99,10 +99,10 @@ def _final(final: Entries) -> str:
     groups = _groups(final)
     rows = []
     for (loss, method), entries in sorted(groups.items(), key=_place):
-        cells = (_show(mean_interval(_values(entries, metric))) for metric in METRICS)
+        cells = (shown(mean_interval(values(entries, metric))) for metric in METRICS)
         settings = entries[0]["config"]
         rows.append((loss, method, *cells, str(len(entries)), _own_settings(settings)))
-    return "## Evaluation alphabets\n\nMean ± 95 % interval (t) over seeds.\n\n" + _table(
+    return "## Evaluation alphabets\n\nMean ± 95 % interval (t) over seeds.\n\n" + markdown_table(
         ("loss", "method", "Recall@1", "MAP@R", "seeds", "settings that the search chose"), rows
     )
 
@@ -128,9 +128,9 @@ def _gains(final: Entries, title: str, text: str) -> str:
             plain = {e["config"]["seed"]: e[metric] for e in groups.get((loss, "plain"), [])}
             shared = [e for e in entries if e["config"]["seed"] in plain]
             differences = [e[metric] - plain[e["config"]["seed"]] for e in shared]
-            cells.append(_show(mean_interval(differences), "+") if len(shared) > 1 else "–")
+            cells.append(shown(mean_interval(differences), "+") if len(shared) > 1 else "–")
         rows.append((loss, method, *cells))
-    return f"{title}\n\n{text}\n\n" + _table(("loss", "method", "Recall@1", "MAP@R"), rows)
+    return f"{title}\n\n{text}\n\n" + markdown_table(("loss", "method", "Recall@1", "MAP@R"), rows)
 
 
 def _cost(cost: dict[str, Any]) -> str:
@@ -142,7 +142,7 @@ def _cost(cost: dict[str, Any]) -> str:
         "## Cost of a step\n\nTime of a training step against plain batches: the methods take "
         f"turns in one process, {cost['steps']} steps each, choices of representatives and mining "
         "included (`python -m benchmarks.evidence cost`).\n\n"
-        + _table(("loss", *METHODS[1:]), rows)
+        + markdown_table(("loss", *METHODS[1:]), rows)
     )
 
 
@@ -152,14 +152,14 @@ def _sweep(sweep: Entries) -> str:
         cells = []
         for classes in sorted({e["config"]["classes_per_batch"] for e in sweep}):
             own = [e for e in entries if e["config"]["classes_per_batch"] == classes]
-            values = _values(own, "map@r")
-            cells.append(_show(mean_interval(values)) if len(values) > 1 else "–")
+            found = values(own, "map@r")
+            cells.append(shown(mean_interval(found)) if len(found) > 1 else "–")
         rows.append((loss, method, *cells))
     sizes = sorted({_batch(e) for e in sweep})
     return (
         "## Batch size\n\nMAP@R on the evaluation alphabets, settings as above "
         "(`python -m benchmarks.evidence sweep`).\n\n"
-        + _table(("loss", "method", *(f"B = {size}" for size in sizes)), rows)
+        + markdown_table(("loss", "method", *(f"B = {size}" for size in sizes)), rows)
         + "\n![MAP@R against batch size](batch-size.png)\n"
     )
 
@@ -181,7 +181,7 @@ def _search(search: Entries) -> str:
         )
         for e in sorted(search, key=lambda e: (*_place(((e["loss"], e["method"]), e)), e["name"]))
     ]
-    return "## The search\n\nOn the alphabets held out, one seed.\n\n" + _table(
+    return "## The search\n\nOn the alphabets held out, one seed.\n\n" + markdown_table(
         ("loss", "method", "settings", "Recall@1", "MAP@R", "violated at the end"), rows
     )
 
@@ -201,9 +201,9 @@ def _plot_sweep(sweep: Entries, path: Path) -> None:
             own = [e for e in sweep if e["loss"] == loss and e["method"] == method]
             sizes = sorted({_batch(e) for e in own})
             points = [
-                (size, mean_interval(values))
+                (size, mean_interval(found))
                 for size in sizes
-                if len(values := [e["map@r"] for e in own if _batch(e) == size]) > 1
+                if len(found := [e["map@r"] for e in own if _batch(e) == size]) > 1
             ]
             ax.errorbar(
                 [size for size, _ in points],
