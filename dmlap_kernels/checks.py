@@ -8,6 +8,8 @@ for labels that are floats.
 from __future__ import annotations
 
 import math
+import operator
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,6 +33,9 @@ _LABEL_DTYPES = frozenset(
         torch.bool,
     )
 )
+
+
+_MOST = sys.float_info.max
 
 
 def names(values: Sequence[Any]) -> str:
@@ -66,7 +71,7 @@ def number(
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{argument} must be a number, got {describe(given)}")
     # Comparisons rather than math.isfinite, which torch.compile cannot trace for dynamic numbers.
-    if not (-math.inf < value < math.inf and minimum <= value <= maximum and value > above):
+    if not (-_MOST <= value <= _MOST and minimum <= value <= maximum and value > above):
         bounds = [] if minimum == -math.inf else [f"at least {minimum:g}"]
         bounds += [] if above == -math.inf else [f"greater than {above:g}"]
         bounds += [] if maximum == math.inf else [f"at most {maximum:g}"]
@@ -75,6 +80,7 @@ def number(
 
 
 def _number_tensor(argument: str, value: Tensor, **bounds: float) -> float | Tensor:
+    dense(argument, value)
     if value.numel() != 1 or value.ndim > 1 or value.dtype == torch.bool or value.is_complex():
         raise TypeError(f"{argument} must be a number or a tensor of one, got {describe(value)}")
     if torch.compiler.is_compiling():
@@ -103,11 +109,40 @@ def flag(argument: str, value: Any) -> bool:
 
 def count(argument: str, value: Any, *, minimum: int, maximum: int, why: str) -> int:
     """``value`` as an int within ``minimum..maximum``; ``why`` explains the upper end."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    whole = integer(value)
+    if whole is None:
         raise TypeError(f"{argument} must be an integer, got {describe(value)}")
-    if not minimum <= value <= maximum:
-        raise ValueError(f"{argument} must be in {minimum}..{maximum} ({why}), got {value}")
-    return value
+    if not minimum <= whole <= maximum:
+        raise ValueError(f"{argument} must be in {minimum}..{maximum} ({why}), got {whole}")
+    return whole
+
+
+def integer(value: Any) -> int | None:
+    """``value`` as an int if it is an integer of Python, of NumPy or in a tensor, but no bool."""
+    if type(value) is int:
+        return value
+    if isinstance(value, bool) or "bool" in str(getattr(value, "dtype", "")):
+        return None
+    try:
+        return operator.index(value)
+    except (TypeError, RuntimeError):  # no integer, or none that can be looked at
+        return None
+
+
+def at_least(argument: str, value: Any, minimum: int) -> int:
+    """``value`` as an int of at least ``minimum``."""
+    whole = integer(value)
+    if whole is None or whole < minimum:
+        raise ValueError(f"{argument} must be an integer of at least {minimum}, got {value!r}")
+    return whole
+
+
+def seed(value: Any) -> int:
+    """``value`` as an int of any size and sign."""
+    whole = integer(value)
+    if whole is None:
+        raise TypeError(f"seed must be an integer, got {describe(value)}")
+    return whole
 
 
 def precision(value: Any) -> str | None:
@@ -155,6 +190,12 @@ def dense(argument: str, value: Tensor) -> None:
         raise TypeError(f"{argument} must be a dense tensor ({cure}), got a {kind} one")
 
 
+def with_data(argument: str, value: Tensor) -> None:
+    """Refuses a tensor without numbers where these have to be looked at."""
+    if value.is_meta:
+        raise TypeError(f"{argument} must be a tensor with data, got {describe(value)} on meta")
+
+
 def labels(argument: str, value: Any, rows: Tensor, rows_argument: str) -> Tensor:
     """``value`` as int64 (rows,) if it labels ``rows``: one whole number a row, on their device.
 
@@ -166,9 +207,9 @@ def labels(argument: str, value: Any, rows: Tensor, rows_argument: str) -> Tenso
         type(value) is Tensor
         and value.dtype is torch.int64
         and value.layout is torch.strided
+        and not value.is_nested
         and value.shape == (count,)
         and value.device == rows.device
-        and not value.is_nested
     ):
         return value
     value = _column(argument, value, rows.device)
@@ -196,6 +237,7 @@ def data_labels(argument: str, value: Any) -> Tensor:
         if value.dtype.kind not in "biuf":
             raise TypeError(f"{argument} must be whole numbers, got {value.dtype}")
     value = _column(argument, value, torch.device("cpu"))
+    with_data(argument, value)
     if value.ndim != 1:
         raise ValueError(
             f"{argument} must have shape (N,), one label for each sample, got {tuple(value.shape)}"
@@ -206,16 +248,25 @@ def data_labels(argument: str, value: Any) -> Tensor:
 def _column(argument: str, value: Any, device: torch.device) -> Tensor:
     """A tensor or NumPy array as a tensor, without a second dimension of 1."""
     if not isinstance(value, Tensor) and isinstance(value, np.ndarray):
-        try:
-            value = torch.as_tensor(value, device=device)
-        except TypeError as error:
-            raise TypeError(f"{argument} must be whole numbers, got {value.dtype}") from error
+        value = from_array(argument, value, device)
     if not isinstance(value, Tensor):
         raise TypeError(
             f"{argument} must be a torch.Tensor or a NumPy array, got {type(value).__name__}"
         )
     dense(argument, value)
     return value[:, 0] if value.ndim == 2 and value.shape[1] == 1 else value
+
+
+def from_array(argument: str, value: np.ndarray, device: torch.device) -> Tensor:
+    """``value`` in a tensor, copied where PyTorch would refuse it (a foreign byte order, steps
+    backwards) or warn (not to be written to, as memory maps and pandas have them)."""
+    backwards = any(stride < 0 for stride in value.strides)
+    if backwards or not value.flags.writeable or not value.dtype.isnative:
+        value = value.astype(value.dtype.newbyteorder("="), order="C")
+    try:
+        return torch.as_tensor(value, device=device)
+    except TypeError as error:
+        raise TypeError(f"{argument} must be whole numbers, got {value.dtype}") from error
 
 
 def _as_int64(argument: str, value: Tensor) -> Tensor:
@@ -343,7 +394,7 @@ def matched_problem(
 def _any_labels(argument: str, value: Any, rows: Tensor, rows_argument: str) -> Tensor:
     """``value`` (rows, ...) of any dtype, which only the function of a match looks at."""
     if isinstance(value, np.ndarray):
-        value = torch.as_tensor(value, device=rows.device)
+        value = from_array(argument, value, rows.device)
     if not isinstance(value, Tensor):
         raise TypeError(f"{argument} must be a tensor or an array, got {describe(value)}")
     if value.ndim == 0 or value.shape[0] != rows.shape[0] or value.device != rows.device:
@@ -359,8 +410,9 @@ def are_classes(value: Any) -> bool:
     shape = getattr(value, "shape", None)
     if shape is None or not (len(shape) == 1 or (len(shape) == 2 and shape[1] == 1)):
         return False
-    device = value.device if isinstance(value, Tensor) else "cpu"
-    return torch.as_tensor(value, device=device).dtype in _LABEL_DTYPES
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind in "iub"
+    return isinstance(value, Tensor) and value.dtype in _LABEL_DTYPES
 
 
 def classes_given(argument: str, value: Any) -> None:
@@ -413,14 +465,18 @@ def per_anchor(argument: str, value: Any, problem: PairProblem) -> Tensor:
     real = compute_dtype(x.dtype)
     if not isinstance(value, Tensor):
         return x.new_ones(x.shape[0], dtype=real) * number(argument, value)
+    dense(argument, value)
+    if value.numel() == 1 and value.ndim < 2:
+        one = number(argument, value)
+        if not isinstance(one, Tensor):
+            return x.new_ones(x.shape[0], dtype=real) * one
+        return one.to(x.device, real).expand(x.shape[0])
     if not value.dtype.is_floating_point:
         raise TypeError(f"{argument} must be a number or a floating tensor, got {describe(value)}")
     if value.ndim > 1 or value.numel() == 0:
         raise ValueError(
             f"{argument} must have shape (), (1,) or (classes,), got {tuple(value.shape)}"
         )
-    if value.numel() == 1:
-        return value.reshape(()).to(x.device, real).expand(x.shape[0])
     if value.device != x.device:
         raise ValueError(
             f"{argument} must be on the device of embeddings ({x.device}), got {value.device}"

@@ -168,7 +168,7 @@ class MarginLoss(PairLoss):
         **options: Any,
     ) -> None:
         if num_classes is not None:
-            _at_least_one("num_classes", num_classes)
+            num_classes = _at_least_one("num_classes", num_classes)
             if not checks.flag("learn_beta", learn_beta) or isinstance(beta, Tensor):
                 raise ValueError(
                     "num_classes must be left out unless beta is a number and learn_beta=True, got "
@@ -250,9 +250,9 @@ class ProxyLoss(_Loss):
     def _set_up(
         self, num_classes: int, embedding_size: int, centers: int, options: dict[str, Any]
     ) -> None:
-        _at_least_one("num_classes", num_classes)
-        _at_least_one("embedding_size", embedding_size)
-        _at_least_one("centers_per_class", centers)
+        num_classes = _at_least_one("num_classes", num_classes)
+        embedding_size = _at_least_one("embedding_size", embedding_size)
+        centers = _at_least_one("centers_per_class", centers)
         super().__init__(options, *_empty(options))
         self.num_classes = num_classes
         proxies = torch.empty(num_classes * centers, embedding_size)
@@ -405,11 +405,13 @@ def _transposed(start: Callable[[Tensor], Tensor], proxies: Tensor) -> Tensor:
     return start(proxies.t().contiguous()).t().contiguous()
 
 
-def _at_least_one(argument: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
+def _at_least_one(argument: str, value: Any) -> int:
+    whole = checks.integer(value)
+    if whole is None:
         raise TypeError(f"{argument} must be an integer, got {checks.describe(value)}")
-    if value < 1:
-        raise ValueError(f"{argument} must be at least 1, got {value}")
+    if whole < 1:
+        raise ValueError(f"{argument} must be at least 1, got {whole}")
+    return whole
 
 
 def _by_name(modules: list[type[_Module]]) -> dict[str, type[_Module]]:

@@ -111,8 +111,11 @@ class CrossBatchMemory(nn.Module):
         if dtype not in EMBEDDING_DTYPES:
             raise TypeError(f"dtype must be one of {checks.names(EMBEDDING_DTYPES)}, got {dtype}")
         most = 2**62
-        for name, value in (("embedding_size", embedding_size), ("memory_size", memory_size)):
+        sizes = ("embedding_size", embedding_size), ("memory_size", memory_size)
+        embedding_size, memory_size = (
             checks.count(name, value, minimum=1, maximum=most, why="it is the size of a tensor")
+            for name, value in sizes
+        )
         if group is not None and not checks.flag("gather", gather):
             raise ValueError("group must be left out unless gather=True, got one with gather=False")
         self.loss = loss

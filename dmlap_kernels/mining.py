@@ -62,7 +62,7 @@ def nearest(
     itself = checks.self_index(self_index, queries, references, "queries", "references")
     if itself is not None:
         candidates, why = candidates - 1, "the number of references but the query itself"
-    checks.count("k", k, minimum=1, maximum=candidates, why=why)
+    k = checks.count("k", k, minimum=1, maximum=candidates, why=why)
     checks.choice("distance", distance, NONNEGATIVE_DISTANCES)
     checks.flag("normalize", normalize)
     checks.choice("backend", backend, registry.NAMES)
@@ -132,9 +132,10 @@ def hard_classes(
         tensor([1, 2, 1, 2])
     """
     checks.embeddings("representatives", representatives)
+    checks.with_data("representatives", representatives)
     labels = checks.labels("labels", labels, representatives, "representatives")
     others = torch.unique(labels).numel() - 1
-    checks.count("k", k, minimum=1, maximum=others, why="the number of other classes")
+    k = checks.count("k", k, minimum=1, maximum=others, why="the number of other classes")
     margin = float(checks.constant("margin", margin))
     checks.choice("distance", distance, NONNEGATIVE_DISTANCES)
     checks.flag("normalize", normalize)

@@ -59,6 +59,7 @@ def per_class_mean(losses: Tensor, labels: Any, num_classes: int | None = None) 
         raise ValueError(f"losses must be (B,), got {checks.describe(losses)}")
     labels = checks.labels("labels", labels, losses, "losses")
     if num_classes is None:
+        checks.with_data("losses", losses)
         classes, at = torch.unique(labels, return_inverse=True)
         counted = losses
     else:

@@ -11,12 +11,14 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import dmlap_kernels
 from dmlap_kernels import fused_triplet_loss, hard_classes, nearest
 from dmlap_kernels.backends.registry import backends
+from dmlap_kernels.memory import CrossBatchMemory
 from tests.losses.losses_table import ALL, FUNCTIONS
 
 X = torch.zeros(6, 4)
@@ -376,6 +378,60 @@ def test_losses_of_cosines_take_no_distance(loss: str, option: dict[str, Any]) -
     function, good = call(loss)
     with pytest.raises(TypeError, match=next(iter(option))):
         function(**good, **option)
+
+
+@pytest.mark.parametrize("k", [np.int64(2), np.uint8(2), torch.tensor(2)])
+def test_integers_of_other_kinds_are_integers(k: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    assert nearest(X, k=k).indices.shape == (6, 2)
+    assert hard_classes(X, LABELS, k).neighbors.shape == (3, 2)
+    assert len(dmlap_kernels.per_class_mean(X[:, 0], LABELS, k).means) == 2
+    module = dmlap_kernels.losses.SoftTripleLoss(k, k, k)
+    assert module.proxies.shape == (4, 2)
+    assert CrossBatchMemory(module.forward, k, k).embeddings.shape == (2, 2)
+
+
+@pytest.mark.parametrize("k", [np.bool_(True), torch.tensor(True), np.float64(2.0), np.array([2])])
+def test_what_is_no_integer_is_refused(k: Any) -> None:
+    for function in (lambda: nearest(X, k=k), lambda: dmlap_kernels.losses.ArcFaceLoss(3, k)):
+        with pytest.raises(TypeError, match="must be an integer"):
+            function()
+
+
+def test_what_has_no_data_is_refused_where_it_is_looked_at() -> None:
+    x, labels = X.to("meta"), LABELS.to("meta")
+    with pytest.raises(TypeError, match="representatives must be a tensor with data"):
+        hard_classes(x, labels, 1)
+    with pytest.raises(TypeError, match="losses must be a tensor with data"):
+        dmlap_kernels.per_class_mean(x[:, 0], labels)
+    with pytest.raises(TypeError, match="a number of the loss must be a tensor with data"):
+        fused_triplet_loss(X, LABELS, margin=torch.tensor(0.2, device="meta"))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("name", ["margin", "beta"])
+def test_numbers_are_dense(name: str) -> None:
+    number = torch.tensor([0.2])
+    for given in (number.to_sparse(), torch.nested.nested_tensor([number])):
+        with pytest.raises(TypeError, match=f"{name} must be a dense tensor"):
+            dmlap_kernels.fused_margin_loss(X, LABELS, **{name: given})
+
+
+def test_an_integer_beyond_all_floats_is_refused() -> None:
+    with pytest.raises(ValueError, match="margin must be finite"):
+        fused_triplet_loss(X, LABELS, margin=10**400)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_tensor_of_one_number_is_finite(value: float) -> None:
+    with pytest.raises(ValueError, match="beta must be finite"):
+        dmlap_kernels.fused_margin_loss(X, LABELS, beta=torch.tensor(value, requires_grad=True))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_labels_are_dense() -> None:
+    with pytest.raises(TypeError, match="labels must be a dense tensor"):
+        fused_triplet_loss(X, torch.nested.nested_tensor([LABELS]))
 
 
 def test_nearest_without_any_candidate() -> None:

@@ -102,8 +102,12 @@ def assign_clusters(embeddings: Tensor, clusters: int, *, seed: int = SEED) -> T
         (True, False)
     """
     checks.embeddings("embeddings", embeddings)
-    checks.count("clusters", clusters, minimum=1, maximum=len(embeddings), why="the rows")
-    checks.count("seed", seed, minimum=0, maximum=2**31 - 1, why="what faiss takes")
+    if not len(embeddings):
+        raise ValueError(f"embeddings must have at least one row, got {tuple(embeddings.shape)}")
+    clusters = checks.count(
+        "clusters", clusters, minimum=1, maximum=len(embeddings), why="the rows"
+    )
+    seed = checks.count("seed", seed, minimum=0, maximum=2**31 - 1, why="what faiss takes")
     check_finite("embeddings", embeddings)
     faiss = require("faiss", purpose=_PURPOSE, extra="faiss")
     # Of distances that are infinite faiss would end the process.
@@ -151,14 +155,13 @@ def compare_clusters(labels: Tensor, clusters: Tensor) -> dict[str, float]:
         >>> {name: round(value, 3) for name, value in found.items()}
         {'nmi': 1.0, 'f1': 1.0, 'ami': 1.0}
     """
-    labels, clusters = (torch.as_tensor(each, device="cpu") for each in (labels, clusters))
+    labels = checks.data_labels("labels", labels)
+    clusters = checks.data_labels("clusters", clusters)
     if labels.ndim != 1 or labels.shape != clusters.shape or not len(labels):
         raise ValueError(
             f"labels and clusters must have the same shape (N,), N at least 1, got "
             f"{tuple(labels.shape)} and {tuple(clusters.shape)}"
         )
-    labels = checks.labels("labels", labels, clusters, "clusters")
-    clusters = checks.labels("clusters", clusters, labels, "labels")
     metrics = require("sklearn.metrics", purpose=_PURPOSE)
     pair: tuple[Any, Any] = (labels.numpy(), clusters.numpy())
     return {

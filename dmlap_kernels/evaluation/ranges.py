@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dmlap_kernels import checks
+
 _ROWS_AT_ONCE = 65_536
 _NAMED = 5
 
@@ -21,6 +23,7 @@ def check_finite(argument: str, rows: Tensor) -> None:
     Raises:
         ValueError: with the first few of them and their number.
     """
+    checks.with_data(argument, rows)
     bad: list[int] = []
     for start in range(0, len(rows), _ROWS_AT_ONCE):
         finite = rows[start : start + _ROWS_AT_ONCE].isfinite().all(1)
@@ -58,7 +61,8 @@ def in_range(
         most = torch.stack([of_rows.amax() for of_rows in largest]).amax()
         largest = [most[None]] * len(both)
     exponents = [torch.frexp(of_rows).exponent for of_rows in largest]  # 0 for rows of zeros
-    limit = _EXPONENTS.get(dtype or x.dtype, _EXPONENT)
+    # Shorter rows than 1e-12 would not be normalised to length 1, whatever the dtype.
+    limit = _EXPONENT if directions else _EXPONENTS.get(dtype or x.dtype, _EXPONENT)
     if all(bool((e.abs() <= limit).all()) for e in exponents):
         return x, y
     # Powers of two that are ordinary numbers, and so are their inverses.

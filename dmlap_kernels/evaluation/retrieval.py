@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, overload
@@ -353,7 +352,10 @@ def _names(metric: str, ks: Sequence[int]) -> list[str]:
 
 
 def _checked_metrics(metrics: Any, clustering: bool) -> tuple[str, ...]:
-    chosen = (metrics,) if isinstance(metrics, str) else tuple(metrics)
+    try:
+        chosen = (metrics,) if isinstance(metrics, str) else tuple(metrics)
+    except TypeError as error:
+        raise TypeError(f"metrics must be names, got {checks.describe(metrics)}") from error
     if not chosen and not clustering:
         raise ValueError(f"metrics must be one or more of {', '.join(METRICS)}, got none")
     for metric in chosen:
@@ -370,11 +372,7 @@ def _checked_ks(ks: Any) -> tuple[int, ...]:
         given = [ks]
     found = []
     for k in given:
-        try:
-            is_truth = isinstance(k, bool) or "bool" in str(getattr(k, "dtype", ""))
-            found.append(0 if is_truth else operator.index(k))
-        except TypeError:
-            found.append(0)
+        found.append(checks.integer(k) or 0)
     if not found or min(found) < 1:
         raise ValueError(f"ks must be one or more positive integers, got {ks!r}")
     return tuple(dict.fromkeys(found))

@@ -169,6 +169,10 @@ def _operands(
 def _alike(numbers: Sequence[Number], x: Tensor) -> list[Tensor]:
     """As float64 tensors () on the CPU; on the device of the embeddings if one of them lies on a
     device. One that lies on another is moved with its gradient."""
+    if not x.is_meta:
+        for p in numbers:
+            if isinstance(p, Tensor):
+                checks.with_data("a number of the loss", p)
     on_cpu = all(p.device.type == "cpu" for p in numbers if isinstance(p, Tensor))
     device = torch.device("cpu") if on_cpu else x.device
     dtype = torch.float64 if device.type in ("cpu", "cuda") else compute_dtype(x.dtype)

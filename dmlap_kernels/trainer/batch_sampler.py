@@ -88,10 +88,14 @@ class PinnedBatchSampler(Sampler[list[int]]):
         num_replicas: int | None = None,
         rank: int | Literal["all"] | None = None,
     ) -> None:
-        for name, value in (("steps", steps), ("projection_steps", projection_steps)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
-        _check_place(num_replicas, rank)
+        steps = checks.at_least("steps", steps, 1)
+        projection_steps = checks.at_least("projection_steps", projection_steps, 1)
+        classes_per_batch = checks.at_least("classes_per_batch", classes_per_batch, 2)
+        samples_per_class = checks.at_least("samples_per_class", samples_per_class, 2)
+        representatives_per_class = checks.at_least(
+            "representatives_per_class", representatives_per_class, 1
+        )
+        num_replicas, rank = _checked_place(num_replicas, rank)
         if representatives_per_class >= samples_per_class:
             raise ValueError(
                 "representatives_per_class must be less than samples_per_class="
@@ -104,6 +108,8 @@ class PinnedBatchSampler(Sampler[list[int]]):
                 "labels must give every class at least two samples, but "
                 + named_classes(few, values.tolist())
             )
+        if not len(values):
+            raise ValueError("labels must be of at least one sample, got none")
         self._classes = classes
         self._per_process = classes_per_batch
         self._batch_options: dict[str, Any] = {
@@ -116,10 +122,33 @@ class PinnedBatchSampler(Sampler[list[int]]):
         self.epoch, self._begun = 0, False
         self.representatives_per_batch = classes_per_batch * representatives_per_class
         self.projection_steps = projection_steps
-        self.neighbors: Tensor | None = None
+        self._neighbors: Tensor | None = None
         self._representatives = RepresentativeSampler(classes, seed, representatives_per_class)
         # Refuses now what it would refuse when an iteration begins.
         self._batches(self.place()[0])
+
+    @property
+    def neighbors(self) -> Tensor | None:
+        return self._neighbors
+
+    @neighbors.setter
+    def neighbors(self, value: Tensor | None) -> None:
+        self._neighbors = None if value is None else self._checked_neighbors(value)
+
+    def _checked_neighbors(self, value: Any) -> Tensor:
+        classes = int(self._classes.max()) + 1
+        if not isinstance(value, Tensor) or value.ndim != 2 or len(value) != classes:
+            raise ValueError(
+                f"neighbors must be a tensor ({classes}, k), the hardest others of each class, got "
+                f"{checks.describe(value)}"
+            )
+        ranks = checks.data_labels("neighbors", value.reshape(-1)).view(value.shape)
+        if ranks.numel() and not 0 <= int(ranks.min()) <= int(ranks.max()) < classes:
+            raise ValueError(
+                f"neighbors must be in 0..{classes - 1}, ranks among the sorted labels, got "
+                f"{int(ranks.min())} to {int(ranks.max())}"
+            )
+        return ranks
 
     @property
     def sampler(self) -> PinnedBatchSampler:
@@ -128,9 +157,7 @@ class PinnedBatchSampler(Sampler[list[int]]):
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next iteration that of ``epoch``, at least 0."""
-        if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 0:
-            raise ValueError(f"epoch must be an integer of at least 0, got {epoch!r}")
-        self.epoch, self._begun = epoch, False
+        self.epoch, self._begun = checks.at_least("epoch", epoch, 0), False
 
     def place(self) -> tuple[int, int | Literal["all"]]:
         """How many processes share a step's classes, and which part is this one's."""
@@ -159,6 +186,9 @@ class PinnedBatchSampler(Sampler[list[int]]):
             self.epoch += 1
         self._begun = True
         first, self.first_step = self.first_step, 0
+        first = checks.count(
+            "first_step", first, minimum=0, maximum=self.steps, why="the steps of an epoch"
+        )
         batches = self._batches(num_replicas)
         begins = self.epoch * self.steps
         drawn, representatives = -1, None
@@ -219,20 +249,22 @@ class PinnedBatchSampler(Sampler[list[int]]):
         )
 
 
-def _check_place(num_replicas: Any, rank: Any) -> None:
-    if rank == "all" and isinstance(rank, str):
-        rank = None if num_replicas is None else 0
+def _checked_place(num_replicas: Any, rank: Any) -> tuple[int | None, Any]:
+    """Both as ints, where they are given as numbers."""
+    if num_replicas is not None:
+        num_replicas = checks.at_least("num_replicas", num_replicas, 1)
+    if isinstance(rank, str) and rank == "all":
+        return num_replicas, rank
     if (num_replicas is None) != (rank is None):
         raise ValueError(
             f"num_replicas and rank must be given together, got {num_replicas!r} and {rank!r}"
         )
-    if num_replicas is None or rank is None:
-        return
-    for name, value, least in (("num_replicas", num_replicas, 1), ("rank", rank, 0)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+    if num_replicas is None:
+        return None, None
+    rank = checks.at_least("rank", rank, 0)
     if rank >= num_replicas:
         raise ValueError(f"rank must be in 0..{num_replicas - 1}, got {rank}")
+    return num_replicas, rank
 
 
 def _sharding_sampler(sampler: Sampler[Any]) -> tuple[str, int] | None:

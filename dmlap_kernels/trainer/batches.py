@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dmlap_kernels import checks
 from dmlap_kernels.trainer import defaults
 from dmlap_kernels.trainer.seeds import generator
 
@@ -54,31 +55,28 @@ class ClassBatchSampler:
         hard_share: float = defaults.HARD_SHARE,
         hard_warmup: int = defaults.HARD_WARMUP,
     ) -> None:
+        if not len(labels):
+            raise ValueError("labels must be of at least one sample, got none")
         self._labels = labels.long()
         self._counts = torch.bincount(self._labels)
         self._starts = self._counts.cumsum(0) - self._counts
         self._order = torch.argsort(self._labels, stable=True)
-        self._seed = seed
-        self._per_class = samples_per_class
-        if not 2 <= classes_per_batch <= len(self._counts):
-            raise ValueError(
-                f"classes_per_batch must be in 2..{len(self._counts)} (the number of training "
-                f"classes), got {classes_per_batch}"
-            )
-        if samples_per_class < 2:
-            raise ValueError(f"samples_per_class must be at least 2, got {samples_per_class}")
-        if not 0 <= hard_share <= 1:
-            raise ValueError(f"hard_share must be in 0..1, got {hard_share}")
+        self._seed = checks.seed(seed)
+        self._classes = checks.count(
+            "classes_per_batch",
+            classes_per_batch,
+            minimum=2,
+            maximum=len(self._counts),
+            why="the number of training classes",
+        )
+        self._per_class = checks.at_least("samples_per_class", samples_per_class, 2)
+        self._hard_share = float(checks.constant("hard_share", hard_share, minimum=0, maximum=1))
         if few := small_classes(self._labels):
             raise ValueError(
                 "labels must give every class at least two samples, but "
                 + named_classes(few, range(len(self._counts)))
             )
-        if hard_warmup < 0:
-            raise ValueError(f"hard_warmup must be at least 0, got {hard_warmup}")
-        self._classes = classes_per_batch
-        self._hard_share = hard_share
-        self._warmup = hard_warmup
+        self._warmup = checks.at_least("hard_warmup", hard_warmup, 0)
 
     def hard_classes(self, step: int) -> int:
         """How many classes of the batch of ``step`` are drawn from the hardest of the others."""

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dmlap_kernels import checks
 from dmlap_kernels.trainer.chunks import call, chunk_sizes, count_rows, map_tensors, tensors_of
 from dmlap_kernels.trainer.replay import Autocast, Buffers, Modes, RandomState, module_of
 
@@ -48,11 +49,9 @@ class GradientCache:
     """
 
     def __init__(self, encoder: nn.Module | Encoder, chunk_size: int) -> None:
-        if isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1:
-            raise ValueError(f"chunk_size must be an integer of at least 1, got {chunk_size!r}")
         module_of(encoder)
         self.encoder = encoder
-        self.chunk_size = chunk_size
+        self.chunk_size = checks.at_least("chunk_size", chunk_size, 1)
         # The graph of the loss keeps the calls, so that nothing outlives it.
         self._calls: list[weakref.ref[_Call]] = []
 

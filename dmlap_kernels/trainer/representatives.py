@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from dmlap_kernels import checks
 from dmlap_kernels.trainer import defaults
 from dmlap_kernels.trainer.seeds import generator
 
@@ -24,13 +25,11 @@ class RepresentativeSampler:
     def __init__(
         self, labels: Tensor, seed: int, per_class: int = defaults.REPRESENTATIVES_PER_CLASS
     ) -> None:
-        if isinstance(per_class, bool) or not isinstance(per_class, int) or per_class < 1:
-            raise ValueError(f"per_class must be an integer of at least 1, got {per_class!r}")
         self._labels = labels.long()
         self._counts = torch.bincount(self._labels)
         self._starts = self._counts.cumsum(0) - self._counts
-        self._seed = seed
-        self.per_class = per_class
+        self._seed = checks.seed(seed)
+        self.per_class = checks.at_least("per_class", per_class, 1)
 
     def distinct(self, amount: int) -> Tensor:
         """(C,) int64: how many different samples of each class ``amount`` of them can be."""

@@ -35,6 +35,24 @@ def _by_cosine(x: Tensor) -> object:
     return clustering_metrics(x, torch.arange(len(x)) % 3, distance="cosine")
 
 
+@pytest.mark.parametrize("scale", [1e-20, 1e-200])
+def test_short_rows_have_directions_in_float64(scale: float) -> None:
+    """Shorter ones than 1e-12 are not normalised to length 1 as they are."""
+    x, labels = torch.randn(60, 5, dtype=torch.float64), torch.arange(60) % 6
+    for options in ({"distance": "cosine"}, {"normalize": True}):
+        truth = retrieval_metrics(x, labels, **options)
+        assert retrieval_metrics(x * scale, labels, **options) == truth
+
+
+def test_metrics_of_tensors_without_data_are_refused() -> None:
+    x, labels = torch.empty(6, 2, device="meta"), torch.empty(6, dtype=torch.int64, device="meta")
+    for function in (retrieval_metrics, clustering_metrics):
+        with pytest.raises(TypeError, match="embeddings must be a tensor with data"):
+            function(x, labels)
+    with pytest.raises(ValueError, match=r"embeddings must have at least one row, got \(0, 2\)"):
+        clustering_metrics(torch.empty(0, 2), torch.empty(0, dtype=torch.int64))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize(

@@ -22,6 +22,9 @@ FORMS: dict[str, Callable[[Tensor], Any]] = {
     "numpy": lambda t: t.numpy(),
     "numpy-int16": lambda t: t.numpy().astype(np.int16),
     "numpy-float-column": lambda t: t.numpy().astype(np.float64)[:, None],
+    "numpy-read-only": lambda t: np.frombuffer(t.numpy().tobytes(), np.int64),
+    "numpy-backwards": lambda t: np.ascontiguousarray(t.numpy()[::-1])[::-1],
+    "numpy-big-endian": lambda t: t.numpy().astype(">i8"),
     "uint16": lambda t: t.to(torch.uint16),
     "negated-view": lambda t: torch._neg_view(-t),
 }

@@ -152,6 +152,22 @@ def test_gradient(name: str, reduction: str, refs: bool, backend: str) -> None:
 
 
 @ROWS
+@pytest.mark.parametrize("refs", [False, True], ids=["self", "refs"])
+def test_each_alone_needs_a_gradient(name: str, refs: bool, backend: str) -> None:
+    """It is the same whether or not the rows and the other numbers need one, too."""
+    _, call = NUMBERS[name]
+    tensors = draw(call, refs or call.proxies)
+    rows = tensors[0].clone().requires_grad_()
+    together = leaves_of(call)
+    call(rows, *tensors[1:], **together, backend=backend).backward()
+    for number, value in learned(call).items():
+        alone = torch.tensor(value, dtype=torch.float64, requires_grad=True)
+        plain = learned(call) | {number: alone}
+        call(*tensors, **plain, backend=backend).backward()
+        torch.testing.assert_close(alone.grad, together[number].grad)
+
+
+@ROWS
 def test_statistics_are_those_of_a_plain_number(name: str, backend: str) -> None:
     call = NUMBERS[name][1]
     tensors = draw(call, False)

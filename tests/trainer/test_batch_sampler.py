@@ -345,12 +345,43 @@ def test_two_processes(kind: str, tmp_path: Path) -> None:
         ({"rank": 1}, "num_replicas and rank must be given together, got None and 1"),
         ({"num_replicas": 2, "rank": 2}, r"rank must be in 0\.\.1, got 2"),
         ({"representatives_per_class": 4}, "must be less than samples_per_class=4, got 4"),
+        ({"representatives_per_class": "1"}, "representatives_per_class must be an integer of"),
+        ({"classes_per_batch": 2.5}, "classes_per_batch must be an integer of at least 2, got 2.5"),
+        ({"samples_per_class": None}, "samples_per_class must be an integer of at least 2"),
+        ({"num_replicas": 2.0, "rank": 0}, "num_replicas must be an integer of at least 1"),
         ({"classes_per_batch": 11}, r"classes_per_batch must be in 2\.\.10"),
     ],
 )
 def test_what_it_refuses(changes: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PinnedBatchSampler(LABELS, **({"steps": 5, "classes_per_batch": 4} | changes))
+
+
+def test_integers_of_other_kinds_are_integers() -> None:
+    plain = PinnedBatchSampler(LABELS, 4, classes_per_batch=2, seed=3)
+    other = PinnedBatchSampler(
+        LABELS, np.int64(4), classes_per_batch=np.uint8(2), seed=torch.tensor(3)
+    )
+    other.set_epoch(np.int32(0))
+    assert list(other) == list(plain)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("first_step", 5, r"first_step must be in 0\.\.4 \(the steps of an epoch\), got 5"),
+        ("first_step", -1, r"first_step must be in 0\.\.4"),
+        ("first_step", 1.5, "first_step must be an integer"),
+        ("neighbors", torch.zeros(3, 2), r"neighbors must be a tensor \(10, k\)"),
+        ("neighbors", "classes", r"neighbors must be a tensor \(10, k\), .*got 'classes'"),
+        ("neighbors", torch.full((10, 2), 205), r"neighbors must be in 0\.\.9, .*got 205 to 205"),
+    ],
+)
+def test_what_is_set_later_is_checked(name: str, value: Any, message: str) -> None:
+    sampler = PinnedBatchSampler(LABELS, 4, classes_per_batch=2, hard_share=1.0)
+    with pytest.raises((ValueError, TypeError), match=message):
+        setattr(sampler, name, value)
+        list(sampler)
 
 
 LABEL_FORMS: dict[str, Callable[[Tensor], Any]] = {
@@ -360,6 +391,9 @@ LABEL_FORMS: dict[str, Callable[[Tensor], Any]] = {
     "numpy": lambda t: t.numpy(),
     "numpy-column": lambda t: t.numpy().astype(np.int16)[:, None],
     "numpy-floats": lambda t: t.numpy().astype(np.float32),
+    "numpy-read-only": lambda t: np.frombuffer(t.numpy().tobytes(), np.int64),
+    "numpy-backwards": lambda t: np.ascontiguousarray(t.numpy()[::-1])[::-1],
+    "numpy-big-endian": lambda t: t.numpy().astype(">i8"),
 }
 
 
@@ -379,5 +413,7 @@ def test_bad_labels_are_named_as_they_were_given() -> None:
         PinnedBatchSampler([0.0, 0.5], 4, **options)
     with pytest.raises(TypeError, match="labels must be whole numbers"):
         PinnedBatchSampler(["a", "a"], 4, **options)
+    with pytest.raises(ValueError, match="labels must be of at least one sample"):
+        PinnedBatchSampler([], 4, **options)
     with pytest.raises(ValueError, match=r"\(2, 3\)"):
         PinnedBatchSampler(torch.zeros(2, 3), 4, **options)

@@ -116,10 +116,18 @@ def test_overlapping_pools_are_filled_up_at_random() -> None:
     [
         ({"classes_per_batch": 9}, "classes_per_batch must be in 2..8"),
         ({"classes_per_batch": 1}, "classes_per_batch must be in 2..8"),
-        ({"samples_per_class": 1}, "samples_per_class must be at least 2"),
-        ({"hard_share": 1.5}, "hard_share must be in 0..1"),
-        ({"hard_warmup": -1}, "hard_warmup must be at least 0"),
+        ({"samples_per_class": 1}, "samples_per_class must be an integer of at least 2"),
+        ({"hard_share": 1.5}, "hard_share must be finite and at least 0 and at most 1, got 1.5"),
+        ({"hard_warmup": -1}, "hard_warmup must be an integer of at least 0"),
+        ({"classes_per_batch": 2.0}, "classes_per_batch must be an integer, got 2.0"),
+        ({"samples_per_class": "2"}, "samples_per_class must be an integer of at least 2"),
+        ({"hard_share": "1"}, "hard_share must be a number, got '1'"),
+        ({"hard_share": torch.nan}, "hard_share must be finite"),
+        ({"hard_warmup": torch.nan}, "hard_warmup must be an integer of at least 0"),
+        ({"seed": None}, "seed must be an integer, got None"),
+        ({"seed": 0.5}, "seed must be an integer, got 0.5"),
         ({"labels": torch.tensor([0, 0, 1])}, "class 1 has 1"),
+        ({"labels": torch.tensor([], dtype=torch.int64)}, "at least one sample, got none"),
     ],
 )
 def test_bad_arguments_are_named(changes: dict, named: str) -> None:
@@ -129,5 +137,5 @@ def test_bad_arguments_are_named(changes: dict, named: str) -> None:
         "samples_per_class": 2,
         "seed": 0,
     } | changes
-    with pytest.raises(ValueError, match=named):
+    with pytest.raises((ValueError, TypeError), match=named):
         ClassBatchSampler(**arguments)

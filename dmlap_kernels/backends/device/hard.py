@@ -51,6 +51,8 @@ class Hard:
 
     def backward(self, call: Call, kept: Tensor, weights: Tensor) -> PackedGradients:
         y, sides = call.sides.y, call.sides
+        if not (sides.x_grad or sides.y_grad):  # only a number of the loss needs one
+            return PackedGradients(None, None)
         made = call.memo.get("made")
         if made is None or not made.group.total.requires_grad:
             made = _made(call, kept.view(_WHOLE[kept.dtype]))

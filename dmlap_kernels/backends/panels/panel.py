@@ -193,6 +193,8 @@ class _Again(torch.autograd.Function):
             leaves = [one.detach().requires_grad_(one.requires_grad) for one in ctx.saved_tensors]
             found = ctx.run(*leaves)
         pairs = [(a, g) for a, g in zip(found, grads, strict=True) if a.requires_grad]
+        if not pairs:  # of what was found nothing depends on what needs a gradient
+            return (None,) * (1 + len(leaves))
         wanted = [leaf for leaf in leaves if leaf.requires_grad]
         outputs, given = zip(*pairs, strict=True)
         parts = iter(torch.autograd.grad(outputs, wanted, given, allow_unused=True))
