@@ -59,11 +59,11 @@ def global_batch(
             would have. ``"sum"``: they are added up, and nothing is multiplied.
         exchange: how the ranks see each other's embeddings. ``"gather"``: all at once; a rank holds
             those of all ranks, N x D, and their gradient. ``"ring"``: the block of each rank goes
-            round, and is swept while the next one arrives, so that a rank holds a few blocks; the
-            losses contrastive, margin, multi-similarity, generalised lifted structure, NT-Xent,
-            SupCon, circle and proxy-anchor, without statistics, on the backends ``torch``,
-            ``triton`` and ``cuda`` (on the CPU ``"auto"`` takes ``torch``). Losses that
-            exchange no embeddings run as they are.
+            round, and is swept while the next one arrives, so that a rank holds a few blocks, and
+            the labels of all. Every loss, without statistics and without numbers that are learned,
+            on the backends ``torch``, ``triton`` and ``cuda`` (on the CPU ``"auto"`` takes
+            ``torch``; triplets but the hardest, and angular, are computed in plain PyTorch on all
+            of them). Losses that exchange no embeddings run as they are.
         even: True where all ranks have the same number of rows, which spares each call one exchange
             of a few numbers that a GPU is waited for. False looks.
 

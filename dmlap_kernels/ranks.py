@@ -94,6 +94,13 @@ class Ranks:
             dist.all_reduce(total, group=self.group)
         return total
 
+    def most(self, number: int, device: torch.device) -> int:
+        """The largest number of the ranks; waits for a device."""
+        largest = torch.tensor(number, device=device)
+        with self.exchange("the sizes of their lists"):
+            dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=self.group)
+        return int(largest)
+
     @contextlib.contextmanager
     def exchange(self, what: str) -> Iterator[None]:
         """Says who could not exchange what where the process group fails."""

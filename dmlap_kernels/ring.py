@@ -1,45 +1,38 @@
 """A loss against the references of all ranks, whose blocks go round a ring.
 
-`RingSweeps` are the primitives of `backends/device` over all blocks: each is called for one block
-at a time, and what it finds of the anchors is merged. So a loss that is made of such primitives
-is computed exactly, while a rank holds its own rows, the block at hand and the one that arrives.
+`RingSweeps` are the primitives of `backends/device` over all blocks. So a loss that is made of such
+primitives is computed exactly, while a rank holds its own rows, the block at hand and the one that
+arrives, and the labels of all.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dmlap_kernels.backends import registry
+from dmlap_kernels.backends.device import families
 from dmlap_kernels.backends.device.backend import DeviceBackend
-from dmlap_kernels.backends.device.families import FAMILIES
-from dmlap_kernels.backends.device.packing import Sides, pack, unpacked
-from dmlap_kernels.backends.device.sweeps import (
-    Both,
-    Exponent,
-    Extremes,
-    HingeSums,
-    LogSums,
-    PairGradient,
-    PairTerms,
-    Sweeps,
-)
-from dmlap_kernels.backends.device.terms import Call, parts, reduce
+from dmlap_kernels.backends.device.packing import unpacked
+from dmlap_kernels.backends.device.terms import Call, Family, parts, reduce
 from dmlap_kernels.backends.precision import full_precision
 from dmlap_kernels.problem import PairProblem, PairSpec, compute_dtype
 from dmlap_kernels.ranks import Ranks
+from dmlap_kernels.ring_sweeps import Ring, RingSweeps
+from dmlap_kernels.ring_triplets import Hard
 
-# Made of primitives that `RingSweeps` has.
+# Made of primitives that `RingSweeps` has: all that exchange embeddings.
 LOSSES = (
-    *("contrastive", "margin", "multi_similarity", "lifted_structure", "nt_xent", "sup_con"),
-    *("circle", "proxy_anchor"),
+    *("contrastive", "margin", "siglip", "multi_similarity", "lifted_structure", "nt_xent"),
+    *("sup_con", "circle", "proxy_anchor", "lifted_structure_original", "n_pairs"),
+    *("triplet_hard", "triplet_semihard", "triplet_all", "triplet_distance_weighted", "angular"),
 )
+_FAMILIES: dict[str, Family] = {**families.FAMILIES, "triplet_hard": Hard()}
 
 
 def ring_loss(
@@ -48,16 +41,48 @@ def ring_loss(
     """The loss of the anchors of this rank in the batch of all, references in blocks."""
     if spec.loss not in LOSSES:
         raise ValueError(
-            f'exchange="ring" serves {", ".join(LOSSES)}; {spec.loss} is not made of parts that '
-            'blocks add up to, and takes exchange="gather"'
+            f'exchange="ring" has no form of {spec.loss}, whose terms it cannot put together block '
+            f'by block: take exchange="gather"; the ring serves {", ".join(LOSSES)}'
         )
     if problem.numbers is not None:
         raise ValueError(
             'exchange="ring" takes the numbers of a loss as Python numbers, got a tensor that '
             'needs a gradient, which exchange="gather" takes'
         )
-    whole = _RingLoss(ranks, spec, problem, _device_backend(spec, problem, backend), even)
+    runner = _device_backend(spec, problem, backend)
+    if spec.loss == "n_pairs" and problem.y is None:
+        return _pairs_of_classes(ranks, spec, problem, runner, even)
+    whole = _RingLoss(ranks, spec, problem, runner, even)
     return _Function.apply(whole, problem.x, problem.y, problem.anchor_params)
+
+
+def _pairs_of_classes(
+    ranks: Ranks, spec: PairSpec, problem: PairProblem, backend: DeviceBackend, even: bool
+) -> Tensor:
+    """N-pairs without references: the first row of each class of two rows or more, in the order of
+    the ranks, is an anchor, and the second one its positive."""
+    x, own_labels = problem.x, problem.labels
+    sizes = ranks.sizes(x, even)
+    labels, own = ranks.gather(own_labels, sizes), ranks.own(sizes)
+    order = torch.argsort(labels, stable=True)
+    ordered = labels[order]
+    begins = torch.ones_like(ordered, dtype=torch.bool)
+    begins[1:] = ordered[1:] != ordered[:-1]
+    pairs = (begins[:-1] & ~begins[1:]).nonzero().squeeze(1)
+
+    def of_this_rank(rows: Tensor) -> Tensor:
+        return rows[(rows >= own.start) & (rows < own.stop)].sort().values - own.start
+
+    first, second = of_this_rank(order[pairs]), of_this_rank(order[pairs + 1])
+    refs = x[second], own_labels[second]
+    chosen = PairProblem(x[first], own_labels[first], *refs, None, None, problem.numbers)
+    # A row that is neither makes the loss NaN as well if it is not finite.
+    nonfinite = x.detach().sum(dtype=torch.float64) * 0
+    whole = _RingLoss(ranks, spec, chosen, backend, False, nonfinite)
+    value = _Function.apply(whole, chosen.x, chosen.y, None)
+    if spec.reduction != "none":
+        return value
+    return value.new_zeros(len(x)).index_copy(0, first, value) + whole.nonfinite.to(value.dtype)
 
 
 def _device_backend(spec: PairSpec, problem: PairProblem, name: str) -> DeviceBackend:
@@ -70,166 +95,6 @@ def _device_backend(spec: PairSpec, problem: PairProblem, name: str) -> DeviceBa
     return chosen
 
 
-class Ring:
-    """The blocks of all ranks, of which ``rows`` (E, D) is that of this one."""
-
-    def __init__(self, ranks: Ranks, rows: Tensor, sizes: list[int]) -> None:
-        self.ranks, self.rows, self.sizes = ranks, rows.detach().contiguous(), sizes
-
-    def turn(self, visit: Callable[[int, Tensor], Tensor | None], carry: bool) -> Tensor | None:
-        """Calls ``visit(owner, block)`` for the block of each rank, this one's first, while the
-        next one arrives. With ``carry`` what it returns, a gradient at the block, travels with
-        the block; back comes the sum for the block of this rank."""
-        ranks, block = self.ranks, self.rows
-        carried: Tensor | None = None
-        for step in range(ranks.count):
-            owner = (ranks.rank - step) % ranks.count
-            following = self.sizes[owner - 1]
-            last = step == ranks.count - 1
-            waiting, arriving = ([], block) if last else self._pass_on(block, following)
-            found = visit(owner, block)
-            with ranks.exchange("blocks of embeddings"):
-                _wait(waiting)
-            block = arriving
-            if carry:
-                assert found is not None
-                carried = found if carried is None else carried + found
-                waiting, carried = self._pass_on(carried, following)
-                with ranks.exchange("gradients"):
-                    _wait(waiting)
-        return carried
-
-    def _pass_on(self, block: Tensor, arriving_rows: int) -> tuple[list[Any], Tensor]:
-        """Sends the block to the next rank; what is to be waited for, and what then has arrived."""
-        ranks = self.ranks
-        arriving = block.new_empty((arriving_rows, *block.shape[1:]))
-        onward, before = ((ranks.rank + by) % ranks.count for by in (1, -1))
-        calls = []
-        if block.numel():
-            calls.append(self._operation(dist.isend, block.contiguous(), onward))
-        if arriving.numel():
-            calls.append(self._operation(dist.irecv, arriving, before))
-        with ranks.exchange("blocks of embeddings"):
-            return (dist.batch_isend_irecv(calls) if calls else []), arriving
-
-    def _operation(self, kind: Any, tensor: Tensor, peer: int) -> Any:
-        group = self.ranks.group
-        peer = peer if group is None else dist.get_global_rank(group, peer)
-        return dist.P2POp(kind, tensor, peer, group)
-
-
-def _wait(operations: list[Any]) -> None:
-    for one in operations:
-        one.wait()
-
-
-class RingSweeps:
-    """The primitives over the references of all ranks; sides that they are given are those of the
-    own block, of which the anchors count.
-
-    Gradients at the references are not returned but kept in ``at_references`` (E, D), those of
-    the rows of this rank.
-    """
-
-    def __init__(
-        self, sweeps: Sweeps, ring: Ring, spec: PairSpec, problem: PairProblem, labels: Tensor
-    ) -> None:
-        self.sweeps, self.ring, self.spec, self.problem = sweeps, ring, spec, problem
-        self.labels = labels.split(ring.sizes)
-        self.refs_wanted = True
-        self.at_references: Tensor | None = None
-
-    def extremes(self, sides: Sides, sums: bool) -> Extremes:
-        merged: list[Extremes] = []
-
-        def visit(owner: int, block: Tensor) -> None:
-            one = self.sweeps.extremes(self._sides(owner, block), sums)
-            if merged:
-                before = merged.pop()
-                one = one._replace(
-                    positive=torch.maximum(before.positive, one.positive),
-                    negative=torch.minimum(before.negative, one.negative),
-                )
-            merged.append(one)
-
-        self.ring.turn(visit, carry=False)
-        return merged[0]
-
-    def hinge_sums(
-        self, sides: Sides, positive_bound: Tensor, negative_bound: Tensor, squared: bool
-    ) -> HingeSums:
-        return HingeSums(
-            *self._added(
-                lambda one: self.sweeps.hinge_sums(one, positive_bound, negative_bound, squared)
-            )
-        )
-
-    def log_sums(
-        self,
-        sides: Sides,
-        positive: Exponent,
-        negative: Exponent,
-        positive_above: Tensor | None = None,
-        negative_below: Tensor | None = None,
-        read: tuple[str, ...] = LogSums._fields,
-    ) -> LogSums:
-        merged: list[LogSums] = []
-
-        def visit(owner: int, block: Tensor) -> None:
-            bounds = positive_above, negative_below
-            one = self.sweeps.log_sums(self._sides(owner, block), positive, negative, *bounds, read)
-            if merged:
-                before = merged.pop()
-                one = LogSums(
-                    torch.logaddexp(before.pos_lse, one.pos_lse),
-                    torch.logaddexp(before.neg_lse, one.neg_lse),
-                    before.exponent_sum + one.exponent_sum,
-                )
-            merged.append(one)
-
-        self.ring.turn(visit, carry=False)
-        return merged[0]
-
-    def pair_terms(self, sides: Sides, kind: str, exponent: Exponent, neg_lse: Tensor) -> PairTerms:
-        return PairTerms(
-            *self._added(lambda one: self.sweeps.pair_terms(one, kind, exponent, neg_lse))
-        )
-
-    def gradient(self, sides: Sides, pair_gradient: PairGradient) -> Both:
-        total: list[Tensor] = []
-
-        def visit(owner: int, block: Tensor) -> Tensor | None:
-            one = self._sides(owner, block)._replace(y_grad=self.refs_wanted)
-            gx, gy = self.sweeps.gradient(one, pair_gradient)
-            assert gx is not None
-            total.append(total.pop() + gx if total else gx)
-            return None if gy is None else unpacked(one, gy, block, True, gy.new_zeros(()))
-
-        self.at_references = self.ring.turn(visit, carry=self.refs_wanted)
-        return total[0], None
-
-    def _added(self, sums: Callable[[Sides], tuple[Tensor, ...]]) -> list[Tensor]:
-        total: list[Tensor] = []
-
-        def visit(owner: int, block: Tensor) -> None:
-            found = sums(self._sides(owner, block))
-            total[:] = [a + b for a, b in zip(total, found, strict=True)] if total else found
-
-        self.ring.turn(visit, carry=False)
-        return total
-
-    def _sides(self, owner: int, block: Tensor) -> Sides:
-        """The anchors against a block, of which they may be rows if it is this rank's."""
-        x, labels, y, _, _, itself, _ = self.problem
-        if owner != self.ring.ranks.rank:
-            itself = None
-        elif y is None:
-            itself = torch.arange(x.shape[0], device=x.device)
-        return pack(
-            self.spec, PairProblem(x.detach(), labels, block, self.labels[owner], None, itself)
-        )
-
-
 class _RingLoss:
     """One call: its forward, and what that leaves for its backward."""
 
@@ -240,10 +105,11 @@ class _RingLoss:
         problem: PairProblem,
         backend: DeviceBackend,
         even: bool,
+        nonfinite: Tensor | None = None,
     ) -> None:
         self.ranks, self.spec, self.problem, self.backend = ranks, spec, problem, backend
-        self.even = even
-        self.family = FAMILIES[spec.loss]
+        self.even, self.of_others = even, nonfinite
+        self.family = _FAMILIES[spec.loss]
 
     def forward(self) -> Tensor:
         ranks, spec, problem = self.ranks, self.spec, self.problem
@@ -254,8 +120,10 @@ class _RingLoss:
         self.sweeps = RingSweeps(self.backend.sweeps(), ring, spec, problem, labels)
         # The families call no other primitives for these losses.
         self.call = call = Call.of(spec, problem, self.sweeps)  # type: ignore[arg-type]
+        self.sweeps.own = call.sides
         call._positives, call._negatives = _pairs_of_anchors(problem, labels, call.sides.order_x)
-        self.nonfinite = ranks.add_up(call.nonfinite)
+        others = 0 if self.of_others is None else self.of_others
+        self.nonfinite = ranks.add_up(call.nonfinite + others)
         found = self.family.forward(call)
         loss, self.weights = reduce(found.groups, spec.reduction)
         kept = found.kept

@@ -13,12 +13,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
+import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from dmlap_kernels import fused_contrastive_loss, fused_multi_similarity_loss
+import dmlap_kernels
+from dmlap_kernels import fused_contrastive_loss, fused_multi_similarity_loss, ring, ring_lists
+from dmlap_kernels.backends.panels import panel
 from dmlap_kernels.distributed import EXCHANGES, global_batch
 from dmlap_kernels.losses import (
     ContrastiveLoss,
@@ -29,7 +34,9 @@ from dmlap_kernels.losses import (
     TripletLoss,
 )
 from dmlap_kernels.memory import CrossBatchMemory
+from dmlap_kernels.ring_sweeps import Ring
 from tests.distributed import processes
+from tests.losses.losses_table import LOSSES
 
 SIZES = (5, 2, 8, 3)
 FEATURES, CLASSES = 6, 4
@@ -188,9 +195,12 @@ def refused_by_the_ring(labels: Tensor) -> list[str]:
         partial(global_batch(fused_contrastive_loss, exchange="ring"), return_stats=True),
         partial(global_batch(fused_contrastive_loss, exchange="ring"), neg_margin=number),
         partial(global_batch(fused_contrastive_loss, exchange="ring"), backend="cpu"),
-        global_batch(TripletLoss(), exchange="ring"),
     )
-    return [refused(partial(one, embeddings, labels)) for one in calls]
+    found = [refused(partial(one, embeddings, labels)) for one in calls]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ring, "LOSSES", ())
+        loss = global_batch(TripletLoss(), exchange="ring")
+        return [*found, refused(partial(loss, embeddings, labels))]
 
 
 def refused(call: Callable[[], Any]) -> str:
@@ -199,6 +209,64 @@ def refused(call: Callable[[], Any]) -> str:
     except (ValueError, TypeError) as error:
         return str(error)
     return ""
+
+
+class Largest(TorchDispatchMode):
+    """Of the tensors of floats that are made, the most numbers."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        for one in pytree.tree_leaves(found):
+            if isinstance(one, Tensor) and one.is_floating_point():
+                self.numbers = max(self.numbers, one.numel())
+        return found
+
+
+def held(rank: int) -> dict[str, float]:
+    """Of the ring of each loss the largest tensor, in blocks of a rank."""
+    rows, features = 24, 16
+    g = torch.Generator().manual_seed(rank)
+    x, labels = torch.randn(rows, features, generator=g), torch.arange(rows) % 12
+    found = {}
+    for name in ("gather", *ring.LOSSES):
+        exchange, loss = ("gather", "contrastive") if name == "gather" else ("ring", name)
+        row = LOSSES[loss]
+        options = dict(row.fixed, swap=True) if row.variant_of == "triplet" else row.fixed
+        call = global_batch(getattr(dmlap_kernels, row.function), exchange=exchange)
+        leaf = x.clone().requires_grad_()
+        inputs = (x[:12].clone(), torch.arange(12), leaf, labels) if row.proxies else (leaf, labels)
+        with pytest.MonkeyPatch.context() as patch, Largest() as largest:
+            patch.setattr(ring_lists, "LIST_BYTES", 1)
+            patch.setitem(panel.PANEL_BYTES, "cpu", 4 * rows * features)
+            call(*inputs, backend="torch", **options).backward()
+        found[name] = largest.numbers / (rows * features)
+    return found
+
+
+def turns(rank: int) -> dict[str, tuple[int, int]]:
+    """Of each loss the turns of the ring, forward and backward."""
+    g = torch.Generator().manual_seed(rank)
+    x, labels = torch.randn(8, 5, generator=g, requires_grad=True), torch.arange(8) % 4
+    found, counted, turn = {}, [], Ring.turn
+
+    def count(*arguments: Any, **keywords: Any) -> Tensor | None:
+        counted.append(None)
+        return turn(*arguments, **keywords)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Ring, "turn", count)
+        for name in ring.LOSSES:
+            row = LOSSES[name]
+            loss = global_batch(getattr(dmlap_kernels, row.function), exchange="ring")
+            inputs = (x[:4].detach(), labels[:4], x, labels) if row.proxies else (x, labels)
+            counted.clear()
+            value = loss(*inputs, backend="torch", **row.fixed)
+            forward = len(counted)
+            value.backward()
+            found[name] = forward, len(counted) - forward
+    return found
 
 
 def compiled(rank: int) -> Any:
@@ -210,7 +278,20 @@ def compiled(rank: int) -> Any:
     return value.detach() / 2
 
 
-SCENARIOS = (ddp, fsdp, sums, even, several, memory, nonfinite, long_rows, refusals, compiled)
+SCENARIOS = (
+    ddp,
+    fsdp,
+    sums,
+    even,
+    several,
+    memory,
+    nonfinite,
+    long_rows,
+    refusals,
+    held,
+    turns,
+    compiled,
+)
 
 
 def all_of(rank: int) -> dict[str, Any]:

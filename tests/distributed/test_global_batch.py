@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +18,10 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 import dmlap_kernels
-from dmlap_kernels import ring
-from dmlap_kernels.distributed import global_batch
+from dmlap_kernels import ring, ring_lists
+from dmlap_kernels.backends.device.families import FAMILIES
+from dmlap_kernels.backends.panels import panel
+from dmlap_kernels.distributed import _PROXY_REFERENCES, global_batch
 from dmlap_kernels.losses import ContrastiveLoss, SupConLoss
 from dmlap_kernels.memory import CrossBatchMemory
 from tests.distributed import processes, scenarios
@@ -40,11 +45,12 @@ class Shared:
     self_index: bool = False
     stats: bool = False
     exchange: str = "gather"
+    small: bool = False  # tables and panels of a few numbers, so that there are many
 
     @property
     def id(self) -> str:
         parts = [f"{self.ranks}", self.backend, self.exchange, self.case.id]
-        parts += ["self-index"] * self.self_index + ["stats"] * self.stats
+        parts += ["self-index"] * self.self_index + ["stats"] * self.stats + ["small"] * self.small
         return "-".join(parts)
 
 
@@ -75,9 +81,25 @@ def shared_cases(ranks: int) -> list[Shared]:
                 for one in found
                 if one.case.loss == loss and not one.stats
             ]
-            found += of_ring
+            found += of_ring + of_small_tables(loss, ranks)
     single = usual("triplet_hard", rows=33, features=5, dtype=torch.float32)
     return [*found, Shared(single, ranks, "cpu"), Shared(single, ranks, "torch")]
+
+
+def of_small_tables(loss: str, ranks: int) -> list[Shared]:
+    """Lists of pairs that take several turns of the ring, with each mixture of options."""
+    row = LOSSES[loss]
+    if not (row.variant_of == "triplet" or loss == "angular"):
+        return []
+    found = []
+    for i, levels in enumerate(itertools.product(*row.levels.values())):
+        options = tuple(zip(row.levels, levels, strict=True))
+        changes = {"options": options, "refs": ("more", "self")[i % 2 or row.drawn]}
+        if row.distances:
+            changes["distance"] = row.distances[i % len(row.distances)]
+        case = usual(loss, rows=33, features=5, dtype=torch.float64, **changes)
+        found.append(Shared(case, ranks, "torch", exchange="ring", small=True))
+    return found
 
 
 CASES = {shared.id: shared for ranks in SIZES for shared in shared_cases(ranks)}
@@ -148,8 +170,17 @@ def work(rank: int, problems: Path) -> dict[str, Any]:
     for name, problem in torch.load(problems, weights_only=False).items():
         shared = CASES[name]
         if rank < shared.ranks:
-            found[name] = work_on(rank, shared, problem, groups[shared.ranks])
+            with small_tables() if shared.small else contextlib.nullcontext():
+                found[name] = work_on(rank, shared, problem, groups[shared.ranks])
     return found | scenarios.all_of(rank)
+
+
+@contextlib.contextmanager
+def small_tables() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ring_lists, "LIST_BYTES", 3000)
+        patch.setitem(panel.PANEL_BYTES, "cpu", 4000)
+        yield
 
 
 def work_on(rank: int, shared: Shared, problem: Problem, group: Any) -> Any:
@@ -313,7 +344,38 @@ def test_refusals(results: dict[str, list[Any]]) -> None:
         assert "class_scores" in found["scores"]
         stats, number, backend, loss = found["ring"]
         assert "return_stats must be False" in stats and "Python numbers" in number
-        assert 'got "cpu"' in backend and "triplet_hard is not made of parts" in loss
+        assert 'got "cpu"' in backend and "no form of triplet_hard" in loss
+        assert 'take exchange="gather"' in loss
+
+
+def test_every_loss_that_exchanges_embeddings_is_in_the_ring() -> None:
+    """One that is not is refused with the exchange that takes it (`test_refusals`)."""
+    assert {*ring.LOSSES, *_PROXY_REFERENCES} == {*FAMILIES}
+
+
+def test_turns_of_the_ring(results: dict[str, list[Any]]) -> None:
+    """As `docs/distributed.md` says."""
+    more = {
+        "nt_xent": (2, 1),
+        "n_pairs": (2, 1),
+        "lifted_structure_original": (2, 2),
+        "triplet_hard": (2, 1),
+        "triplet_semihard": (3, 1),
+        "triplet_all": (2, 1),
+        "triplet_distance_weighted": (3, 1),
+        "angular": (3, 2),
+    }
+    for found in results["turns"]:
+        assert found == {loss: more.get(loss, (1, 1)) for loss in ring.LOSSES}
+
+
+def test_what_a_rank_holds(results: dict[str, list[Any]]) -> None:
+    """A ring makes no numbers of the size of the embeddings of all ranks, whatever the loss."""
+    for found in results["held"]:
+        assert set(found) == {"gather", *ring.LOSSES}
+        assert found.pop("gather") >= 4
+        for loss, blocks in found.items():
+            assert blocks <= 2.2, loss
 
 
 def test_a_compiled_step(results: dict[str, list[Any]]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -88,8 +88,9 @@ def _made(call: Call, mined: Tensor) -> _Made:
     with torch.enable_grad():
         x = sides.x.detach().requires_grad_(sides.x_grad)
         others = _rows_of(sides.y, columns).requires_grad_(sides.y_grad)
-        excess = _excess(call, x, others)
-        term = term_of(excess, call.spec.params[1])
+        margin, smooth, swap = call.spec.params
+        excess = excess_of(call.spec.distance, x, others, margin, swap)
+        term = term_of(excess, smooth)
         return _Made(x, others, columns, excess, anchor_group(term, (mined >= 0).all(0)))
 
 
@@ -111,10 +112,9 @@ def add_at(rows: Tensor, columns: Tensor, values: Tensor) -> Tensor:
     return add_rows(rows, columns, values) if rows.shape[0] else rows
 
 
-def _excess(call: Call, x: Tensor, others: Tensor) -> Tensor:
+def excess_of(distance: str, x: Tensor, others: Tensor, margin: Any, swap: Any) -> Tensor:
     """d_ap - d_an + margin (B,), of anchors (B, Dp), and positives and negatives (2 B, Dp)."""
-    margin, _, swap = call.spec.params
-    distance, pair = call.spec.distance, others.view(2, *x.shape)
+    pair = others.view(2, *x.shape)
     d_ap, d_an = row_distances(x, pair, distance).unbind()
     if swap:
         p, n = pair.unbind()

@@ -15,6 +15,14 @@ def running_weights(panel: Panel, triplets: Triplets) -> Tensor:
 
     Divided by the largest weight of each anchor, so that they do not vanish in many dimensions.
     """
+    log_weight = log_weights(panel, triplets)
+    top = log_weight.amax(1, keepdim=True)
+    return log_weight.sub_(torch.where(top > -torch.inf, top, 0)).exp_().cumsum_(1)
+
+
+@torch.no_grad()
+def log_weights(panel: Panel, triplets: Triplets) -> Tensor:
+    """(b, N) float64, -inf of pairs that are never drawn."""
     d, features = panel.d.double(), panel.sides.features
     if panel.distance == "cosine":
         d = (2 * d).clamp_(min=0).sqrt_()
@@ -23,9 +31,7 @@ def running_weights(panel: Panel, triplets: Triplets) -> Tensor:
     c = d.clamp(min=triplets.cutoff)
     log_weight = (2 - features) * c.log() - (features - 3) / 2 * (1 - c.square_() / 4).log_()
     impossible = panel.alike | ~log_weight.isfinite() | (d >= triplets.beyond)
-    log_weight.masked_fill_(impossible, -torch.inf)
-    top = log_weight.amax(1, keepdim=True)
-    return log_weight.sub_(torch.where(top > -torch.inf, top, 0)).exp_().cumsum_(1)
+    return log_weight.masked_fill_(impossible, -torch.inf)
 
 
 def draw(running: Tensor, u: Tensor) -> Tensor:
