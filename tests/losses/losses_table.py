@@ -222,6 +222,10 @@ def _temperature(draw: Draw, *, sharpness: str) -> dict[str, Any]:
     return {"temperature": 1 / draw.rate(sharpness)}
 
 
+def _hardness(draw: Draw, *, sharpness: str, hardness: float) -> dict[str, Any]:
+    return _temperature(draw, sharpness=sharpness) | {"hardness": hardness}
+
+
 def _given(draw: Draw, **options: Any) -> dict[str, Any]:
     return options
 
@@ -278,6 +282,13 @@ _TEMPERED: dict[str, Any] = {
     "slope": lambda options, largest: (1 / options["temperature"],) * 2,
     "positive": ("temperature",),
     "extreme": {"temperature": 0.005},
+}
+# The same whose negatives count by their hardness.
+_HARD: dict[str, Any] = {
+    "levels": _SHARP | {"hardness": (0.5, 1.5)},
+    "slope": lambda options, largest: ((1 + 2 * options["hardness"]) / options["temperature"],) * 2,
+    "positive": ("temperature",),
+    "extreme": {"temperature": 0.005, "hardness": 1.0},
 }
 
 
@@ -391,6 +402,21 @@ LOSSES: dict[str, Row] = {
             "sup_con",
             _temperature,
             **_TEMPERED,
+            distances=ALL,
+            cancels=True,
+        ),
+        Row(
+            "nt_xent_hardness",
+            _hardness,
+            **_HARD,
+            variant_of="nt_xent",
+            distances=ALL,
+        ),
+        Row(
+            "sup_con_hardness",
+            _hardness,
+            **_HARD,
+            variant_of="sup_con",
             distances=ALL,
             cancels=True,
         ),

@@ -71,6 +71,14 @@ NUMBERS: dict[str, tuple[str, Call]] = {
         "sup_con",
         Call("sup_con", {"temperature": 3.0, "distance": "sqeuclidean"}),
     ),
+    "nt_xent-hardness": (
+        "nt_xent_hardness",
+        Call("nt_xent", {"temperature": 0.3, "hardness": 0.7}),
+    ),
+    "sup_con-hardness": (
+        "sup_con_hardness",
+        Call("sup_con", {"temperature": 0.3, "hardness": 0.7, "distance": "dot"}),
+    ),
     "circle": ("circle", Call("circle", {"m": 0.3, "gamma": 10.0})),
     "cosface": ("cosface", Call("cosface", {"scale": 8.0, "margin": 0.2})),
     "arcface": ("arcface", Call("arcface", {"scale": 8.0, "margin": 30.0})),

@@ -16,8 +16,10 @@
   X(lifted_structure, LogSumKernels<T, LiftedStructure<T>>)                  \
   X(lifted_structure_original, LogSumKernels<T, LiftedStructureOriginal<T>>) \
   X(nt_xent, LogSumKernels<T, NTXent<T>>)                                    \
+  X(nt_xent_hardness, LogSumKernels<T, WithHardness<T, NTXent<T>>>)          \
   X(n_pairs, NPairsKernels<T>)                                               \
   X(sup_con, LogSumKernels<T, SupCon<T>>)                                    \
+  X(sup_con_hardness, LogSumKernels<T, WithHardness<T, SupCon<T>>>)          \
   X(circle, LogSumKernels<T, Circle<T>>)                                     \
   X(proxy_nca, LogSumKernels<T, ProxyNCA<T>, kKeptOfProxies>)                \
   X(cosface, LogSumKernels<T, CosFace<T>, kKeptOfProxies>)                   \

@@ -5,7 +5,12 @@ from __future__ import annotations
 from dmlap_kernels.backends.device import hinges, log_sums
 from dmlap_kernels.backends.device.class_runs import Angular, SoftTriple
 from dmlap_kernels.backends.device.hard import Hard
-from dmlap_kernels.backends.device.pair_terms import LiftedStructureOriginal, NPairs, NTXent
+from dmlap_kernels.backends.device.pair_terms import (
+    LiftedStructureOriginal,
+    NPairs,
+    NTXent,
+    NTXentHardness,
+)
 from dmlap_kernels.backends.device.terms import Family
 from dmlap_kernels.backends.device.triplets import Mined
 
@@ -15,6 +20,7 @@ FAMILIES: dict[str, Family] = {
     **log_sums.FAMILIES,
     "lifted_structure_original": LiftedStructureOriginal(),
     "nt_xent": NTXent(),
+    "nt_xent_hardness": NTXentHardness(),
     "n_pairs": NPairs(),
     "triplet_semihard": Mined(),
     "triplet_all": Mined(),
