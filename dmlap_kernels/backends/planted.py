@@ -22,6 +22,8 @@ from dmlap_kernels.problem import PairProblem, PairSpec, compute_dtype
 # Params for rows of about unit length, so that of every hinge some are active and some are not.
 PARAMS: dict[str, tuple[float, ...]] = {
     "triplet_hard": (0.2, 0.0, 0.0),
+    "triplet_easy_positive": (0.2, 0.0, 0.0),
+    "triplet_easy_positive_semihard": (0.2, 0.0, 0.0),
     "triplet_semihard": (0.2, 0.0, 0.0),
     "triplet_all": (0.2, 0.0, 0.0),
     "triplet_distance_weighted": (0.2, 0.0, 0.0, 0.5, 1.4, 3.0),

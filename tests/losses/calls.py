@@ -57,6 +57,7 @@ CALLS = [
     Call("triplet", {"margin": 0.3, "swap": True, "normalize": True, "distance": "cosine"}),
     Call("triplet", {"mining": "semihard", "swap": True}, "semihard"),
     Call("triplet", {"mining": "all", "smooth": True}, "all"),
+    Call("triplet", {"mining": "easy_positive_semihard", "margin": 0.5}, "easy"),
     Call("triplet", {"mining": "distance_weighted", "seed": 2**53 - 1, "margin": 0.4}, "drawn"),
     Call("contrastive", {"pos_margin": 0.1, "neg_margin": 3.5, "squared": True}),
     Call("margin", {"beta": 4.0, "margin": 0.3}),

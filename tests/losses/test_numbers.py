@@ -29,6 +29,10 @@ NUMBERS: dict[str, tuple[str, Call]] = {
         "triplet_hard",
         Call("triplet", {"margin": 0.3, "smooth": True, "swap": True}),
     ),
+    "easy": (
+        "triplet_easy_positive_semihard",
+        Call("triplet", {"margin": 0.9, "mining": "easy_positive_semihard"}),
+    ),
     "semihard": ("triplet_semihard", Call("triplet", {"margin": 0.9, "mining": "semihard"})),
     "all-smooth": (
         "triplet_all",

@@ -16,6 +16,8 @@ from dmlap_kernels.backends.device.triplets import Mined
 
 FAMILIES: dict[str, Family] = {
     "triplet_hard": Hard(),
+    "triplet_easy_positive": Hard(),
+    "triplet_easy_positive_semihard": Hard(),
     **hinges.FAMILIES,
     **log_sums.FAMILIES,
     "lifted_structure_original": LiftedStructureOriginal(),

@@ -50,8 +50,10 @@ class NTXent(_PairTermLoss):
 
 
 class NTXentHardness(_PairTermLoss):
-    """NT-Xent whose negatives count by their hardness. Keeps both log-sums: their difference has the
-    rounding of the larger one."""
+    """NT-Xent whose negatives count by their hardness.
+
+    Keeps both log-sums: their difference has the rounding of the larger one.
+    """
 
     def kept_rows(self, spec: PairSpec, problem: PairProblem) -> int:
         return 3
