@@ -225,6 +225,7 @@ def bad_calls(loss: str) -> dict[str, Row]:
 
 
 DRAWN = {"mining": "distance_weighted"}
+BAD_HARDNESS: Row = ({"hardness": -1.0}, ValueError, ["hardness", "at least 0", "-1.0"])
 # What only one loss refuses.
 OWN: dict[str, dict[str, Row]] = {
     "triplet": {
@@ -278,6 +279,8 @@ OWN: dict[str, dict[str, Row]] = {
     "lifted_structure": {
         "form": ({"form": "new"}, ValueError, ["form", "new", "'generalized'", "'original'"])
     },
+    "nt_xent": {"hardness-below": BAD_HARDNESS},
+    "sup_con": {"hardness-below": BAD_HARDNESS},
     "angular": {"alpha-large": ({"alpha": 70.5}, ValueError, ["alpha", "70.5", "at most 70"])},
 }
 BAD_LOSS_CALLS = [

@@ -22,6 +22,8 @@ from dmlap_kernels.problem import PairProblem, PairSpec, compute_dtype
 # Params for rows of about unit length, so that of every hinge some are active and some are not.
 PARAMS: dict[str, tuple[float, ...]] = {
     "triplet_hard": (0.2, 0.0, 0.0),
+    "triplet_easy_positive": (0.2, 0.0, 0.0),
+    "triplet_easy_positive_semihard": (0.2, 0.0, 0.0),
     "triplet_semihard": (0.2, 0.0, 0.0),
     "triplet_all": (0.2, 0.0, 0.0),
     "triplet_distance_weighted": (0.2, 0.0, 0.0, 0.5, 1.4, 3.0),
@@ -33,7 +35,9 @@ PARAMS: dict[str, tuple[float, ...]] = {
     "siglip": (5.0, 0.8),
     "n_pairs": (),
     "nt_xent": (0.2,),
+    "nt_xent_hardness": (0.2, 0.5),
     "sup_con": (0.2,),
+    "sup_con_hardness": (0.2, 0.5),
     "angular": (40.0,),
     "circle": (0.25, 16.0),
     "proxy_nca": (2.0,),

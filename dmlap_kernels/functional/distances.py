@@ -19,7 +19,10 @@ from dmlap_kernels.functional.options import (
     run,
 )
 
-TRIPLET_MINING = ("hard", "semihard", "all", "distance_weighted")
+TRIPLET_MINING = (
+    *("hard", "semihard", "all", "distance_weighted"),
+    *("easy_positive", "easy_positive_semihard"),
+)
 LIFTED_FORMS = ("generalized", "original")
 _CUTOFF = 0.5
 _NONZERO_LOSS_CUTOFF = 1.4
@@ -58,7 +61,7 @@ def fused_triplet_loss(
     precision: str | None = None,
     return_stats: bool | str = False,
 ) -> Result:
-    """Triplet loss on mined triplets (1503.03832, 1703.07737, 1706.07567).
+    """Triplet loss on mined triplets (1503.03832, 1703.07737, 1706.07567, 1904.04370).
 
     ``[d(i, p) - d(i, n) + margin]+`` for the triplets (i, p, n) that ``mining`` picks.
 
@@ -70,6 +73,9 @@ def fused_triplet_loss(
             ``"all"``: every triplet.
             ``"distance_weighted"``: each positive pair with a negative drawn with a probability
             inverse to the density of distances on the unit sphere; rows are L2-normalised.
+            ``"easy_positive"``: the nearest positive and the nearest negative of each anchor.
+            ``"easy_positive_semihard"``: the nearest positive of each anchor and the nearest
+            negative that is farther; without such a negative there is no triplet.
             Anchors without a positive or a negative have no triplet.
         smooth: softplus in place of the hinge.
         swap: after mining take the smaller of d(anchor, negative) and d(positive, negative); both
@@ -85,7 +91,8 @@ def fused_triplet_loss(
 
     Returns:
         Agrees with pytorch-metric-learning's ``TripletMarginLoss`` on all triplets and after
-        ``BatchHardMiner`` and ``DistanceWeightedMiner`` (which draws other negatives), and with
+        ``BatchHardMiner``, ``BatchEasyHardMiner("easy", "hard")`` and ``("easy", "semihard")``, and
+        ``DistanceWeightedMiner`` (which draws other negatives), and with
         sentence-transformers' ``BatchSemiHardTripletLoss``; but for ``swap`` with references, where
         the former looks the distance up in the matrix of the anchors. Its defaults are others:
         ``mining="all"``, ``margin=0.05``, ``normalize=True`` and ``reduction="mean_nonzero"``.

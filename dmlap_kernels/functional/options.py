@@ -86,16 +86,19 @@ def run_exponents(
     accepted: tuple[str, ...],
     normalize: Any,
     *others: Any,
+    more: tuple[Number, ...] = (),
     match: Match | None = None,
 ) -> Result:
-    """`run` of a loss with one number, the temperature or the scale of its exponents.
+    """`run` of a loss whose first number is the temperature or the scale of its exponents; ``more``
+    are the others.
 
     Such a loss only sees the quotient or product with the distance, less what is the same for all
     pairs of an anchor. So a tensor can go to the rows, on any backend and wherever it lies: its
     gradient is that of an ordinary multiplication.
     """
     if not isinstance(number, Tensor):
-        return run(loss, (number,), problem, distance, accepted, normalize, *others, match=match)
+        params = number, *more
+        return run(loss, params, problem, distance, accepted, normalize, *others, match=match)
     scale = number if loss == "proxy_nca" else 1 / number
     distance = checks.choice("distance", distance, accepted)
     unit = checks.flag("normalize", normalize) or distance == "cosine"
@@ -103,7 +106,7 @@ def run_exponents(
     y = None if problem.y is None else _scaled(problem.y, scale, distance, unit)
     raw = "dot" if distance == "cosine" else distance
     problem = problem.changed(rows=(x, y))
-    result = run(loss, (1.0,), problem, raw, accepted, False, *others, match=match)
+    result = run(loss, (1.0, *more), problem, raw, accepted, False, *others, match=match)
     if isinstance(result, Tensor):
         return result
     return result[0], _unscaled(result[1], scale.detach(), distance)

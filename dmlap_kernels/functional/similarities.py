@@ -11,6 +11,7 @@ from dmlap_kernels.functional.documentation import documented
 from dmlap_kernels.functional.options import (
     INNER_PRODUCT,
     SIMILARITY,
+    Number,
     Result,
     most_similar,
     operand,
@@ -133,6 +134,7 @@ def fused_nt_xent_loss(
     self_index: Tensor | None = None,
     match: Tensor | Callable[[Tensor, Tensor], Tensor] | None = None,
     temperature: float | Tensor = 0.07,
+    hardness: float | Tensor = 0.0,
     distance: str = "cosine",
     normalize: bool = False,
     reduction: str = "mean",
@@ -147,6 +149,9 @@ def fused_nt_xent_loss(
 
     Args:
         temperature: more than 0, in units of the similarity.
+        hardness: concentration of 2010.04592 (its beta), at least 0: each negative counts
+            ``e^(hardness s(i, n) / temperature)`` times, over the mean of these weights, whose
+            gradient is taken as well. 0 for equal weights.
         distance: ``"cosine"``, ``"dot"``, ``"euclidean"`` or ``"sqeuclidean"``.
 
     Returns:
@@ -166,7 +171,8 @@ def fused_nt_xent_loss(
     problem, alike = checks.matched_problem(*given)
     temperature = checks.number("temperature", temperature, above=0)
     options = distance, SIMILARITY, normalize, reduction, backend, precision, return_stats
-    return run_exponents("nt_xent", temperature, problem, *options, match=alike)
+    loss, more = _by_hardness("nt_xent", hardness)
+    return run_exponents(loss, temperature, problem, *options, more=more, match=alike)
 
 
 @documented
@@ -179,6 +185,7 @@ def fused_sup_con_loss(
     self_index: Tensor | None = None,
     match: Tensor | Callable[[Tensor, Tensor], Tensor] | None = None,
     temperature: float | Tensor = 0.1,
+    hardness: float | Tensor = 0.0,
     distance: str = "cosine",
     normalize: bool = False,
     reduction: str = "mean_nonzero",
@@ -194,6 +201,9 @@ def fused_sup_con_loss(
 
     Args:
         temperature: more than 0, in units of the similarity.
+        hardness: concentration of 2010.04592 (its beta), at least 0: in the softmax each
+            negative counts ``e^(hardness s(i, n) / temperature)`` times, over the mean of these
+            weights, whose gradient is taken as well. 0 for equal weights.
         distance: ``"cosine"``, ``"dot"``, ``"euclidean"`` or ``"sqeuclidean"``.
 
     Returns:
@@ -213,7 +223,16 @@ def fused_sup_con_loss(
     problem, alike = checks.matched_problem(*given)
     temperature = checks.number("temperature", temperature, above=0)
     options = distance, SIMILARITY, normalize, reduction, backend, precision, return_stats
-    return run_exponents("sup_con", temperature, problem, *options, match=alike)
+    loss, more = _by_hardness("sup_con", hardness)
+    return run_exponents(loss, temperature, problem, *options, more=more, match=alike)
+
+
+def _by_hardness(loss: str, hardness: Number) -> tuple[str, tuple[Number, ...]]:
+    """The policy, and its number beside the temperature."""
+    hardness = checks.number("hardness", hardness, minimum=0)
+    if not isinstance(hardness, Tensor) and hardness == 0:
+        return loss, ()
+    return f"{loss}_hardness", (hardness,)
 
 
 @documented

@@ -60,6 +60,9 @@ MINERS: dict[str, Callable[[Any], tuple[Any, Any]]] = {
         "BatchEasyHardMiner", pos_strategy="hard", neg_strategy="hard", distance=d
     ),
     "easy": lambda d: both("BatchEasyHardMiner", distance=d),
+    "easy-hard": lambda d: both(
+        "BatchEasyHardMiner", pos_strategy="easy", neg_strategy="hard", distance=d
+    ),
     "everything": lambda d: both(
         "BatchEasyHardMiner", pos_strategy="all", neg_strategy="all", distance=d
     ),

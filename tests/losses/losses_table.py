@@ -222,6 +222,10 @@ def _temperature(draw: Draw, *, sharpness: str) -> dict[str, Any]:
     return {"temperature": 1 / draw.rate(sharpness)}
 
 
+def _hardness(draw: Draw, *, sharpness: str, hardness: float) -> dict[str, Any]:
+    return _temperature(draw, sharpness=sharpness) | {"hardness": hardness}
+
+
 def _given(draw: Draw, **options: Any) -> dict[str, Any]:
     return options
 
@@ -279,6 +283,13 @@ _TEMPERED: dict[str, Any] = {
     "positive": ("temperature",),
     "extreme": {"temperature": 0.005},
 }
+# The same whose negatives count by their hardness.
+_HARD: dict[str, Any] = {
+    "levels": _SHARP | {"hardness": (0.5, 1.5)},
+    "slope": lambda options, largest: ((1 + 2 * options["hardness"]) / options["temperature"],) * 2,
+    "positive": ("temperature",),
+    "extreme": {"temperature": 0.005, "hardness": 1.0},
+}
 
 
 def _smooth(options: dict[str, Any], largest: float) -> tuple[float, float]:
@@ -294,6 +305,24 @@ LOSSES: dict[str, Row] = {
             variant_of="triplet",
             levels=_SWAPS,
             slope=_smooth,
+        ),
+        Row(
+            "triplet_easy_positive",
+            _triplet,
+            {"mining": "easy_positive"},
+            variant_of="triplet",
+            levels=_SWAPS,
+            slope=_smooth,
+            max_rows=130,
+        ),
+        Row(
+            "triplet_easy_positive_semihard",
+            _triplet,
+            {"mining": "easy_positive_semihard"},
+            variant_of="triplet",
+            levels=_SWAPS,
+            slope=_smooth,
+            max_rows=130,
         ),
         Row(
             "triplet_semihard",
@@ -391,6 +420,21 @@ LOSSES: dict[str, Row] = {
             "sup_con",
             _temperature,
             **_TEMPERED,
+            distances=ALL,
+            cancels=True,
+        ),
+        Row(
+            "nt_xent_hardness",
+            _hardness,
+            **_HARD,
+            variant_of="nt_xent",
+            distances=ALL,
+        ),
+        Row(
+            "sup_con_hardness",
+            _hardness,
+            **_HARD,
+            variant_of="sup_con",
             distances=ALL,
             cancels=True,
         ),

@@ -105,8 +105,12 @@ struct AngularKernels {
     show<2>(name, "no-negatives", {0.3, 0.0}, term);
   }
 };
-template <class>
-struct TripletHardKernels {
+enum class Mining { hard, easy_positive, easy_positive_semihard };
+// The triplets' terms are those of the hard ones.
+template <class, Mining = Mining::hard>
+struct TripletHardKernels : Elsewhere {};
+template <class U>
+struct TripletHardKernels<U, Mining::hard> {
   static void show_terms(const char* name) {
     for (const double smooth : {0, 1}) {
       const double params[kMaxParams] = {0.2, smooth, 1};
@@ -122,7 +126,6 @@ struct TripletHardKernels {
     }
   }
 };
-// The triplets' terms are those of the hard ones.
 template <class>
 struct TripletSemihardKernels : Elsewhere {};
 template <class>

@@ -42,13 +42,16 @@ def test_pairs_a_ten_thousandth_apart(
         compare(loss, found, backend)
 
 
-@EVERY
+@of_losses(lambda row: row.name != "triplet_easy_positive_semihard")
 @pytest.mark.parametrize("distance", ["euclidean", "sqeuclidean", "cosine"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
 def test_duplicated_points_have_no_gradient_between_them(
     loss: str, options: Options, distance: str, dtype: torch.dtype, backend: str
 ) -> None:
-    """All points coincide: every distance is 0, so is every gradient, and nothing is NaN."""
+    """All points coincide: every distance is 0, so is every gradient, and nothing is NaN.
+
+    Left out is a mining without a term where no negative is farther, which rounding decides.
+    """
     row = LOSSES[loss]
     if distance not in (row.distances or (row.default_distance,)):
         pytest.skip(f"{loss} does not accept {distance}")
@@ -146,7 +149,10 @@ def test_all_rows_non_finite(loss: str, options: Options, dtype: torch.dtype, ba
         value.backward()
 
 
-@of_losses(lambda row: row.name not in ("triplet_semihard", "triplet_distance_weighted"))
+BY_ORDER = ("triplet_semihard", "triplet_easy_positive_semihard", "triplet_distance_weighted")
+
+
+@of_losses(lambda row: row.name not in BY_ORDER)
 @pytest.mark.parametrize("distance", ["cosine", "euclidean"])
 def test_zero_rows_are_normalised_as_pytorch_does(
     loss: str, options: Options, distance: str, backend: str

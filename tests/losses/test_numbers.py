@@ -29,6 +29,10 @@ NUMBERS: dict[str, tuple[str, Call]] = {
         "triplet_hard",
         Call("triplet", {"margin": 0.3, "smooth": True, "swap": True}),
     ),
+    "easy": (
+        "triplet_easy_positive_semihard",
+        Call("triplet", {"margin": 0.9, "mining": "easy_positive_semihard"}),
+    ),
     "semihard": ("triplet_semihard", Call("triplet", {"margin": 0.9, "mining": "semihard"})),
     "all-smooth": (
         "triplet_all",
@@ -70,6 +74,14 @@ NUMBERS: dict[str, tuple[str, Call]] = {
     "sup_con-sqeuclidean": (
         "sup_con",
         Call("sup_con", {"temperature": 3.0, "distance": "sqeuclidean"}),
+    ),
+    "nt_xent-hardness": (
+        "nt_xent_hardness",
+        Call("nt_xent", {"temperature": 0.3, "hardness": 0.7}),
+    ),
+    "sup_con-hardness": (
+        "sup_con_hardness",
+        Call("sup_con", {"temperature": 0.3, "hardness": 0.7, "distance": "dot"}),
     ),
     "circle": ("circle", Call("circle", {"m": 0.3, "gamma": 10.0})),
     "cosface": ("cosface", Call("cosface", {"scale": 8.0, "margin": 0.2})),

@@ -18,6 +18,8 @@ from tests.losses.losses_table import LOSSES
 
 HINGES = {
     "triplet_hard": {"margin": 1.0},
+    "triplet_easy_positive": {"margin": 1.0},
+    "triplet_easy_positive_semihard": {"margin": 1.0},
     "triplet_semihard": {"margin": 1.0},
     "triplet_all": {"margin": 1.0},
     "contrastive": {"pos_margin": 1.0, "neg_margin": 2.0},

@@ -85,12 +85,24 @@ def lifted_structure_original(
     return Terms([Group(values, pairs.positives)], [argument[pairs.positives & known].detach()])
 
 
-def nt_xent(pairs: Pairs, *, temperature: float = 0.07) -> Terms:
+def _against(pairs: Pairs, logits: Tensor, hardness: float | Tensor) -> Tensor:
+    """log sum_N w e^logit, where w are the e^(hardness logit) over their mean (2010.04592, section
+    3), with the gradient of the weights as in its authors' code."""
+    total = log_sum_exp((1 + hardness) * logits, pairs.negatives)
+    weights = log_sum_exp(hardness * logits, pairs.negatives)
+    return total - weights + pairs.negatives.sum(1).clamp_min(1).to(logits.dtype).log()
+
+
+def nt_xent(pairs: Pairs, *, temperature: float = 0.07, hardness: float | Tensor = 0.0) -> Terms:
     """log(1 + sum_N e^((d_ip - d_in) / temperature)) of each positive pair (2002.05709, eq. 1)."""
     logits = -pairs.d / temperature
-    against = log_sum_exp(logits, pairs.negatives)[:, None]
+    against = _against(pairs, logits, hardness)[:, None]
     values = softplus(against - logits) * pairs.negatives.any(1, keepdim=True)
     return Terms([Group(values, pairs.positives)], soft=True)
+
+
+# By the policies' names.
+nt_xent_hardness = nt_xent
 
 
 def n_pairs(pairs: Pairs) -> Terms:
@@ -113,13 +125,18 @@ def n_pairs(pairs: Pairs) -> Terms:
     return Terms([_per_anchor(values, counted)], soft=True)
 
 
-def sup_con(pairs: Pairs, *, temperature: float = 0.1) -> Terms:
+def sup_con(pairs: Pairs, *, temperature: float = 0.1, hardness: float | Tensor = 0.0) -> Terms:
     """Mean over P of -log softmax over all other rows (2004.11362, eq. 2)."""
     logits = -pairs.d / temperature
-    everyone = log_sum_exp(logits, pairs.positives | pairs.negatives)[:, None]
+    everyone = log_sum_exp(logits, pairs.positives)
+    against = torch.logaddexp(everyone, _against(pairs, logits, hardness))
+    everyone = torch.where(pairs.negatives.any(1), against, everyone)[:, None]
     log_p = torch.where(pairs.positives, logits - everyone, torch.zeros_like(logits))
     values = -log_p.sum(1) / pairs.positives.sum(1).clamp_min(1)
     return Terms([_per_anchor(values)], soft=True)
+
+
+sup_con_hardness = sup_con
 
 
 def angular(pairs: Pairs, *, alpha: float = 40.0) -> Terms:

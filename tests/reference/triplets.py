@@ -23,6 +23,32 @@ def triplet_hard(
     return _terms(pairs, p, n, valid, kinks, margin=margin, smooth=smooth, swap=swap)
 
 
+def triplet_easy_positive(
+    pairs: Pairs, *, margin: float = 0.2, smooth: bool = False, swap: bool = False
+) -> Terms:
+    """[min_P d - min_N d + margin]+ over the anchors that have both (1904.04370, EPHN)."""
+    p, n = _nearest(pairs, pairs.positives), _nearest(pairs, pairs.negatives)
+    valid = (p >= 0) & (n >= 0)
+    kinks = [_lead(pairs.d, pairs.positives, p, valid), _lead(pairs.d, pairs.negatives, n, valid)]
+    return _terms(pairs, p, n, valid, kinks, margin=margin, smooth=smooth, swap=swap)
+
+
+def triplet_easy_positive_semihard(
+    pairs: Pairs, *, margin: float = 0.2, smooth: bool = False, swap: bool = False
+) -> Terms:
+    """The same with the nearest negative beyond the positive, where there is one (EPSHN)."""
+    d, p = pairs.d.detach(), _nearest(pairs, pairs.positives)
+    if d.shape[1] == 0:
+        return _terms(pairs, p, p, p >= 0, [], margin=margin, smooth=smooth, swap=swap)
+    d_ap = d.gather(1, p.clamp_min(0))
+    beyond = pairs.negatives & (p >= 0) & (d > d_ap)
+    n = _nearest(pairs, beyond)
+    valid = n >= 0
+    kinks = [_lead(d, pairs.positives, p, p >= 0), _lead(d, beyond, n, valid)]
+    kinks.append((d - d_ap)[pairs.negatives & (p >= 0)])
+    return _terms(pairs, p, n, valid, kinks, margin=margin, smooth=smooth, swap=swap)
+
+
 def triplet_semihard(
     pairs: Pairs, *, margin: float = 0.2, smooth: bool = False, swap: bool = False
 ) -> Terms:
@@ -153,6 +179,11 @@ def _doubt(pairs: Pairs, weights: Tensor, seed: int) -> list[float]:
                 drawn = uniform01(seed, pairs.numbers[i], k)
                 found.append((shares[:-1] - drawn).abs().min().item())
     return [gap / (4 * pairs.x.shape[1] + 10) if math.isfinite(gap) else 1.0 for gap in found]
+
+
+def _nearest(pairs: Pairs, mask: Tensor) -> Tensor:
+    """[B, 1], -1 where there is none."""
+    return first_extreme(pairs.d.detach(), mask, pairs.ref_labels, largest=False)[:, None]
 
 
 def _lead(d: Tensor, mask: Tensor, chosen: Tensor, valid: Tensor) -> Tensor:

@@ -50,6 +50,7 @@ def mined(sides: Sides) -> PairGradient:
 
 CALLS: dict[str, Callable[[Sweeps, Sides], Any]] = {
     "extremes": lambda sweeps, sides: sweeps.extremes(sides, True),
+    "nearest_pairs": lambda sweeps, sides: sweeps.nearest_pairs(sides, vectors(sides)[0]),
     "hinge_sums": lambda sweeps, sides: sweeps.hinge_sums(sides, *vectors(sides, 2), True),
     "logistic_sums": lambda sweeps, sides: sweeps.logistic_sums(sides, CLIPPED, CLIPPED),
     "log_sums": lambda sweeps, sides: sweeps.log_sums(sides, CLIPPED, CLIPPED, *vectors(sides, 2)),

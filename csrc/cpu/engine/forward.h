@@ -49,6 +49,10 @@ struct AnchorState {
     }
     negative_sum += sum * std::exp(double(top) - double(negative_top));
   }
+  void clear_exponentials() {
+    negative_top = -kInf<T>;
+    negative_sum = 0;
+  }
   // The same anchor against other negatives.
   void merge(const AnchorState& o) {
     for (int g = 0; g < 2; ++g) terms[g].add(o.terms[g]);

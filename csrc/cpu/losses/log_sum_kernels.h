@@ -16,10 +16,12 @@ struct SavedLogSums {
   T* push;               // [nx] d term / d neg_lse
   T *nearest_negative,
       *farthest_positive;  // [nx] distance of the nearest negative, of the farthest positive
-  T* column_lse;           // [ny] where the references are anchors as well
-  uint8_t* active;         // [panel pairs]
+  T *weighted_lse,
+      *weight_lse;  // [nx] of negatives that have weights, and of these: neg_lse, in parts
+  T* column_lse;    // [ny] where the references are anchors as well
+  uint8_t* active;  // [panel pairs]
 
-  static constexpr int kArrays = 7;
+  static constexpr int kArrays = 9;
 
   static constexpr SavedSize size(bool self) {
     return with_active<T>({sizeof(SavedHeader), kArrays * sizeof(T), sizeof(T)}, self);
@@ -32,7 +34,9 @@ struct SavedLogSums {
     push = shift + nx;
     nearest_negative = push + nx;
     farthest_positive = nearest_negative + nx;
-    column_lse = farthest_positive + nx;
+    weighted_lse = farthest_positive + nx;
+    weight_lse = weighted_lse + nx;
+    column_lse = weight_lse + nx;
     active = reinterpret_cast<uint8_t*>(column_lse + ny);
   }
 };
@@ -105,6 +109,7 @@ struct LogSumKernels {
       saved.nearest_negative[i] = p.from_squared(a.hardest_negative);
       saved.farthest_positive[i] = farthest_positive(p, a);
     }
+    if constexpr (Policy::kWeighted) weigh_negatives(policy, state, saved);
     for (int64_t j = 0; Policy::kBothEnds && !p.self && j < p.y().n; ++j) {
       saved.column_lse[j] = state.references[j].log_sum();
     }
@@ -126,29 +131,15 @@ struct LogSumKernels {
     Anchors x(p.x.panels), y(p.self || !Policy::kBothEnds ? 0 : p.y().panels);
     upstream(policy, p, options, args, saved, pull, x);
     if constexpr (Policy::kBothEnds) both_ends(policy, p, saved, pull, x, y);
+    if constexpr (Policy::kWeighted) {
+      return weighted_backward(policy, rows, saved, args, pull, x);
+    }
     finish_anchors(policy, range, p.x, saved.neg_lse, saved.farthest_positive, x);
     if (!p.self && Policy::kBothEnds) {
       finish_anchors(policy, range, p.y(), saved.column_lse, saved.farthest_positive, y);
     }
-    GradientSide<T> gx, gy;
-    gx.out = args.gx;
-    gy.out = args.gy;
-    const auto slope = [&](int64_t i, int64_t j, T d) {
-      if (pull[i] == 0) return T(0);
-      return pull[i] * positive_slope(policy, p, saved, i, j, d);
-    };
-    positive_gradients(p, slope, gx, gy);
-    const T* reach = policy.mined ? x.reach.get() : nullptr;
     const Anchors* columns = p.self ? &x : (Policy::kBothEnds ? &y : nullptr);
-    const LogSumPairGradient<T> pair_gradient{&p,
-                                              &range,
-                                              x.push.get(),
-                                              x.neg_lse.get(),
-                                              reach,
-                                              columns ? columns->push.get() : nullptr,
-                                              columns ? columns->neg_lse.get() : nullptr,
-                                              reach};
-    sweep_backward(rows, saved.active, pair_gradient, gx, gy);
+    both_signs(policy, rows, saved, args, pull, gradient_of(policy, p, range, x, columns));
   }
 
  private:
@@ -165,6 +156,71 @@ struct LogSumKernels {
       reach.fill(n, -kInf<T>);
     }
   };
+
+  static LogSumPairGradient<T> gradient_of(const Policy& policy, const Prepared<T>& p,
+                                           const ExponentRange<T>& range, const Anchors& x,
+                                           const Anchors* columns) {
+    const T* reach = policy.mined ? x.reach.get() : nullptr;
+    return {&p,
+            &range,
+            x.push.get(),
+            x.neg_lse.get(),
+            reach,
+            columns ? columns->push.get() : nullptr,
+            columns ? columns->neg_lse.get() : nullptr,
+            reach};
+  }
+
+  // The gradients of the positives, and those of the negatives by their pair gradient.
+  template <class PairGradient>
+  static void both_signs(const Policy& policy, const BackwardRows<T>& rows,
+                         const SavedLogSums<T>& saved, const BackwardArgs<T>& args,
+                         const Buffer<T>& pull, const PairGradient& pair_gradient) {
+    const Prepared<T>& p = rows.get();
+    GradientSide<T> gx, gy;
+    gx.out = args.gx;
+    gy.out = args.gy;
+    const auto slope = [&](int64_t i, int64_t j, T d) {
+      if (pull[i] == 0) return T(0);
+      return pull[i] * positive_slope(policy, p, saved, i, j, d);
+    };
+    positive_gradients(p, slope, gx, gy);
+    sweep_backward(rows, saved.active, pair_gradient, gx, gy);
+  }
+
+  // A second sweep, over the weights. What the first one gathered is saved already.
+  static void weigh_negatives(const Policy& policy, const ForwardState<T>& state,
+                              const SavedLogSums<T>& saved) {
+    const Prepared<T>& p = state.p;
+    const ExponentRange<T> range(p, policy.weight);
+    for (int64_t i = 0; i < p.x.n; ++i) state.anchors[i].clear_exponentials();
+    ForwardShared<T> shared = state.shared(nullptr);
+    shared.kept = nullptr;
+    sweep_negatives<T, LogSumAccumulator<T>>(shared, {&range, nullptr});
+    for (int64_t i = 0; i < p.x.n; ++i) {
+      saved.weighted_lse[i] = saved.neg_lse[i];
+      saved.weight_lse[i] = state.anchors[i].log_sum();
+      if (p.negatives(i) == 0) continue;
+      saved.neg_lse[i] += T(std::log(double(p.negatives(i)))) - saved.weight_lse[i];
+    }
+  }
+
+  // neg_lse is a difference of two log-sums, and so is its gradient.
+  static void weighted_backward(const Policy& policy, const BackwardRows<T>& rows,
+                                const SavedLogSums<T>& saved, const BackwardArgs<T>& args,
+                                const Buffer<T>& pull, Anchors& x) {
+    const Prepared<T>& p = rows.get();
+    const ExponentRange<T> range(p, policy.negative), range_of_weights(p, policy.weight);
+    Anchors weights(p.x.panels);
+    for (int64_t i = 0; i < p.x.n; ++i) weights.push[i] = -x.push[i];
+    finish_anchors(policy, range, p.x, saved.weighted_lse, saved.farthest_positive, x);
+    finish_anchors(policy, range_of_weights, p.x, saved.weight_lse, saved.farthest_positive,
+                   weights);
+    const SumOfGradients<LogSumPairGradient<T>> pair_gradient{
+        gradient_of(policy, p, range, x, p.self ? &x : nullptr),
+        gradient_of(policy, p, range_of_weights, weights, p.self ? &weights : nullptr)};
+    both_signs(policy, rows, saved, args, pull, pair_gradient);
+  }
 
   static bool kept_positive(const Policy& policy, T d, T nearest_negative) {
     return !policy.mined || d + policy.epsilon > nearest_negative;

@@ -222,4 +222,15 @@ struct LogSumPairGradient {
   }
 };
 
+// The sum of two pair gradients.
+template <class PairGradient>
+struct SumOfGradients {
+  using V = typename PairGradient::V;
+  PairGradient a, b;
+
+  void row(int64_t i) { a.row(i), b.row(i); }
+  bool idle(V d2) const { return a.idle(d2) && b.idle(d2); }
+  V weight(V d2, int64_t j) const { return a.weight(d2, j) + b.weight(d2, j); }
+};
+
 }  // namespace dmlap::cpu::DMLAP_ISA

@@ -12,6 +12,10 @@ from dmlap_kernels.backends.cpu import native
 from dmlap_kernels.backends.cuda.cuda_sweeps import CudaSweeps
 from dmlap_kernels.backends.device.backend import DeviceBackend
 from dmlap_kernels.backends.device.sweeps import Sweeps
+from dmlap_kernels.problem import PairSpec
+
+# Losses of primitives that it has no kernels for.
+WITHOUT = ("triplet_easy_positive", "triplet_easy_positive_semihard")
 
 
 @functools.cache
@@ -88,6 +92,11 @@ class CudaBackend(DeviceBackend):
         if not archs:
             return f"the extension was built without CUDA: {why_without()}"
         return why_unavailable(archs, machine(), torch.version.cuda)
+
+    def refuses(self, spec: PairSpec | None, device_type: str, dtype: torch.dtype) -> str | None:
+        if spec is not None and spec.loss in WITHOUT:
+            return f"it has no kernel for {spec.loss!r} (the torch and triton backends serve it)"
+        return super().refuses(spec, device_type, dtype)
 
     def sweeps(self) -> Sweeps:
         return _sweeps()

@@ -47,6 +47,9 @@ class CudaSweeps:
         self._forward("cuda_extremes", sides, addresses_of(*out))
         return out
 
+    def nearest_pairs(self, sides: Sides, negative_above: Tensor | None = None) -> Extremes:
+        raise NotImplementedError("cuda has no kernel for the nearest pairs")
+
     def hinge_sums(
         self, sides: Sides, positive_bound: Tensor, negative_bound: Tensor, squared: bool
     ) -> HingeSums:

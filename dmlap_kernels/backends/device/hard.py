@@ -1,4 +1,4 @@
-"""Batch-hard triplets: one triplet an anchor, so that all but mining is O(B * D)."""
+"""One triplet an anchor, batch-hard or with the easiest positive: all but mining is O(B * D)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ _WHOLE = {torch.float32: torch.int32, torch.float64: torch.int64}
 
 
 class Hard:
-    """The loss ``triplet_hard``. Keeps the mined columns, whole numbers in the place of floats."""
+    """The losses ``triplet_hard``, ``triplet_easy_positive`` and
+    ``triplet_easy_positive_semihard``. Keeps the mined columns, whole numbers in the place of
+    floats."""
 
     def groups(self, spec: PairSpec) -> int:
         return 1
@@ -34,7 +36,7 @@ class Hard:
         return 2
 
     def forward(self, call: Call) -> Found:
-        mined = torch.stack((call.extremes.positive_column, call.extremes.negative_column))
+        mined = torch.stack(_mined(call))
         for_numbers = torch.is_grad_enabled()
         made = _made(call, mined)
         group, excess = made.group, made.excess.detach()
@@ -65,6 +67,18 @@ class Hard:
         if sides.y_grad:
             gy = add_at(torch.zeros_like(y), made.columns, found.pop())
         return PackedGradients(gx, gy)
+
+
+def _mined(call: Call) -> tuple[Tensor, Tensor]:
+    """Columns (B,) of the positives and of the negatives, -1 for none."""
+    if call.spec.loss == "triplet_hard":
+        return call.extremes.positive_column, call.extremes.negative_column
+    found = call.sweeps.nearest_pairs(call.sides)
+    negative = found.negative_column
+    if call.spec.loss == "triplet_easy_positive_semihard":
+        # Beyond a positive at inf, which is none, there is no negative either.
+        negative = call.sweeps.nearest_pairs(call.sides, found.positive).negative_column
+    return found.positive_column, negative
 
 
 class _Made(NamedTuple):

@@ -12,6 +12,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dmlap_kernels.backends.device.hardness import (
+    Hardness,
+    added,
+    gradient_of_negatives,
+    log_mean_weight,
+    negative_lse,
+)
 from dmlap_kernels.backends.device.sweeps import Exponent, LogSums, PairGradient
 from dmlap_kernels.backends.device.terms import (
     Call,
@@ -49,12 +56,16 @@ class Anchors(NamedTuple):
 Terms = tuple[tuple[Tensor, Tensor | None], ...]
 
 
+# `LogSums`, and with a hardness the log-sum of the weights.
+Sums = tuple[Tensor, ...]
+
+
 class Policy(NamedTuple):
     """A loss by its exponents and terms.
 
     ``read`` are the sums that the terms look at. With ``epsilon`` only pairs are seen that are not
     easy: positives with d > nearest negative - epsilon, negatives with d < farthest positive +
-    epsilon.
+    epsilon. With a ``hardness`` negatives count by theirs, and ``negative`` is its ``weighted``.
     """
 
     positive: Exponent
@@ -62,6 +73,7 @@ class Policy(NamedTuple):
     terms: Callable[[Anchors], Terms]
     epsilon: float | None = None
     read: tuple[str, ...] = ("pos_lse", "neg_lse")
+    hardness: Hardness | None = None
 
 
 def multi_similarity(
@@ -93,6 +105,12 @@ def sup_con(temperature: float) -> Policy:
 
     exponent = Exponent(-1 / temperature)
     return Policy(exponent, exponent, terms, read=LogSums._fields)
+
+
+def sup_con_hardness(temperature: float, hardness: float) -> Policy:
+    by_hardness = Hardness.of(-1 / temperature, hardness)
+    plain = sup_con(temperature)
+    return plain._replace(negative=by_hardness.weighted, hardness=by_hardness)
 
 
 def circle(m: float, gamma: float) -> Policy:
@@ -151,19 +169,27 @@ def _epsilon(row: Tensor) -> float:
 class LogSumLoss:
     """A loss by its policy. Keeps the log-sums, and the bounds of mined pairs.
 
-    ``mining`` is which of the params is the flag that pairs are mined, None where they never are.
+    ``mining`` is which of the params is the flag that pairs are mined, None where they never are;
+    ``by_hardness``: whether the policy has a hardness.
     """
 
     def __init__(
-        self, policy: Callable[..., Policy], groups: int = 1, mining: int | None = None
+        self,
+        policy: Callable[..., Policy],
+        groups: int = 1,
+        mining: int | None = None,
+        by_hardness: bool = False,
     ) -> None:
         self._policy, self._groups, self._mining = policy, groups, mining
+        self._by_hardness = by_hardness
 
     def groups(self, spec: PairSpec) -> int:
         return self._groups
 
     def kept_rows(self, spec: PairSpec, problem: PairProblem) -> int:
         # Of a traced call the numbers are not known, but the flags are.
+        if self._by_hardness:
+            return 4
         return 5 if self._mining is not None and spec.params[self._mining] else 3
 
     def forward(self, call: Call) -> Found:
@@ -174,7 +200,9 @@ class LogSumLoss:
             bounds = nearest - policy.epsilon, farthest + policy.epsilon
         above, below = bounds or (None, None)
         exponents = policy.positive, policy.negative
-        sums = call.sweeps.log_sums(call.sides, *exponents, above, below, policy.read)
+        sums: Sums = call.sweeps.log_sums(call.sides, *exponents, above, below, policy.read)
+        if policy.hardness is not None:
+            sums = *sums, negative_lse(call, call.sides, policy.hardness.weight)
         if torch.is_grad_enabled():
             groups = _groups(call, policy, sums)
         else:
@@ -186,20 +214,28 @@ class LogSumLoss:
         policy = self._policy(*call.spec.params)
         leaves, totals = call.memo.get("graph") or (None, ())
         if not all(total.requires_grad for total in totals) or leaves is None:
-            _, (leaves, totals) = _with_graph(call, policy, LogSums(*kept[:3]))
+            sums = tuple(kept[: 3 if policy.hardness is None else 4])
+            _, (leaves, totals) = _with_graph(call, policy, sums)
         slopes = torch.autograd.grad(
             totals, leaves, weights.unbind(), retain_graph=True, allow_unused=True
         )
-        coefficients = call.rows(*kept[:2], *slopes, *kept[3:])
+        by_weight_lse, bounds = (slopes[3], ()) if policy.hardness else (None, kept[3:])
+        coefficients = call.rows(*kept[:2], *slopes[:3], *bounds)
         kind = "exponential" if policy.epsilon is None else "mined"
         pair_gradient = PairGradient(kind, coefficients, None, policy.positive, policy.negative)
-        return PackedGradients(*call.sweeps.gradient(call.sides, pair_gradient))
+        found = call.sweeps.gradient(call.sides, pair_gradient)
+        if policy.hardness is not None:
+            assert by_weight_lse is not None
+            part = kept[3], by_weight_lse, policy.hardness.weight
+            found = added(found, gradient_of_negatives(call, call.sides, *part))
+        return PackedGradients(*found)
 
 
 FAMILIES: dict[str, Family] = {
     "multi_similarity": LogSumLoss(multi_similarity, mining=3),
     "lifted_structure": LogSumLoss(lifted_structure),
     "sup_con": LogSumLoss(sup_con),
+    "sup_con_hardness": LogSumLoss(sup_con_hardness, by_hardness=True),
     "circle": LogSumLoss(circle),
     "proxy_nca": LogSumLoss(proxy_nca),
     "cosface": LogSumLoss(cosface),
@@ -208,17 +244,20 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def _groups(call: Call, policy: Policy, sums: LogSums) -> tuple[Group, ...]:
-    anchors = Anchors(*sums, lambda: call.positives)
+def _groups(call: Call, policy: Policy, sums: Sums) -> tuple[Group, ...]:
+    pos_lse, neg_lse, exponent_sum, *weight_lse = sums
+    if weight_lse:
+        neg_lse = neg_lse - log_mean_weight(call, weight_lse[0])
+    anchors = Anchors(pos_lse, neg_lse, exponent_sum, lambda: call.positives)
     return tuple(anchor_group(*term) for term in policy.terms(anchors))
 
 
 def _with_graph(
-    call: Call, policy: Policy, sums: LogSums
-) -> tuple[tuple[Group, ...], tuple[LogSums, tuple[Tensor, ...]]]:
+    call: Call, policy: Policy, sums: Sums
+) -> tuple[tuple[Group, ...], tuple[Sums, tuple[Tensor, ...]]]:
     """The groups, and for their derivatives the sums as leaves of autograd, and the totals."""
     with torch.enable_grad():
-        leaves = LogSums(*(row.detach().requires_grad_() for row in sums))
+        leaves = tuple(row.detach().requires_grad_() for row in sums)
         made = _groups(call, policy, leaves)
     plain = tuple(group._replace(total=group.total.detach()) for group in made)
     return plain, (leaves, tuple(group.total for group in made))

@@ -8,6 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dmlap_kernels.backends.device.hardness import (
+    NOTHING,
+    Hardness,
+    added,
+    gradient_of_negatives,
+    log_mean_weight,
+    negative_lse,
+)
 from dmlap_kernels.backends.device.packing import Sides
 from dmlap_kernels.backends.device.sweeps import Both, Exponent, PairGradient
 from dmlap_kernels.backends.device.terms import Call, Found, Group, PackedGradients, found
@@ -39,6 +47,45 @@ class NTXent(_PairTermLoss):
     def backward(self, call: Call, kept: Tensor, weights: Tensor) -> PackedGradients:
         temperature = _temperature(call.spec)
         return PackedGradients(*_nt_xent_gradient(call, call.sides, temperature, kept, weights[0]))
+
+
+class NTXentHardness(_PairTermLoss):
+    """NT-Xent whose negatives count by their hardness.
+
+    Keeps both log-sums: their difference has the rounding of the larger one.
+    """
+
+    def kept_rows(self, spec: PairSpec, problem: PairProblem) -> int:
+        return 3
+
+    def forward(self, call: Call) -> Found:
+        sides, (positive, by_hardness) = call.sides, self._exponents(call)
+        weight_lse = negative_lse(call, sides, by_hardness.weight)
+        weighted_lse = negative_lse(call, sides, by_hardness.weighted)
+        neg_lse = self._neg_lse(call, weighted_lse, weight_lse)
+        terms = call.sweeps.pair_terms(sides, "nt_xent", positive, neg_lse, **_read(call))
+        group = Group(terms.total, call.positives, terms.nonzero)
+        return found((group,), torch.stack((weighted_lse, weight_lse, terms.by_neg_lse)))
+
+    def backward(self, call: Call, kept: Tensor, weights: Tensor) -> PackedGradients:
+        sides, (positive, by_hardness) = call.sides, self._exponents(call)
+        (weighted_lse, weight_lse, by_neg_lse), (weight,) = kept, weights
+        neg_lse = self._neg_lse(call, weighted_lse, weight_lse)
+        of_terms = call.rows(neg_lse, weight, torch.zeros_like(weight))
+        pair_gradient = PairGradient("nt_xent", of_terms, None, positive, NOTHING)
+        push = weight * by_neg_lse
+        parts = (
+            gradient_of_negatives(call, sides, weighted_lse, push, by_hardness.weighted),
+            gradient_of_negatives(call, sides, weight_lse, -push, by_hardness.weight),
+        )
+        return PackedGradients(*added(call.sweeps.gradient(sides, pair_gradient), *parts))
+
+    def _neg_lse(self, call: Call, weighted_lse: Tensor, weight_lse: Tensor) -> Tensor:
+        return (weighted_lse - log_mean_weight(call, weight_lse)).clamp(min=_LOWEST)
+
+    def _exponents(self, call: Call) -> tuple[Exponent, Hardness]:
+        temperature, hardness = call.spec.params
+        return Exponent(1 / temperature), Hardness.of(-1 / temperature, hardness)
 
 
 class NPairs(_PairTermLoss):

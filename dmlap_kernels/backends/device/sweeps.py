@@ -149,6 +149,10 @@ class Sweeps(Protocol):
 
     def extremes(self, sides: Sides, sums: bool) -> Extremes: ...
 
+    def nearest_pairs(self, sides: Sides, negative_above: Tensor | None = None) -> Extremes:
+        """The nearest positive of each anchor, inf and -1 where there is none, and its nearest
+        negative, with bounds (B,) float32 that with d > negative_above. Without sums."""
+
     def hinge_sums(
         self, sides: Sides, positive_bound: Tensor, negative_bound: Tensor, squared: bool
     ) -> HingeSums:

@@ -48,6 +48,10 @@ class PanelSweeps:
         found = self.panels.each(sides, _sums_and_extremes if sums else _extremes)
         return Extremes(*found, *(() if sums else (None, None)))
 
+    def nearest_pairs(self, sides: Sides, negative_above: Tensor | None = None) -> Extremes:
+        positive, p, negative, n = self.panels.each(sides, _nearest_pairs, (negative_above,))
+        return Extremes(positive, p, negative, n, None, None)
+
     def hinge_sums(
         self,
         sides: Sides,
@@ -205,6 +209,15 @@ def _extremes(panel: Panel) -> Sequence[Tensor]:
     negative, n = panel.d.masked_fill(panel.alike, torch.inf).min(1)
     p.masked_fill_(positive == -torch.inf, -1)
     n.masked_fill_(panel.alike.all(1), -1)
+    return positive, p, negative, n
+
+
+def _nearest_pairs(panel: Panel, above: Tensor | None) -> Sequence[Tensor]:
+    positive, p = panel.positives_of(panel.d, torch.inf).min(1)
+    left_out = panel.alike if above is None else panel.alike | (panel.d <= above[:, None])
+    negative, n = panel.d.masked_fill(left_out, torch.inf).min(1)
+    p.masked_fill_(panel.unlike.all(1), -1)
+    n.masked_fill_(left_out.all(1), -1)
     return positive, p, negative, n
 
 

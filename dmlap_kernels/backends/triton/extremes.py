@@ -1,4 +1,4 @@
-"""Farthest positive and nearest negative of each anchor.
+"""Farthest or nearest positive, and nearest negative of each anchor.
 
 A distance and its column make one integer, distance first, so that the least of such keys is the
 nearest pair, the lower column where distances are equal; farthest positives are the nearest by
@@ -44,15 +44,22 @@ def _keep_least(keys, index, count, d, other, pairs_of, axis: tl.constexpr):
     tl.atomic_min(keys + index, key, mask=(index < count) & (column < 2147483647), sem="relaxed")
 
 
-@triton.jit(do_not_specialize_on_alignment=["negative_keys", "negative_sums"])
+@triton.jit
+def _bounds(above, index, count):
+    return tl.load(above + index, mask=index < count, other=float("inf"))
+
+
+@triton.jit(do_not_specialize_on_alignment=["negative_keys", "negative_sums", "above"])
 def extremes_kernel(
     pairs,
     positive_keys,  # (rows,)
     negative_keys,  # (rows,)
     positive_sums,  # (splits, rows)
     negative_sums,  # (splits, rows)
+    above,  # (rows,): negatives at this distance or nearer are left out; or None
     span,
     sums: tl.constexpr,
+    nearest: tl.constexpr,  # positives, in the place of the farthest ones
     how: tl.constexpr,
 ):
     block = row_block(pairs, tl.program_id(0), how)
@@ -67,15 +74,21 @@ def extremes_kernel(
         columns = c + tl.arange(0, how.BN)
         d = distances(pairs, rows, columns, how)
         positive, negative = sides_of(pairs, block, columns, how)
-        _keep_least(negative_keys, rows, rows_of(pairs), d, columns[None, :], negative, 1)
+        of_rows, of_columns = negative, negative
+        if above is not None:
+            of_rows = negative & (d > _bounds(above, rows, rows_of(pairs))[:, None])
+            if how.self_case:
+                of_columns = negative & (d > _bounds(above, columns, columns_of(pairs))[None, :])
+        _keep_least(negative_keys, rows, rows_of(pairs), d, columns[None, :], of_rows, 1)
         if how.self_case:
-            _keep_least(negative_keys, columns, columns_of(pairs), d, rows[:, None], negative, 0)
+            _keep_least(negative_keys, columns, columns_of(pairs), d, rows[:, None], of_columns, 0)
         runs = (c < block.high) & (c + how.BN > block.low)
         if runs:
-            _keep_least(positive_keys, rows, rows_of(pairs), -d, columns[None, :], positive, 1)
+            key = d if nearest else -d
+            _keep_least(positive_keys, rows, rows_of(pairs), key, columns[None, :], positive, 1)
             if how.self_case:
                 _keep_least(
-                    positive_keys, columns, columns_of(pairs), -d, rows[:, None], positive, 0
+                    positive_keys, columns, columns_of(pairs), key, rows[:, None], positive, 0
                 )
         if sums:
             if how.self_case:
@@ -92,6 +105,19 @@ def extremes_kernel(
 
 
 def extremes(sides: Sides, sums: bool) -> Extremes:
+    found = _extremes(sides, sums)
+    return found._replace(positive=-found.positive)
+
+
+def nearest_pairs(sides: Sides, negative_above: Tensor | None = None) -> Extremes:
+    above = None if negative_above is None else negative_above.contiguous()
+    return _extremes(sides, False, above, nearest=True)
+
+
+def _extremes(
+    sides: Sides, sums: bool, above: Tensor | None = None, nearest: bool = False
+) -> Extremes:
+    """Positive distances are those of their keys."""
     launch = launch_of("extremes", sides)
     splits, span = splits_of(sides, launch)
     keys = torch.full((2, sides.anchors), _EMPTY, dtype=torch.int64, device=sides.x.device)
@@ -101,13 +127,15 @@ def extremes(sides: Sides, sums: bool) -> Extremes:
             Pairs.of(sides),
             *keys,
             *parts,
+            above,
             span,
             sums,
+            nearest,
             Tiling.of(sides, launch),
             **launch.options,
         )
     (positive, negative), (p, n) = _decoded(keys)
-    found = Extremes(-positive, p, negative, n, None, None)
+    found = Extremes(positive, p, negative, n, None, None)
     return found._replace(positive_sum=parts[0], negative_sum=parts[1]) if sums else found
 
 

@@ -14,6 +14,7 @@ class TritonSweeps:
     """See `dmlap_kernels.backends.device.sweeps.Sweeps`."""
 
     extremes = staticmethod(mining.extremes)
+    nearest_pairs = staticmethod(mining.nearest_pairs)
     hinge_sums = staticmethod(hinge.hinge_sums)
     logistic_sums = staticmethod(hinge.logistic_sums)
     log_sums = staticmethod(soft.log_sums)

@@ -31,8 +31,13 @@ def hard_triplets(loss: Any, call: Any, mined: Mined) -> Entry | None:
     miner = mined.miner
     if loss.swap and not call.alone:
         return None
-    if mined.is_kind("BatchHardMiner", loss.distance) or _picks_the_hardest(mined, loss.distance):
-        own: dict[str, Any] = {"mining": "hard"}
+    mining = _one_triplet(mined, loss.distance)
+    if mining == "easy_positive_semihard" and simple(loss.reducer_) is None:
+        return None  # which anchors have a triplet is not known here
+    if mining in ("easy_positive", "easy_positive_semihard") and call.skip is not None:
+        return None  # theirs picks the anchor itself, the nearest of all, and leaves that pair out
+    if mining is not None:
+        own: dict[str, Any] = {"mining": mining}
     elif _draws(mined, loss.distance) and simple(loss.reducer_) is not None:
         # With another reducer it is listed: how many draws an anchor has is not known here.
         bounds = {name: getattr(miner, name) for name in ("cutoff", "nonzero_loss_cutoff")}
@@ -52,8 +57,21 @@ def hard_triplets(loss: Any, call: Any, mined: Mined) -> Entry | None:
         return None
 
 
-def _picks_the_hardest(mined: Mined, distance: Any) -> bool:
-    return mined.is_kind("BatchEasyHardMiner", distance) and mined.miner.picks == ("hard", "hard")
+# Of `BatchEasyHardMiner`, by its strategies for positives and negatives.
+_MINING = {
+    ("hard", "hard"): "hard",
+    ("easy", "hard"): "easy_positive",
+    ("easy", "semihard"): "easy_positive_semihard",
+}
+
+
+def _one_triplet(mined: Mined, distance: Any) -> str | None:
+    """The mining of a miner that picks one triplet an anchor, None for other miners."""
+    if mined.is_kind("BatchHardMiner", distance):
+        return "hard"
+    if mined.is_kind("BatchEasyHardMiner", distance):
+        return _MINING.get(mined.miner.picks)
+    return None
 
 
 def _draws(mined: Mined, distance: Any) -> bool:

@@ -54,8 +54,9 @@ class BatchHardMiner(_Lazy, theirs.BatchHardMiner):
 
 
 class BatchEasyHardMiner(_Lazy, theirs.BatchEasyHardMiner):
-    """Their ``BatchEasyHardMiner``; the strategies "hard" and "hard" are in the sweep of
-    `TripletMarginLoss`, "all" and "all" in that of every loss, the others are listed."""
+    """Their ``BatchEasyHardMiner``; the strategies "hard" or "easy" and "hard", and "easy" and
+    "semihard", are in the sweep of `TripletMarginLoss`, "all" and "all" in that of every loss, the
+    others are listed."""
 
     kind = "BatchEasyHardMiner"
     parts = 4

@@ -7,6 +7,7 @@
 //   terms(AnchorSums) -> AnchorTerms   unless kPairTerms
 //   kPairTerms, pair(exponent, neg_lse)  a term for each positive pair instead
 //   kBothEnds                          neg_lse is over the negatives of both rows of the pair
+//   kWeighted, Exponent<T> weight      negatives have weights, see WithHardness
 //
 // A term states its value, for plain numbers and for duals. It must handle anchors without
 // positives or negatives, whose log-sums are -inf.
@@ -35,6 +36,7 @@ struct LogSumPolicy {
   static constexpr int kGroups = 1;
   static constexpr bool kPairTerms = false;
   static constexpr bool kBothEnds = false;
+  static constexpr bool kWeighted = false;
   Exponent<T> positive, negative;
   bool mined = false;
   T epsilon = 0;
@@ -122,6 +124,21 @@ struct SupCon : LogSumPolicy<T> {
   DMLAP_HD AnchorTerms<N> terms(const AnchorSums<N>& a) const {
     if (a.positives == 0) return {};
     return {{log_add(a.pos_lse, a.neg_lse) - a.exponent_sum / double(a.positives)}};
+  }
+};
+
+// A loss whose n negatives count by their hardness (2010.04592, section 3): by e^(hardness e), with
+// e the exponent of the plain loss, over the mean of these weights. So neg_lse is log n + log sum
+// e^((1 + hardness) e) - log sum e^(hardness e).
+template <class T, class Plain>
+struct WithHardness : Plain {
+  static constexpr bool kWeighted = true;
+  Exponent<T> weight;
+
+  DMLAP_HD explicit WithHardness(const double* params) : Plain(params), weight(this->negative) {
+    const double rate = this->negative.rate, hardness = params[1];
+    this->negative.rate = static_cast<T>(rate * (1 + hardness));
+    weight.rate = static_cast<T>(rate * hardness);
   }
 };
 
