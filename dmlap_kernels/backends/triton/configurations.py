@@ -112,6 +112,9 @@ _PANELS = {
     "centres": Launch(4, 64, 0, 4, 1),
     # A row.
     "angular": Launch(1, 512, 0, 4, 1),
+    # Some positives of an anchor.
+    "triplets": Launch(4, 256, 0, 4, 1),
+    "triplet_pairs": Launch(16, 64, 0, 4, 1),
     "rows": Launch(16, 0, 64, 4, 2),
     "partners": Launch(16, 128, 0, 4, 1),
 }
@@ -123,6 +126,8 @@ _INTERPRETED_PANELS = {
     "panel_near": Launch(16, 16, 16, 4, 1, 32),
     "centres": Launch(16, 16, 0, 4, 1),
     "angular": Launch(1, 16, 0, 4, 1),
+    "triplets": Launch(4, 16, 0, 4, 1),
+    "triplet_pairs": Launch(16, 32, 0, 4, 1),
     "rows": Launch(16, 0, 32, 4, 1),
     "partners": Launch(16, 16, 0, 4, 1),
 }

@@ -194,6 +194,7 @@ class Plan:
 # Losses whose steps are written down, each in a file of its own: here what other code asks of them.
 _SOFT_TRIPLE = Plan.written(["other", "own"])
 _ANGULAR = Plan.written([])
+_TRIPLETS = Plan.written([])
 
 _flags: dict[str, tuple[int, ...]] = {}
 _plans: dict[tuple[Any, ...], Plan] = {}
@@ -206,6 +207,8 @@ def plan_of(spec: PairSpec, self_case: bool) -> Plan | None:
         return _SOFT_TRIPLE if spec.distance in ("cosine", "dot") else None
     if spec.loss == "angular" and self_case:
         return _ANGULAR
+    if spec.loss in ("triplet_all", "triplet_semihard"):
+        return _TRIPLETS
     if spec.loss not in _FAMILIES:
         return None
     if spec.loss == "triplet_hard" and spec.params[2]:
