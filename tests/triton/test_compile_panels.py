@@ -179,6 +179,18 @@ def test_angular_fits(capability: int, monkeypatch: Any, tmp_path: Path) -> None
 TRIPLETS = [(80, False, 0.0), (90, True, 0.0), (90, False, 1.0), (100, True, 1.0)]
 
 
+@pytest.mark.parametrize("capability", [80, 90, 100])
+@pytest.mark.parametrize(("distance", "refs"), [("euclidean", False), ("cosine", True)])
+def test_hardest_with_swap_fit(
+    distance: str, refs: bool, capability: int, monkeypatch: Any, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(LOSSES, "triplet_hard", (0.2, 1.0, 1.0))
+    found = launches(monkeypatch, lambda: step("triplet_hard", distance, refs), capability)
+    assert {"of_mined_kernel", "swapped_kernel"} <= {launch.kernel.__name__ for launch in found}
+    for launch in found:
+        assert_panels_fit(launch, tmp_path)
+
+
 @pytest.mark.parametrize(("capability", "refs", "swap"), TRIPLETS, ids=str)
 @pytest.mark.parametrize("loss", ["triplet_all", "triplet_semihard"])
 def test_triplets_fit(

@@ -51,8 +51,9 @@ TRIPLETS = {
 }
 # Of one panel alone.
 ANGULAR = ((40.0,), "cosine", False, 10)
+SWAP = {"triplet_hard": ((0.2, 0.0, 1.0), "euclidean", False, 12)}
 MINED = {"multi_similarity": ((2.0, 50.0, 0.5, 1.0, 0.1), "cosine", False, 10)}
-TABLE = [(loss, *row) for part in (SMALL, SELF, MINED) for loss, row in part.items()]
+TABLE = [(loss, *row) for part in (SMALL, SELF, SWAP, MINED) for loss, row in part.items()]
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from dmlap_kernels.backends.triton.panel_policies import POLICIES
 from dmlap_kernels.backends.triton.plans import plan_of
 from dmlap_kernels.backends.triton.soft_triple_steps import SoftTripleStep
 from dmlap_kernels.backends.triton.steps import Step
+from dmlap_kernels.backends.triton.triplet_steps import TripletStep
 from dmlap_kernels.problem import PairProblem, PairSpec
 
 if configurations.INTERPRETED:
@@ -201,3 +202,24 @@ def test_what_every_panel_leaves_has_room(
             assert size * sweep.grid[0] // blocks * panel.rows <= room.shape[0]
         if loss != "soft_triple":
             assert panel.weights.grid[0] <= marks.shape[0]
+
+
+@pytest.mark.parametrize("rows", [1, 700, 9000, 20000])
+@pytest.mark.parametrize("columns", [10240, 33000])
+def test_what_panels_of_triplets_leave_has_room(
+    rows: int, columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Marks of near pairs are one a row and a split."""
+    monkeypatch.setattr(configurations, "_multiprocessors", lambda _: 132)
+    x, y = (torch.empty(count, 64, device="meta") for count in (rows, columns))
+    labels, ref_labels = (one.new_empty(len(one), dtype=torch.int64) for one in (x, y))
+    spec = PairSpec("triplet_all", (0.2, 0.0, 0.0))
+    plan = plan_of(spec, False)
+    assert plan is not None
+    kind = TripletStep(plan, spec, PairProblem(x, labels, y, ref_labels)).kind
+    wanted = kind.wanted((True, True))
+    ((_, marks),) = kind.pieces[True, True]
+    for top, panel in kind.panels.items():
+        pairs = kind.coefficients[top]
+        blocks = -(-panel.rows // configurations.panel_launch("triplet_pairs").BM)
+        assert pairs.grid[0] // blocks * panel.rows <= wanted.layout.pieces[marks].shape[0]

@@ -120,6 +120,10 @@ class _Recorder:
         total, nonzero, by_neg_lse = self._record(kind, "fif", (neg_lse,), (exponent, _NOTHING))
         return PairTerms(total, nonzero, by_neg_lse)
 
+    def of_mined(self, positive: Any, negative: Any) -> Any:
+        """Distances of a negative from its anchor, and from the positive."""
+        return self._record("of_mined", "ff", (positive, negative))
+
     def gradient(self, sides: Any, pair_gradient: PairGradient) -> Any:
         self.pair_gradient = pair_gradient
         return None, None
@@ -211,8 +215,6 @@ def plan_of(spec: PairSpec, self_case: bool) -> Plan | None:
         return _TRIPLETS
     if spec.loss not in _FAMILIES:
         return None
-    if spec.loss == "triplet_hard" and spec.params[2]:
-        return None  # with swap pairs of two references count
     if spec.loss == "n_pairs":
         self_case = False  # between the first and the second rows of classes
     known = _flags.get(spec.loss)

@@ -156,6 +156,7 @@ def _in_pairs(spec: PairSpec, problem: PairProblem) -> bool:
 
 def step_of(plan: Plan, spec: PairSpec, problem: PairProblem) -> Any:
     from dmlap_kernels.backends.triton.angular_steps import AngularStep
+    from dmlap_kernels.backends.triton.hard_swap_steps import HardSwapStep
     from dmlap_kernels.backends.triton.n_pairs_steps import NPairsStep
     from dmlap_kernels.backends.triton.soft_triple_steps import SoftTripleStep
     from dmlap_kernels.backends.triton.steps import Step
@@ -163,6 +164,8 @@ def step_of(plan: Plan, spec: PairSpec, problem: PairProblem) -> Any:
 
     if _in_pairs(spec, problem):
         return NPairsStep(plan, spec, problem)
+    if spec.loss == "triplet_hard" and spec.params[2]:
+        return HardSwapStep(plan, spec, problem)
     own: dict[str, type[Step]] = {
         "soft_triple": SoftTripleStep,
         "angular": AngularStep,

@@ -20,6 +20,7 @@ from dmlap_kernels import (
 from dmlap_kernels.backends import registry
 from dmlap_kernels.backends.triton import configurations, kinds, steps
 from dmlap_kernels.backends.triton.plans import plan_of
+from dmlap_kernels.backends.triton.triton_backend import step_of
 from dmlap_kernels.problem import PairProblem, PairSpec
 from tests.losses import device_checks as checks
 from tests.losses import test_degenerate
@@ -74,7 +75,7 @@ def by_panels(loss: str, problem: Problem) -> bool:
     if problem.keywords.get("swap"):
         columns = len(problem.x if problem.y is None else problem.y)
         one_panel = max(len(problem.x), columns) <= configurations.panel_height(columns)
-        return loss in TRIPLETS and one_panel
+        return loss == "triplet_hard" or (loss in TRIPLETS and one_panel)
     return not (loss == "n_pairs" and problem.y is None and len(problem.x) < 2)
 
 
@@ -162,7 +163,7 @@ def triplet_sides(refs: str) -> tuple[list[Tensor], list[Any]]:
     return [x, y], [labels, ref_labels, itself]
 
 
-@pytest.mark.parametrize("mining", ["all", "semihard"])
+@pytest.mark.parametrize("mining", ["all", "semihard", "hard"])
 @pytest.mark.parametrize("refs", ["self", "named"])
 @pytest.mark.parametrize(
     ("distance", "smooth", "swap", "panels"),
@@ -199,6 +200,30 @@ def test_triplets_of_classes_of_many_sizes(
 
     assert_like_the_torch_backend(loss, sides, backend)
     assert steps_made
+
+
+@pytest.mark.parametrize("distance", LOSSES["triplet_hard"].distances)
+@pytest.mark.parametrize("refs", [False, True], ids=["self", "refs"])
+def test_hardest_negatives_nearer_to_positives(distance: str, refs: bool, backend: str) -> None:
+    """With swap, of half of the first class; several anchors have the same pair."""
+    generator = torch.Generator().manual_seed(5)
+    labels = torch.arange(37) % 3 * 2**33
+    x = 1.0 + 0.3 * torch.randn(37, 19, generator=generator)
+    x[:, 0] += torch.tensor([-10.0, 3.0, 25.0, 10.0, 4.0, 26.0]).repeat(7)[:37]
+    y = x.flip(0) + 0.1
+
+    def loss(rows: Tensor, *rest: Any) -> Tensor:
+        *others, name = rest
+        ends = (others[0], labels.flip(0)) if others else ()
+        return fused_triplet_loss(
+            rows, labels, *ends, margin=9.0, swap=True, distance=distance, backend=name
+        )
+
+    assert_like_the_torch_backend(loss, [x, y] if refs else [x], backend)
+    spec = PairSpec("triplet_hard", (9.0, 0.0, 1.0), distance)
+    ends = (y, labels.flip(0)) if refs else (None, None)
+    table = saved_table(spec, PairProblem(x, labels, *ends))
+    assert (table[6] < table[5]).sum() > 3
 
 
 ANGULAR = [case for case in selection("angular") if case.refs == "self"]
@@ -391,13 +416,16 @@ def test_first_pairs_of_many_classes(distance: str, normalize: bool, backend: st
     )
 
 
+def saved_table(spec: PairSpec, problem: PairProblem) -> Tensor:
+    plan = plan_of(spec, problem.y is None)
+    assert plan is not None
+    _, saved = step_of(plan, spec, problem).forward()
+    return saved[kinds.HEADER :].view(plan.rows, -1)
+
+
 def mined(x: Tensor, labels: Tensor) -> Tensor:
     spec = PairSpec("triplet_hard", (0.2, 0.0, 0.0))
-    plan = plan_of(spec, True)
-    assert plan is not None
-    step = steps.Step(plan, spec, PairProblem(x, labels, None, None))
-    _, saved = step.forward()
-    return saved[kinds.HEADER :].view(plan.rows, -1)[[1, 3]].long()
+    return saved_table(spec, PairProblem(x, labels, None, None))[[1, 3]].long()
 
 
 def test_ties_go_to_the_lower_label_then_the_lower_index() -> None:
