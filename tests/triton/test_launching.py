@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -24,6 +25,7 @@ from dmlap_kernels.backends.triton.plans import plan_of
 from dmlap_kernels.backends.triton.soft_triple_steps import SoftTripleStep
 from dmlap_kernels.backends.triton.steps import Step
 from dmlap_kernels.backends.triton.triplet_steps import TripletStep
+from dmlap_kernels.backends.triton.triton_backend import step_of
 from dmlap_kernels.problem import PairProblem, PairSpec
 
 if configurations.INTERPRETED:
@@ -128,6 +130,50 @@ def test_what_kernels_are_not_compiled_for_is_asked_once(launches: Launches) -> 
         step(torch.randn(rows, 32), temperature)
         done, asked = launches.taken()
         assert len(done) == 7 and not asked
+
+
+def triplets(mining: str, smooth: float, swap: float, rows: int = 40, backwards: int = 1) -> None:
+    """A step against references, some of which are the anchors."""
+    x, labels = torch.randn(rows, 32), torch.arange(rows) // 4
+    problem = PairProblem(x, labels, x + 1, labels, None, torch.arange(rows))
+    spec = PairSpec(f"triplet_{mining}", (0.2, smooth, swap), "euclidean")
+    plan = plan_of(spec, False)
+    assert plan is not None
+    made = step_of(plan, spec, problem)
+    _, saved = made.forward()
+    for _ in range(backwards):
+        made.backward(saved, torch.ones(()))
+
+
+KINDS = list(itertools.product(("all", "semihard", "hard"), (0.0, 1.0), (0.0, 1.0)))
+
+
+def test_triplets_of_every_kind_have_kernels_of_their_own(launches: Launches) -> None:
+    """And launch them again, whatever came in between."""
+    counts = []
+    for kind in KINDS:
+        triplets(*kind)
+        done, asked = launches.taken()
+        assert len(asked) == len(done)
+        counts.append(len(done))
+    for kind, count in zip(KINDS, counts, strict=True):
+        for rows in (40, 41):
+            triplets(*kind, rows=rows)
+            done, asked = launches.taken()
+            assert not asked and len(done) == count
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_distances_are_made_again(kind: tuple[str, float, float], launches: Launches) -> None:
+    """By a second backward half, and where there are several panels."""
+    triplets(*kind)
+    launches.taken()
+    triplets(*kind, backwards=2)
+    done, asked = launches.taken()
+    assert ("distances_kernel" in asked) == (kind[0] != "hard")
+    triplets(*kind, backwards=2)
+    again, asked = launches.taken()
+    assert not asked and len(again) == len(done)
 
 
 @pytest.mark.parametrize("other", ["dtype", "alignment", "stride", "features", "grad", "refs"])

@@ -6,6 +6,7 @@ an anchor, for what stands between sweeps and after them; and the weights of pai
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -198,7 +199,13 @@ class Plan:
 # Losses whose steps are written down, each in a file of its own: here what other code asks of them.
 _SOFT_TRIPLE = Plan.written(["other", "own"])
 _ANGULAR = Plan.written([])
-_TRIPLETS = Plan.written([])
+
+
+@functools.cache
+def _of_triplets(loss: str, smooth: bool, swap: bool) -> Plan:
+    """One for each set of kernels, as steps of a plan share what was compiled."""
+    return Plan.written([])
+
 
 _flags: dict[str, tuple[int, ...]] = {}
 _plans: dict[tuple[Any, ...], Plan] = {}
@@ -212,7 +219,8 @@ def plan_of(spec: PairSpec, self_case: bool) -> Plan | None:
     if spec.loss == "angular" and self_case:
         return _ANGULAR
     if spec.loss in ("triplet_all", "triplet_semihard"):
-        return _TRIPLETS
+        _, smooth, swap = spec.params
+        return _of_triplets(spec.loss, bool(smooth), bool(swap))
     if spec.loss not in _FAMILIES:
         return None
     if spec.loss == "n_pairs":

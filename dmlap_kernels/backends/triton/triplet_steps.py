@@ -226,7 +226,9 @@ class TripletStep(Step):
         kind, wanted = self.kind, self.kind.wanted(self.wanted)
         grad, saved = plain(grad), plain(saved)
         compiled_for = grad.dtype, grad.data_ptr() % 16, saved.data_ptr() % 16
-        launch = Launcher(kind.known.setdefault((self.wanted, *compiled_for), {}))
+        # Distances are made again where they were not kept.
+        half = self.wanted, self.kept, *compiled_for
+        launch = Launcher(kind.known.setdefault(half, {}))
         at = launch.pieces(kind.layout, self.buffer)
         buffer = self.buffer.new_empty(wanted.layout.floats)
         to = launch.pieces(wanted.layout, buffer)
