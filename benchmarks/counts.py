@@ -34,7 +34,14 @@ PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "_cdist_forward")
 MOST_ROWS = 1024
 LEAST_PANEL = 256
 # Kernels that are handed the rows and go over them, or over positive pairs alone.
-NO_SWEEP = ("pack_kernel", "unpack_kernel", "near_kernel", "positive_distances", "mined_terms")
+NO_SWEEP = (
+    "pack_kernel",
+    "unpack_kernel",
+    "near_kernel",
+    "near_triplets_kernel",
+    "positive_distances",
+    "mined_terms",
+)
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,8 @@ LOSSES: dict[str, tuple[float, ...]] = {
     "soft_triple": (20.0, 0.1, 0.01),
     "n_pairs": (),
     "angular": (40.0,),
+    "triplet_all": (0.2, 1.0, 0.0),
+    "triplet_semihard": (0.2, 1.0, 0.0),
 }
 
 
@@ -62,7 +64,7 @@ def step(
 
 
 # Whose steps are written down, each with a test of its own.
-WRITTEN = ("soft_triple", "n_pairs", "angular")
+WRITTEN = ("soft_triple", "n_pairs", "angular", "triplet_all", "triplet_semihard")
 # Bytes that threads of kernels over panels may spill, next to none of them in the loop over most
 # tiles: fewer registers let more programs hide the way to the panel.
 STACK = {"sweep_kernel": 192, "weights_of_panel_kernel": 192}
@@ -174,6 +176,36 @@ def test_angular_fits(capability: int, monkeypatch: Any, tmp_path: Path) -> None
         assert_fits(launch, tmp_path)
 
 
+TRIPLETS = [(80, False, 0.0), (90, True, 0.0), (90, False, 1.0), (100, True, 1.0)]
+
+
+@pytest.mark.parametrize("capability", [80, 90, 100])
+@pytest.mark.parametrize(("distance", "refs"), [("euclidean", False), ("cosine", True)])
+def test_hardest_with_swap_fit(
+    distance: str, refs: bool, capability: int, monkeypatch: Any, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(LOSSES, "triplet_hard", (0.2, 1.0, 1.0))
+    found = launches(monkeypatch, lambda: step("triplet_hard", distance, refs), capability)
+    assert {"of_mined_kernel", "swapped_kernel"} <= {launch.kernel.__name__ for launch in found}
+    for launch in found:
+        assert_panels_fit(launch, tmp_path)
+
+
+@pytest.mark.parametrize(("capability", "refs", "swap"), TRIPLETS, ids=str)
+@pytest.mark.parametrize("loss", ["triplet_all", "triplet_semihard"])
+def test_triplets_fit(
+    loss: str, capability: int, refs: bool, swap: float, monkeypatch: Any, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(LOSSES, loss, (0.2, 1.0, swap))
+    found = launches(monkeypatch, lambda: step(loss, refs=refs), capability)
+    names = {launch.kernel.__name__ for launch in found}
+    own = {"runs_kernel", "triplets_kernel", "coefficients_kernel", "near_triplets_kernel"}
+    own |= {"third_weights_kernel"} if swap and refs else set()
+    assert {"distances_kernel", "triplet_weights_kernel", *own} <= names
+    for launch in found:
+        assert_fits(launch, tmp_path)
+
+
 @pytest.mark.parametrize("capability", [80, 90, 100])
 @pytest.mark.parametrize("distance", ["euclidean", "dot"])
 def test_first_pairs_fit(distance: str, capability: int, monkeypatch: Any, tmp_path: Path) -> None:
@@ -196,3 +228,16 @@ def test_batches_of_every_size_share_kernels(refs: bool, monkeypatch: Any) -> No
     alone = launches(monkeypatch, lambda: call(200), 90)
     together = launches(monkeypatch, lambda: call(200, 208, 17, 1), 90)
     assert len(together) == len(alone) == 7
+
+
+@pytest.mark.parametrize("loss", ["triplet_all", "triplet_semihard"])
+def test_triplets_of_every_size_share_kernels(loss: str, monkeypatch: Any) -> None:
+    monkeypatch.setitem(LOSSES, loss, (0.2, 0.0, 1.0))
+
+    def call(*sizes: int) -> None:
+        for rows in sizes:
+            step(loss, refs=True, rows=rows)
+
+    alone = launches(monkeypatch, lambda: call(200), 90)
+    together = launches(monkeypatch, lambda: call(200, 208, 17, 1), 90)
+    assert len(together) == len(alone)

@@ -38,10 +38,22 @@ SMALL = {
     "soft_triple": ((20.0, 0.1, 0.01), "cosine", True, 11),
 }
 SELF = {"n_pairs": ((), "dot", False, 13)}
+# Of one panel the most, and for each panel of many: what is done once is 6, and sorting.
+TRIPLETS = {
+    ("triplet_all", "self", False): 13,
+    ("triplet_semihard", "self", False): 13,
+    ("triplet_all", "refs", False): 13,
+    ("triplet_semihard", "refs", False): 13,
+    ("triplet_all", "self", True): 13,
+    ("triplet_semihard", "self", True): 13,
+    ("triplet_all", "refs", True): 22,
+    ("triplet_semihard", "refs", True): 22,
+}
 # Of one panel alone.
 ANGULAR = ((40.0,), "cosine", False, 10)
+SWAP = {"triplet_hard": ((0.2, 0.0, 1.0), "euclidean", False, 12)}
 MINED = {"multi_similarity": ((2.0, 50.0, 0.5, 1.0, 0.1), "cosine", False, 10)}
-TABLE = [(loss, *row) for part in (SMALL, SELF, MINED) for loss, row in part.items()]
+TABLE = [(loss, *row) for part in (SMALL, SELF, SWAP, MINED) for loss, row in part.items()]
 
 
 @pytest.fixture
@@ -96,6 +108,21 @@ def test_operations_of_a_step(row: tuple[Any, ...], rows: int, launched: list[st
     # All but packing, the reduction and unpacking are done for each panel, whose products are made
     # again for the backward half.
     bound = most if panels == 1 else 3 + panels * (most - 3 + 1)
+    assert len(found) <= bound, " ".join(found)
+
+
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("row", TRIPLETS, ids=str)
+def test_operations_of_triplets(row: tuple[str, str, bool], rows: int, launched: list[str]) -> None:
+    loss, refs, swap = row
+    if swap and rows > 4096:
+        pytest.skip("by windows of positives")
+    params, columns = (0.2, 0.0, float(swap)), rows if refs == "refs" else None
+    found = operations(loss, params, "euclidean", (rows, 128), launched, columns)
+    panels = 1 if rows <= 4096 else 64
+    # All but sorting, runs, packing, the reduction and unpacking are done for each panel, whose
+    # distances are made again for the backward half.
+    bound = TRIPLETS[row] if panels == 1 else 5 + panels * (TRIPLETS[row] - 5 + 2)
     assert len(found) <= bound, " ".join(found)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -23,6 +24,8 @@ from dmlap_kernels.backends.triton.panel_policies import POLICIES
 from dmlap_kernels.backends.triton.plans import plan_of
 from dmlap_kernels.backends.triton.soft_triple_steps import SoftTripleStep
 from dmlap_kernels.backends.triton.steps import Step
+from dmlap_kernels.backends.triton.triplet_steps import TripletStep
+from dmlap_kernels.backends.triton.triton_backend import step_of
 from dmlap_kernels.problem import PairProblem, PairSpec
 
 if configurations.INTERPRETED:
@@ -129,6 +132,50 @@ def test_what_kernels_are_not_compiled_for_is_asked_once(launches: Launches) -> 
         assert len(done) == 7 and not asked
 
 
+def triplets(mining: str, smooth: float, swap: float, rows: int = 40, backwards: int = 1) -> None:
+    """A step against references, some of which are the anchors."""
+    x, labels = torch.randn(rows, 32), torch.arange(rows) // 4
+    problem = PairProblem(x, labels, x + 1, labels, None, torch.arange(rows))
+    spec = PairSpec(f"triplet_{mining}", (0.2, smooth, swap), "euclidean")
+    plan = plan_of(spec, False)
+    assert plan is not None
+    made = step_of(plan, spec, problem)
+    _, saved = made.forward()
+    for _ in range(backwards):
+        made.backward(saved, torch.ones(()))
+
+
+KINDS = list(itertools.product(("all", "semihard", "hard"), (0.0, 1.0), (0.0, 1.0)))
+
+
+def test_triplets_of_every_kind_have_kernels_of_their_own(launches: Launches) -> None:
+    """And launch them again, whatever came in between."""
+    counts = []
+    for kind in KINDS:
+        triplets(*kind)
+        done, asked = launches.taken()
+        assert len(asked) == len(done)
+        counts.append(len(done))
+    for kind, count in zip(KINDS, counts, strict=True):
+        for rows in (40, 41):
+            triplets(*kind, rows=rows)
+            done, asked = launches.taken()
+            assert not asked and len(done) == count
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_distances_are_made_again(kind: tuple[str, float, float], launches: Launches) -> None:
+    """By a second backward half, and where there are several panels."""
+    triplets(*kind)
+    launches.taken()
+    triplets(*kind, backwards=2)
+    done, asked = launches.taken()
+    assert ("distances_kernel" in asked) == (kind[0] != "hard")
+    triplets(*kind, backwards=2)
+    again, asked = launches.taken()
+    assert not asked and len(again) == len(done)
+
+
 @pytest.mark.parametrize("other", ["dtype", "alignment", "stride", "features", "grad", "refs"])
 def test_what_they_are_compiled_for_is_asked_anew(other: str, launches: Launches) -> None:
     x, grad = torch.randn(40, 32), torch.ones(())
@@ -201,3 +248,24 @@ def test_what_every_panel_leaves_has_room(
             assert size * sweep.grid[0] // blocks * panel.rows <= room.shape[0]
         if loss != "soft_triple":
             assert panel.weights.grid[0] <= marks.shape[0]
+
+
+@pytest.mark.parametrize("rows", [1, 700, 9000, 20000])
+@pytest.mark.parametrize("columns", [10240, 33000])
+def test_what_panels_of_triplets_leave_has_room(
+    rows: int, columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Marks of near pairs are one a row and a split."""
+    monkeypatch.setattr(configurations, "_multiprocessors", lambda _: 132)
+    x, y = (torch.empty(count, 64, device="meta") for count in (rows, columns))
+    labels, ref_labels = (one.new_empty(len(one), dtype=torch.int64) for one in (x, y))
+    spec = PairSpec("triplet_all", (0.2, 0.0, 0.0))
+    plan = plan_of(spec, False)
+    assert plan is not None
+    kind = TripletStep(plan, spec, PairProblem(x, labels, y, ref_labels)).kind
+    wanted = kind.wanted((True, True))
+    ((_, marks),) = kind.pieces[True, True]
+    for top, panel in kind.panels.items():
+        pairs = kind.coefficients[top]
+        blocks = -(-panel.rows // configurations.panel_launch("triplet_pairs").BM)
+        assert pairs.grid[0] // blocks * panel.rows <= wanted.layout.pieces[marks].shape[0]

@@ -107,11 +107,18 @@ _PANELS = {
     "panel_positives": Launch(16, 64, 0, 4, 1, registers=128),
     "panel_extremes": Launch(16, 64, 0, 4, 1, registers=128),
     "panel_weights": Launch(32, 64, 0, 4, 1, registers=128),
+    # An anchor and two columns: one program sees all columns.
+    "panel_of_mined": Launch(16, 1 << 30, 64, 4, 1),
+    # References, and anchors whose mined ones they may be.
+    "swapped": Launch(16, 128, 0, 4, 1, 64),
     "panel_near": Launch(16, 32, 32, 4, 1, 64),
     # Columns are classes, whose centres come one after the other: few rows, for many programs.
     "centres": Launch(4, 64, 0, 4, 1),
     # A row.
     "angular": Launch(1, 512, 0, 4, 1),
+    # Some positives of an anchor.
+    "triplets": Launch(4, 256, 0, 4, 1),
+    "triplet_pairs": Launch(16, 64, 0, 4, 1),
     "rows": Launch(16, 0, 64, 4, 2),
     "partners": Launch(16, 128, 0, 4, 1),
 }
@@ -120,9 +127,13 @@ _INTERPRETED_PANELS = {
     "panel_positives": Launch(16, 32, 0, 4, 1),
     "panel_extremes": Launch(16, 32, 0, 4, 1),
     "panel_weights": Launch(16, 32, 0, 4, 1),
+    "panel_of_mined": Launch(16, 1 << 30, 32, 4, 1),
+    "swapped": Launch(16, 16, 0, 4, 1, 32),
     "panel_near": Launch(16, 16, 16, 4, 1, 32),
     "centres": Launch(16, 16, 0, 4, 1),
     "angular": Launch(1, 16, 0, 4, 1),
+    "triplets": Launch(4, 16, 0, 4, 1),
+    "triplet_pairs": Launch(16, 32, 0, 4, 1),
     "rows": Launch(16, 0, 32, 4, 1),
     "partners": Launch(16, 16, 0, 4, 1),
 }

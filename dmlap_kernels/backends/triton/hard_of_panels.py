@@ -15,7 +15,7 @@ from dmlap_kernels.problem import PairProblem, PairSpec
 
 
 class HardOfPanels:
-    """The loss ``triplet_hard`` without swap. Keeps the mined columns and the term's slope."""
+    """The loss ``triplet_hard``. Keeps the mined columns and the term's slope."""
 
     def groups(self, spec: PairSpec) -> int:
         return 1
@@ -25,18 +25,28 @@ class HardOfPanels:
 
     def forward(self, call: Call) -> Found:
         mined = call.extremes
-        margin, smooth, _ = call.spec.params
+        margin, smooth, swap = call.spec.params
         counted: Any = (call.positives > 0) & (call.negatives > 0)
-        with torch.enable_grad():
-            excess = (mined.positive - mined.negative + margin).detach().requires_grad_()
-            group = anchor_group(term_of(excess, smooth), counted)
         columns = mined.positive_column, mined.negative_column
-        return found((group,), (*columns, excess, group.total))
+        negative, third = mined.negative, ()
+        if swap:
+            # A sweep that there is for panels alone.
+            sweeps: Any = call.sweeps
+            third = d_an, d_pn = sweeps.of_mined(*columns)
+            negative = torch.where(d_pn > d_an, d_an, d_pn)
+        with torch.enable_grad():
+            excess = (mined.positive - negative + margin).detach().requires_grad_()
+            group = anchor_group(term_of(excess, smooth), counted)
+        return found((group,), (*columns, excess, group.total, *third))
 
     def backward(self, call: Call, kept: Any, weights: Tensor) -> PackedGradients:
-        positive, negative, excess, total = kept
+        positive, negative, excess, total, *third = kept
         (slope,) = torch.autograd.grad((total,), (excess,), (weights[0],))
-        coefficients = torch.stack((positive, negative, slope))
-        return PackedGradients(
-            *call.sweeps.gradient(call.sides, PairGradient("hard", coefficients))
-        )
+        rows, kind = [positive, negative, slope], "hard"
+        if third:
+            d_an, d_pn = third
+            # Equal ones have a half each, as of `torch.minimum`.
+            share = torch.where(d_an > d_pn, 0.0, torch.where(d_pn > d_an, 1.0, 0.5))
+            rows, kind = [*rows, slope * share, slope * (1.0 - share), d_pn], "hard_swap"
+        coefficients = torch.stack(rows)
+        return PackedGradients(*call.sweeps.gradient(call.sides, PairGradient(kind, coefficients)))

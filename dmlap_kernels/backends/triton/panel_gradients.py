@@ -72,6 +72,14 @@ def _hard(gradient, d, alike, own, other):
     return tl.where(at == coefficient(own, 0).to(tl.int32), slope, push)
 
 
+@triton.jit
+def _hard_swap(gradient, d, alike, own, other):
+    """The same, where negatives may be nearer to the positive."""
+    at = other[1]
+    push = tl.where(at == coefficient(own, 1).to(tl.int32), -coefficient(own, 3), 0.0)
+    return tl.where(at == coefficient(own, 0).to(tl.int32), coefficient(own, 2), push)
+
+
 PANEL_GRADIENTS = {
     "hinge": _hinge,
     "squared_hinge": _squared_hinge,
@@ -81,4 +89,5 @@ PANEL_GRADIENTS = {
     "nt_xent": _nt_xent,
     "lifted": _lifted,
     "hard": _hard,
+    "hard_swap": _hard_swap,
 }

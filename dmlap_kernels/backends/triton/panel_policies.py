@@ -345,6 +345,18 @@ def _finish_extremes(state):
     return -state[0], p, state[2], n
 
 
+@triton.jit
+def _empty_of_mined(count: tl.constexpr):
+    """Two distances, which one program finds."""
+    zeros = tl.zeros((count,), tl.float32)
+    return zeros, zeros
+
+
+@triton.jit
+def _merge_of_mined(state, other):
+    return state[0] + other[0], state[1] + other[1]
+
+
 _HINGE, _SOFT = hinge.POLICIES[False], soft.PLAIN
 POLICIES = {
     "hinge": PanelPolicy(
@@ -399,5 +411,9 @@ POLICIES = {
         _finish_extremes,
         6,
         "extremes",
+    ),
+    # No tiles are visited: `hard_swap_kernels` has the kernel.
+    "of_mined": PanelPolicy(
+        None, None, None, _empty_of_mined, _merge_of_mined, _same, 2, "of_mined"
     ),
 }

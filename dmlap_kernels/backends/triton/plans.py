@@ -6,6 +6,7 @@ an anchor, for what stands between sweeps and after them; and the weights of pai
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -120,6 +121,10 @@ class _Recorder:
         total, nonzero, by_neg_lse = self._record(kind, "fif", (neg_lse,), (exponent, _NOTHING))
         return PairTerms(total, nonzero, by_neg_lse)
 
+    def of_mined(self, positive: Any, negative: Any) -> Any:
+        """Distances of a negative from its anchor, and from the positive."""
+        return self._record("of_mined", "ff", (positive, negative))
+
     def gradient(self, sides: Any, pair_gradient: PairGradient) -> Any:
         self.pair_gradient = pair_gradient
         return None, None
@@ -195,6 +200,13 @@ class Plan:
 _SOFT_TRIPLE = Plan.written(["other", "own"])
 _ANGULAR = Plan.written([])
 
+
+@functools.cache
+def _of_triplets(loss: str, smooth: bool, swap: bool) -> Plan:
+    """One for each set of kernels, as steps of a plan share what was compiled."""
+    return Plan.written([])
+
+
 _flags: dict[str, tuple[int, ...]] = {}
 _plans: dict[tuple[Any, ...], Plan] = {}
 
@@ -206,10 +218,11 @@ def plan_of(spec: PairSpec, self_case: bool) -> Plan | None:
         return _SOFT_TRIPLE if spec.distance in ("cosine", "dot") else None
     if spec.loss == "angular" and self_case:
         return _ANGULAR
+    if spec.loss in ("triplet_all", "triplet_semihard"):
+        _, smooth, swap = spec.params
+        return _of_triplets(spec.loss, bool(smooth), bool(swap))
     if spec.loss not in _FAMILIES:
         return None
-    if spec.loss == "triplet_hard" and spec.params[2]:
-        return None  # with swap pairs of two references count
     if spec.loss == "n_pairs":
         self_case = False  # between the first and the second rows of classes
     known = _flags.get(spec.loss)

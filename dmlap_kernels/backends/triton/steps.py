@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dmlap_kernels.backends.triton.kinds import HEADER, Kind, Panel, Wanted, kind_of
+from dmlap_kernels.backends.triton.kinds import HEADER, Kind, Panel, Side, Wanted, kind_of
 from dmlap_kernels.backends.triton.launching import Launcher
 from dmlap_kernels.backends.triton.panel_kernels import sweep_kernel, weights_of_panel_kernel
 from dmlap_kernels.backends.triton.panel_near import near_kernel
@@ -137,16 +137,20 @@ class Step:
         rows = kind.panels[top].rows
         panel = self.panel if rows == kind.height else self.panel[:rows]
         self.kept = kind.one_panel
-        depth, width = kind.depth, kind.width
-        if kind.split:
+        return self._product_of(kind.x, kind.y, panel, top)
+
+    def _product_of(self, x: Side, y: Side, out: Tensor, top: int = 0) -> Tensor:
+        """Products of rows of ``x`` from ``top`` on with those of ``y``."""
+        depth, width, (rows, columns) = self.kind.depth, self.kind.width, out.shape
+        if self.kind.split:
             parts = self.buffer.view(torch.bfloat16)
-            x = self._piece(kind.x.parts, (rows, 6 * depth), 7 * depth, top, parts)
-            y = self._piece(kind.y.parts, (kind.columns, 6 * depth), 7 * depth, 0, parts, depth)
-            return _wide_product(x, y.T, panel)
+            of_x = self._piece(x.parts, (rows, 6 * depth), 7 * depth, top, parts)
+            of_y = self._piece(y.parts, (columns, 6 * depth), 7 * depth, 0, parts, depth)
+            return _wide_product(of_x, of_y.T, out)
         # The features alone, without the ones.
-        x = self._piece(kind.x.packed, (rows, depth), width, top)
-        y = self._piece(kind.y.packed, (kind.columns, depth), width)
-        return torch.mm(x, y.T, out=panel)
+        of_x = self._piece(x.packed, (rows, depth), width, top)
+        of_y = self._piece(y.packed, (columns, depth), width)
+        return torch.mm(of_x, of_y.T, out=out)
 
     def _piece(
         self,

@@ -135,7 +135,18 @@ def _plan(spec: PairSpec, problem: PairProblem) -> Plan | None:
         return None
     if spec.loss == "angular" and anchors > configurations.panel_height(anchors):
         return None  # each row needs products of others
+    if not _third_served(spec, problem):
+        return None
     return plan_of(spec, problem.y is None)
+
+
+def _third_served(spec: PairSpec, problem: PairProblem) -> bool:
+    """Whether distances among references, where they count, are one panel, as is all else then."""
+    if spec.loss not in ("triplet_all", "triplet_semihard") or not spec.params[2]:
+        return True
+    return max(problem.x.shape[0], problem.num_refs) <= configurations.panel_height(
+        problem.num_refs
+    )
 
 
 def _in_pairs(spec: PairSpec, problem: PairProblem) -> bool:
@@ -145,13 +156,23 @@ def _in_pairs(spec: PairSpec, problem: PairProblem) -> bool:
 
 def step_of(plan: Plan, spec: PairSpec, problem: PairProblem) -> Any:
     from dmlap_kernels.backends.triton.angular_steps import AngularStep
+    from dmlap_kernels.backends.triton.hard_swap_steps import HardSwapStep
     from dmlap_kernels.backends.triton.n_pairs_steps import NPairsStep
     from dmlap_kernels.backends.triton.soft_triple_steps import SoftTripleStep
     from dmlap_kernels.backends.triton.steps import Step
+    from dmlap_kernels.backends.triton.triplet_steps import TripletStep
 
     if _in_pairs(spec, problem):
         return NPairsStep(plan, spec, problem)
-    made = {"soft_triple": SoftTripleStep, "angular": AngularStep}.get(spec.loss, Step)
+    if spec.loss == "triplet_hard" and spec.params[2]:
+        return HardSwapStep(plan, spec, problem)
+    own: dict[str, type[Step]] = {
+        "soft_triple": SoftTripleStep,
+        "angular": AngularStep,
+        "triplet_all": TripletStep,
+        "triplet_semihard": TripletStep,
+    }
+    made = own.get(spec.loss, Step)
     return made(plan, spec, problem)
 
 

@@ -20,6 +20,7 @@ from dmlap_kernels import (
 from dmlap_kernels.backends import registry
 from dmlap_kernels.backends.triton import configurations, kinds, steps
 from dmlap_kernels.backends.triton.plans import plan_of
+from dmlap_kernels.backends.triton.triton_backend import step_of
 from dmlap_kernels.problem import PairProblem, PairSpec
 from tests.losses import device_checks as checks
 from tests.losses import test_degenerate
@@ -45,6 +46,8 @@ BY_PANELS = (
     "arcface",
     "proxy_anchor",
     "soft_triple",
+    "triplet_all",
+    "triplet_semihard",
 )
 EACH = pytest.mark.parametrize("loss", BY_PANELS)
 CASES = [case for loss in BY_PANELS for case in selection(loss)]
@@ -67,9 +70,13 @@ def steps_made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def by_panels(loss: str, problem: Problem) -> bool:
-    """Not so the triplets that need more than pairs of an anchor, nor what has no pair of rows."""
-    none = loss == "n_pairs" and problem.y is None and len(problem.x) < 2
-    return not problem.keywords.get("swap") and not none
+    """Not so triplets of which pairs of references count, unless all is one panel, nor what has no
+    pair of rows."""
+    if problem.keywords.get("swap"):
+        columns = len(problem.x if problem.y is None else problem.y)
+        one_panel = max(len(problem.x), columns) <= configurations.panel_height(columns)
+        return loss == "triplet_hard" or (loss in TRIPLETS and one_panel)
+    return not (loss == "n_pairs" and problem.y is None and len(problem.x) < 2)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
@@ -115,6 +122,108 @@ def many_tiles() -> list[Case]:
 @pytest.mark.parametrize("case", many_tiles(), ids=lambda case: case.id)
 def test_many_tiles(case: Case, backend: str) -> None:
     compare(case.loss, make_problem(case), backend)
+
+
+TRIPLETS = ("triplet_all", "triplet_semihard")
+SWAPPED = [
+    replace(usual(loss, rows=29, features=19, refs=refs, distance=distance), options=options)
+    for loss in TRIPLETS
+    for refs in ("self", "fewer", "more")
+    for distance in ("euclidean", "cosine")
+    for options in variants(loss)
+    if dict(options).get("swap")
+]
+
+
+@pytest.mark.parametrize("case", SWAPPED, ids=lambda case: case.id)
+def test_swap_of_one_panel(
+    case: Case, backend: str, steps_made: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(configurations, "PANEL_BYTES", 1 << 20)
+    compare(case.loss, make_problem(case), backend)
+    assert steps_made
+
+
+def triplet_sides(refs: str) -> tuple[list[Tensor], list[Any]]:
+    """Classes of one row to many, near pairs of both kinds; references with anchors among them."""
+    generator = torch.Generator().manual_seed(3)
+    labels = (torch.rand(45, generator=generator) ** 2 * 25).long() * 2**33 - 3
+    x = torch.randn(45, 19, generator=generator) + 1.0
+    x[[3, 30, 31]] = x[[40, 2, 2]]
+    x[[3, 30, 31], [1, 2, 3]] += 0.02
+    if refs == "self":
+        return [x], [labels, None, None]
+    order = torch.randperm(45, generator=generator)
+    y = torch.cat((x[order], torch.randn(11, 19, generator=generator)))
+    ref_labels = torch.cat((labels[order], labels[:11]))
+    itself = order.argsort()
+    itself[::5] = -1
+    y[4] = x[40]
+    y[4, 2] += 0.02
+    return [x, y], [labels, ref_labels, itself]
+
+
+@pytest.mark.parametrize("mining", ["all", "semihard", "hard"])
+@pytest.mark.parametrize("refs", ["self", "named"])
+@pytest.mark.parametrize(
+    ("distance", "smooth", "swap", "panels"),
+    [
+        ("euclidean", True, False, "few"),
+        ("sqeuclidean", False, False, "many"),
+        ("euclidean", False, True, "few"),
+        ("cosine", True, True, "few"),
+    ],
+)
+def test_triplets_of_classes_of_many_sizes(
+    distance: str,
+    smooth: bool,
+    swap: bool,
+    panels: str,
+    refs: str,
+    mining: str,
+    backend: str,
+    steps_made: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if panels == "few":
+        monkeypatch.setattr(configurations, "PANEL_BYTES", 1 << 20)
+    sides, (labels, ref_labels, itself) = triplet_sides(refs)
+    how: dict[str, Any] = {"smooth": smooth, "distance": distance, "mining": mining, "swap": swap}
+    how["reduction"] = "none" if smooth else "mean_nonzero"
+
+    def loss(x: Tensor, *rest: Any) -> Tensor:
+        *y, name = rest
+        others = (y[0], ref_labels) if y else ()
+        return fused_triplet_loss(
+            x, labels, *others, self_index=itself, margin=0.5, backend=name, **how
+        )
+
+    assert_like_the_torch_backend(loss, sides, backend)
+    assert steps_made
+
+
+@pytest.mark.parametrize("distance", LOSSES["triplet_hard"].distances)
+@pytest.mark.parametrize("refs", [False, True], ids=["self", "refs"])
+def test_hardest_negatives_nearer_to_positives(distance: str, refs: bool, backend: str) -> None:
+    """With swap, of half of the first class; several anchors have the same pair."""
+    generator = torch.Generator().manual_seed(5)
+    labels = torch.arange(37) % 3 * 2**33
+    x = 1.0 + 0.3 * torch.randn(37, 19, generator=generator)
+    x[:, 0] += torch.tensor([-10.0, 3.0, 25.0, 10.0, 4.0, 26.0]).repeat(7)[:37]
+    y = x.flip(0) + 0.1
+
+    def loss(rows: Tensor, *rest: Any) -> Tensor:
+        *others, name = rest
+        ends = (others[0], labels.flip(0)) if others else ()
+        return fused_triplet_loss(
+            rows, labels, *ends, margin=9.0, swap=True, distance=distance, backend=name
+        )
+
+    assert_like_the_torch_backend(loss, [x, y] if refs else [x], backend)
+    spec = PairSpec("triplet_hard", (9.0, 0.0, 1.0), distance)
+    ends = (y, labels.flip(0)) if refs else (None, None)
+    table = saved_table(spec, PairProblem(x, labels, *ends))
+    assert (table[6] < table[5]).sum() > 3
 
 
 ANGULAR = [case for case in selection("angular") if case.refs == "self"]
@@ -174,7 +283,9 @@ def test_self_index(case: Case, labels_agree: bool, backend: str) -> None:
     compare(case.loss, containing_the_batch(case, labels_agree), backend)
 
 
-@pytest.mark.parametrize("loss", ["triplet_hard", "margin", "lifted_structure", "nt_xent"])
+@pytest.mark.parametrize(
+    "loss", [*TRIPLETS, "triplet_hard", "margin", "lifted_structure", "nt_xent"]
+)
 @pytest.mark.parametrize("refs", [False, True], ids=["self", "refs"])
 def test_pairs_a_ten_thousandth_apart(loss: str, refs: bool, backend: str) -> None:
     """Whose distances and gradients come from differences, in more than one panel."""
@@ -305,13 +416,16 @@ def test_first_pairs_of_many_classes(distance: str, normalize: bool, backend: st
     )
 
 
+def saved_table(spec: PairSpec, problem: PairProblem) -> Tensor:
+    plan = plan_of(spec, problem.y is None)
+    assert plan is not None
+    _, saved = step_of(plan, spec, problem).forward()
+    return saved[kinds.HEADER :].view(plan.rows, -1)
+
+
 def mined(x: Tensor, labels: Tensor) -> Tensor:
     spec = PairSpec("triplet_hard", (0.2, 0.0, 0.0))
-    plan = plan_of(spec, True)
-    assert plan is not None
-    step = steps.Step(plan, spec, PairProblem(x, labels, None, None))
-    _, saved = step.forward()
-    return saved[kinds.HEADER :].view(plan.rows, -1)[[1, 3]].long()
+    return saved_table(spec, PairProblem(x, labels, None, None))[[1, 3]].long()
 
 
 def test_ties_go_to_the_lower_label_then_the_lower_index() -> None:
