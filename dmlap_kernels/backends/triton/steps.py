@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dmlap_kernels.backends.triton.kinds import HEADER, Kind, Panel, Wanted, kind_of
+from dmlap_kernels.backends.triton.kinds import HEADER, Kind, Panel, Side, Wanted, kind_of
 from dmlap_kernels.backends.triton.launching import Launcher
 from dmlap_kernels.backends.triton.panel_kernels import sweep_kernel, weights_of_panel_kernel
 from dmlap_kernels.backends.triton.panel_near import near_kernel
@@ -137,16 +137,21 @@ class Step:
         rows = kind.panels[top].rows
         panel = self.panel if rows == kind.height else self.panel[:rows]
         self.kept = kind.one_panel
+        return self._products_of(kind.x, top, rows, panel)
+
+    def _products_of(self, side: Side, top: int, rows: int, out: Tensor) -> Tensor:
+        """The products of rows of a side, from row ``top`` on, with all references."""
+        kind = self.kind
         depth, width = kind.depth, kind.width
         if kind.split:
             parts = self.buffer.view(torch.bfloat16)
-            x = self._piece(kind.x.parts, (rows, 6 * depth), 7 * depth, top, parts)
+            x = self._piece(side.parts, (rows, 6 * depth), 7 * depth, top, parts)
             y = self._piece(kind.y.parts, (kind.columns, 6 * depth), 7 * depth, 0, parts, depth)
-            return _wide_product(x, y.T, panel)
+            return _wide_product(x, y.T, out)
         # The features alone, without the ones.
-        x = self._piece(kind.x.packed, (rows, depth), width, top)
+        x = self._piece(side.packed, (rows, depth), width, top)
         y = self._piece(kind.y.packed, (kind.columns, depth), width)
-        return torch.mm(x, y.T, out=panel)
+        return torch.mm(x, y.T, out=out)
 
     def _piece(
         self,

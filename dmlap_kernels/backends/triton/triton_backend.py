@@ -133,8 +133,10 @@ def _plan(spec: PairSpec, problem: PairProblem) -> Plan | None:
         return None
     if _in_pairs(spec, problem) and anchors < 2:
         return None
-    if spec.loss == "angular" and anchors > configurations.panel_height(anchors):
-        return None  # each row needs products of others
+    if spec.loss == "angular":
+        # Each anchor needs products of its positives, so that all of them are one panel.
+        if max(anchors, problem.num_refs) > configurations.panel_height(problem.num_refs):
+            return None
     return plan_of(spec, problem.y is None)
 
 
@@ -144,6 +146,7 @@ def _in_pairs(spec: PairSpec, problem: PairProblem) -> bool:
 
 
 def step_of(plan: Plan, spec: PairSpec, problem: PairProblem) -> Any:
+    from dmlap_kernels.backends.triton.angular_reference_steps import AngularReferenceStep
     from dmlap_kernels.backends.triton.angular_steps import AngularStep
     from dmlap_kernels.backends.triton.n_pairs_steps import NPairsStep
     from dmlap_kernels.backends.triton.soft_triple_steps import SoftTripleStep
@@ -151,7 +154,8 @@ def step_of(plan: Plan, spec: PairSpec, problem: PairProblem) -> Any:
 
     if _in_pairs(spec, problem):
         return NPairsStep(plan, spec, problem)
-    made = {"soft_triple": SoftTripleStep, "angular": AngularStep}.get(spec.loss, Step)
+    angular = AngularStep if problem.y is None else AngularReferenceStep
+    made = {"soft_triple": SoftTripleStep, "angular": angular}.get(spec.loss, Step)
     return made(plan, spec, problem)
 
 
