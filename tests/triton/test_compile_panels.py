@@ -167,11 +167,24 @@ def test_centres_fit(reduction: str, capability: int, monkeypatch: Any, tmp_path
         assert_panels_fit(launch, tmp_path)
 
 
+# Kernels that the angular loss has for itself.
+OF_ANGULAR = {
+    False: {"runs_kernel", "angular_kernel", "angular_weights_kernel"},
+    True: {
+        "bounds_kernel",
+        "angular_reference_kernel",
+        "angular_anchor_weights_kernel",
+        "angular_reference_weights_kernel",
+    },
+}
+
+
 @pytest.mark.parametrize("capability", [80, 90, 100])
-def test_angular_fits(capability: int, monkeypatch: Any, tmp_path: Path) -> None:
-    found = launches(monkeypatch, lambda: step("angular", "cosine"), capability)
+@pytest.mark.parametrize("refs", [False, True], ids=["self", "refs"])
+def test_angular_fits(refs: bool, capability: int, monkeypatch: Any, tmp_path: Path) -> None:
+    found = launches(monkeypatch, lambda: step("angular", "cosine", refs), capability)
     names = {launch.kernel.__name__ for launch in found}
-    assert {"runs_kernel", "angular_kernel", "angular_weights_kernel"} <= names
+    assert names >= OF_ANGULAR[refs]
     for launch in found:
         assert_fits(launch, tmp_path)
 

@@ -17,7 +17,13 @@ from dmlap_kernels.backends.triton.angular_kernels import (
 from dmlap_kernels.backends.triton.kinds import HEADER, Kind, Panel
 from dmlap_kernels.backends.triton.launching import Launch, Launcher
 from dmlap_kernels.backends.triton.steps import Step, float_piece, plain
-from dmlap_kernels.problem import Gradients
+from dmlap_kernels.problem import Gradients, PairSpec
+
+
+def rates_of(spec: PairSpec) -> tuple[float, float]:
+    """The factors of s_an + s_pn and of s_ap in the terms."""
+    square = math.tan(math.radians(float(spec.params[0]))) ** 2
+    return 4 * square, 2 * (1 + square)
 
 
 class AngularKind(Kind):
@@ -41,8 +47,7 @@ class AngularKind(Kind):
 
     def _panel(self, top: int) -> Panel:
         launch = configurations.panel_launch("angular")
-        square = math.tan(math.radians(float(self.spec.params[0]))) ** 2
-        rates = 4 * square, 2 * (1 + square)
+        rates = rates_of(self.spec)
         grid, options = (self.anchors, 1, 1), launch.options
         self.sums = Launch(grid, (self.anchors, *rates, launch.BN), options)
         weights = self.anchors, *rates, self.spec.reduction, launch.BN

@@ -216,7 +216,7 @@ def plan_of(spec: PairSpec, self_case: bool) -> Plan | None:
     is not made of one sweep after the other."""
     if spec.loss == "soft_triple" and not self_case:
         return _SOFT_TRIPLE if spec.distance in ("cosine", "dot") else None
-    if spec.loss == "angular" and self_case:
+    if spec.loss == "angular":
         return _ANGULAR
     if spec.loss in ("triplet_all", "triplet_semihard"):
         _, smooth, swap = spec.params

@@ -133,8 +133,10 @@ def _plan(spec: PairSpec, problem: PairProblem) -> Plan | None:
         return None
     if _in_pairs(spec, problem) and anchors < 2:
         return None
-    if spec.loss == "angular" and anchors > configurations.panel_height(anchors):
-        return None  # each row needs products of others
+    if spec.loss == "angular":
+        # Each anchor needs products of its positives, so that all of them are one panel.
+        if max(anchors, problem.num_refs) > configurations.panel_height(problem.num_refs):
+            return None
     if not _third_served(spec, problem):
         return None
     return plan_of(spec, problem.y is None)
@@ -155,6 +157,7 @@ def _in_pairs(spec: PairSpec, problem: PairProblem) -> bool:
 
 
 def step_of(plan: Plan, spec: PairSpec, problem: PairProblem) -> Any:
+    from dmlap_kernels.backends.triton.angular_reference_steps import AngularReferenceStep
     from dmlap_kernels.backends.triton.angular_steps import AngularStep
     from dmlap_kernels.backends.triton.hard_swap_steps import HardSwapStep
     from dmlap_kernels.backends.triton.n_pairs_steps import NPairsStep
@@ -168,7 +171,7 @@ def step_of(plan: Plan, spec: PairSpec, problem: PairProblem) -> Any:
         return HardSwapStep(plan, spec, problem)
     own: dict[str, type[Step]] = {
         "soft_triple": SoftTripleStep,
-        "angular": AngularStep,
+        "angular": AngularStep if problem.y is None else AngularReferenceStep,
         "triplet_all": TripletStep,
         "triplet_semihard": TripletStep,
     }

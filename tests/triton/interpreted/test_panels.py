@@ -226,10 +226,7 @@ def test_hardest_negatives_nearer_to_positives(distance: str, refs: bool, backen
     assert (table[6] < table[5]).sum() > 3
 
 
-ANGULAR = [case for case in selection("angular") if case.refs == "self"]
-
-
-@pytest.mark.parametrize("case", ANGULAR, ids=lambda case: case.id)
+@pytest.mark.parametrize("case", selection("angular"), ids=lambda case: case.id)
 def test_angular(
     case: Case, backend: str, steps_made: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,21 +237,47 @@ def test_angular(
     assert steps_made == ["angular"] * len(steps_made) and steps_made
 
 
+@pytest.mark.parametrize("refs", [False, True], ids=["self", "refs"])
 @pytest.mark.parametrize("reduction", ["mean_nonzero", "none"])
 def test_angular_of_classes_of_many_sizes(
-    reduction: str, backend: str, monkeypatch: pytest.MonkeyPatch
+    reduction: str, refs: bool, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """With references some labels are on one side alone, and some anchors are references, which
+    have other labels now and then."""
     monkeypatch.setattr(configurations, "PANEL_BYTES", 1 << 20)
     generator = torch.Generator().manual_seed(3)
     labels = (torch.rand(45, generator=generator) ** 2 * 25).long() * 2**33 - 3
     x = torch.randn(45, 11, generator=generator)
-    assert_like_the_torch_backend(
-        lambda rows, name: fused_angular_loss(
-            rows, labels, alpha=50.0, reduction=reduction, backend=name
-        ),
-        [x],
-        backend,
-    )
+    other, own, sides = None, None, [x]
+    if refs:
+        other = (torch.rand(53, generator=generator) ** 2 * 29).long() * 2**33 - 3
+        own = torch.arange(45).roll(2)
+        other[own[::2]] = labels[::2]
+        own[::5] = -1
+        sides.append(torch.randn(53, 11, generator=generator))
+
+    def loss(*given: Any) -> Tensor:
+        rows, name, y = given[0], given[-1], given[1] if refs else None
+        how: dict[str, Any] = {"reduction": reduction, "backend": name}
+        return fused_angular_loss(rows, labels, y, other, self_index=own, alpha=50.0, **how)
+
+    assert_like_the_torch_backend(loss, sides, backend)
+
+
+@pytest.mark.parametrize("labels_agree", [True, False], ids=["same-label", "other-label"])
+@pytest.mark.parametrize(
+    "case", [case for case in few_cases() if case.loss == "angular"], ids=lambda case: case.id
+)
+def test_angular_with_self_index(
+    case: Case,
+    labels_agree: bool,
+    backend: str,
+    steps_made: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(configurations, "PANEL_BYTES", 1 << 20)
+    compare(case.loss, containing_the_batch(case, labels_agree), backend)
+    assert steps_made
 
 
 @pytest.mark.parametrize("case", many_tiles()[::4], ids=lambda case: case.id)
