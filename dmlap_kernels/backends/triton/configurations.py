@@ -112,6 +112,9 @@ _PANELS = {
     "centres": Launch(4, 64, 0, 4, 1),
     # A row.
     "angular": Launch(1, 512, 0, 4, 1),
+    # Pairs of two log-sums; down the columns of a panel.
+    "lifted": Launch(4, 128, 0, 4, 1),
+    "lifted_columns": Launch(32, 32, 0, 4, 1),
     "rows": Launch(16, 0, 64, 4, 2),
     "partners": Launch(16, 128, 0, 4, 1),
 }
@@ -123,6 +126,8 @@ _INTERPRETED_PANELS = {
     "panel_near": Launch(16, 16, 16, 4, 1, 32),
     "centres": Launch(16, 16, 0, 4, 1),
     "angular": Launch(1, 16, 0, 4, 1),
+    "lifted": Launch(16, 16, 0, 4, 1),
+    "lifted_columns": Launch(16, 16, 0, 4, 1),
     "rows": Launch(16, 0, 32, 4, 1),
     "partners": Launch(16, 16, 0, 4, 1),
 }

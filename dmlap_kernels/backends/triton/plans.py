@@ -193,7 +193,7 @@ class Plan:
 
 # Losses whose steps are written down, each in a file of its own: here what other code asks of them.
 _SOFT_TRIPLE = Plan.written(["other", "own"])
-_ANGULAR = Plan.written([])
+_OTHERS = {name: Plan.written([]) for name in ("angular", "lifted_structure_original")}
 
 _flags: dict[str, tuple[int, ...]] = {}
 _plans: dict[tuple[Any, ...], Plan] = {}
@@ -204,8 +204,8 @@ def plan_of(spec: PairSpec, self_case: bool) -> Plan | None:
     is not made of one sweep after the other."""
     if spec.loss == "soft_triple" and not self_case:
         return _SOFT_TRIPLE if spec.distance in ("cosine", "dot") else None
-    if spec.loss == "angular":
-        return _ANGULAR
+    if spec.loss in _OTHERS:
+        return _OTHERS[spec.loss]
     if spec.loss not in _FAMILIES:
         return None
     if spec.loss == "triplet_hard" and spec.params[2]:

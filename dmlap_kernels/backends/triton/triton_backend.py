@@ -148,6 +148,7 @@ def _in_pairs(spec: PairSpec, problem: PairProblem) -> bool:
 def step_of(plan: Plan, spec: PairSpec, problem: PairProblem) -> Any:
     from dmlap_kernels.backends.triton.angular_reference_steps import AngularReferenceStep
     from dmlap_kernels.backends.triton.angular_steps import AngularStep
+    from dmlap_kernels.backends.triton.lifted_steps import LiftedStep
     from dmlap_kernels.backends.triton.n_pairs_steps import NPairsStep
     from dmlap_kernels.backends.triton.soft_triple_steps import SoftTripleStep
     from dmlap_kernels.backends.triton.steps import Step
@@ -155,7 +156,11 @@ def step_of(plan: Plan, spec: PairSpec, problem: PairProblem) -> Any:
     if _in_pairs(spec, problem):
         return NPairsStep(plan, spec, problem)
     angular = AngularStep if problem.y is None else AngularReferenceStep
-    made = {"soft_triple": SoftTripleStep, "angular": angular}.get(spec.loss, Step)
+    made = {
+        "soft_triple": SoftTripleStep,
+        "angular": angular,
+        "lifted_structure_original": LiftedStep,
+    }.get(spec.loss, Step)
     return made(plan, spec, problem)
 
 

@@ -36,6 +36,7 @@ BY_PANELS = (
     "siglip",
     "multi_similarity",
     "lifted_structure",
+    "lifted_structure_original",
     "nt_xent",
     "n_pairs",
     "sup_con",
@@ -197,7 +198,9 @@ def test_self_index(case: Case, labels_agree: bool, backend: str) -> None:
     compare(case.loss, containing_the_batch(case, labels_agree), backend)
 
 
-@pytest.mark.parametrize("loss", ["triplet_hard", "margin", "lifted_structure", "nt_xent"])
+@pytest.mark.parametrize(
+    "loss", ["triplet_hard", "margin", "lifted_structure", "lifted_structure_original", "nt_xent"]
+)
 @pytest.mark.parametrize("refs", [False, True], ids=["self", "refs"])
 def test_pairs_a_ten_thousandth_apart(loss: str, refs: bool, backend: str) -> None:
     """Whose distances and gradients come from differences, in more than one panel."""
