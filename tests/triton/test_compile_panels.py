@@ -36,6 +36,7 @@ LOSSES: dict[str, tuple[float, ...]] = {
     "angular": (40.0,),
     "triplet_all": (0.2, 1.0, 0.0),
     "triplet_semihard": (0.2, 1.0, 0.0),
+    "lifted_structure_original": (0.0, 1.3),
 }
 
 
@@ -64,7 +65,14 @@ def step(
 
 
 # Whose steps are written down, each with a test of its own.
-WRITTEN = ("soft_triple", "n_pairs", "angular", "triplet_all", "triplet_semihard")
+WRITTEN = (
+    "soft_triple",
+    "n_pairs",
+    "angular",
+    "lifted_structure_original",
+    "triplet_all",
+    "triplet_semihard",
+)
 # Bytes that threads of kernels over panels may spill, next to none of them in the loop over most
 # tiles: fewer registers let more programs hide the way to the panel.
 STACK = {"sweep_kernel": 192, "weights_of_panel_kernel": 192}
@@ -217,6 +225,34 @@ def test_triplets_fit(
     assert {"distances_kernel", "triplet_weights_kernel", *own} <= names
     for launch in found:
         assert_fits(launch, tmp_path)
+
+
+# Kernels that losses have for themselves whose weights have a panel of their own.
+OF_OWN_PANELS = {
+    "lifted_structure_original": {
+        "ends_kernel",
+        "lifted_terms_kernel",
+        "by_ends_kernel",
+        "lifted_weights_kernel",
+        "near_sums_kernel",
+    },
+}
+
+
+@pytest.mark.parametrize("capability", [80, 90, 100])
+@pytest.mark.parametrize("refs", [False, True], ids=["self", "refs"])
+@pytest.mark.parametrize("loss", OF_OWN_PANELS)
+def test_losses_of_own_panels_fit(
+    loss: str, refs: bool, capability: int, monkeypatch: Any, tmp_path: Path
+) -> None:
+    found = launches(monkeypatch, lambda: step(loss, "euclidean", refs), capability)
+    assert {launch.kernel.__name__ for launch in found} >= OF_OWN_PANELS[loss]
+    for launch in found:
+        # From sm_90 on, with half of the registers left and the same for half of the tile: no
+        # numbers of pairs.
+        two_ways = launch.kernel.__name__ in ("ends_kernel", "by_ends_kernel")
+        stack = 8 if two_ways else 0
+        assert_fits(launch, tmp_path, stack=stack)
 
 
 @pytest.mark.parametrize("capability", [80, 90, 100])

@@ -13,6 +13,7 @@ pytest.importorskip("triton")
 
 from triton.runtime.jit import JITFunction
 
+from dmlap_kernels.backends.device.families import FAMILIES
 from dmlap_kernels.backends.triton.triton_backend import TritonBackend
 from dmlap_kernels.problem import PairProblem, PairSpec
 from tests.backends.test_panels import Operations
@@ -49,9 +50,13 @@ TRIPLETS = {
     ("triplet_all", "refs", True): 22,
     ("triplet_semihard", "refs", True): 22,
 }
-# Of one panel alone.
-ANGULAR = ((40.0,), "cosine", False, 10)
 SWAP = {"triplet_hard": ((0.2, 0.0, 1.0), "euclidean", False, 12)}
+# Of one panel alone: of a batch with itself, and with as many references.
+ANGULAR = ((40.0,), "cosine", {False: 10, True: 15})
+# Whose terms need what all panels say: most operations of one panel, and of each of several.
+LIFTED = ((0.0, 1.3), "euclidean", 11, 10)
+# Triplets of drawn negatives: by sweeps that go from window to window, of up to 4,096 rows.
+WINDOWS = {"triplet_distance_weighted": ((0.2, 0.0, 0.0, 0.5, 1.4, 3.0), "euclidean", 90)}
 MINED = {"multi_similarity": ((2.0, 50.0, 0.5, 1.0, 0.1), "cosine", False, 10)}
 TABLE = [(loss, *row) for part in (SMALL, SELF, SWAP, MINED) for loss, row in part.items()]
 
@@ -127,10 +132,40 @@ def test_operations_of_triplets(row: tuple[str, str, bool], rows: int, launched:
 
 
 @pytest.mark.parametrize("rows", ROWS[:3])
-def test_operations_of_angular(rows: int, launched: list[str]) -> None:
-    params, distance, _, most = ANGULAR
-    found = operations("angular", params, distance, (rows, 128), launched)
+@pytest.mark.parametrize("refs", [False, True], ids=["self", "refs"])
+def test_operations_of_angular(refs: bool, rows: int, launched: list[str]) -> None:
+    params, distance, most = ANGULAR
+    columns = rows if refs else None
+    found = operations("angular", params, distance, (rows, 128), launched, columns)
+    assert len(found) <= most[refs], " ".join(found)
+
+
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("refs", [False, True], ids=["self", "refs"])
+def test_operations_of_the_original_lifted_structure(
+    refs: bool, rows: int, launched: list[str]
+) -> None:
+    """Of many panels products are made for each of two sweeps forward and one or two backward."""
+    params, distance, most, of_each = LIFTED
+    columns = rows if refs else None
+    found = operations(
+        "lifted_structure_original", params, distance, (rows, 128), launched, columns
+    )
+    bound = most if rows <= 4096 else 3 + 64 * (of_each + refs)
+    assert len(found) <= bound, " ".join(found)
+
+
+@pytest.mark.parametrize("rows", ROWS[:3])
+@pytest.mark.parametrize("loss", WINDOWS)
+def test_operations_of_windows(loss: str, rows: int, launched: list[str]) -> None:
+    params, distance, most = WINDOWS[loss]
+    found = operations(loss, params, distance, (rows, 128), launched)
     assert len(found) <= most, " ".join(found)
+
+
+def test_every_loss_is_counted() -> None:
+    counted = {row[0] for row in (*TABLE, *TRIPLETS)} | set(WINDOWS)
+    assert counted | {"angular", "lifted_structure_original"} == set(FAMILIES)
 
 
 @pytest.mark.parametrize(

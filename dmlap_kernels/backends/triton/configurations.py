@@ -119,6 +119,9 @@ _PANELS = {
     # Some positives of an anchor.
     "triplets": Launch(4, 256, 0, 4, 1),
     "triplet_pairs": Launch(16, 64, 0, 4, 1),
+    # Pairs of two log-sums; down the columns of a panel.
+    "lifted": Launch(4, 128, 0, 4, 1),
+    "lifted_columns": Launch(32, 32, 0, 4, 1),
     "rows": Launch(16, 0, 64, 4, 2),
     "partners": Launch(16, 128, 0, 4, 1),
 }
@@ -134,6 +137,8 @@ _INTERPRETED_PANELS = {
     "angular": Launch(1, 16, 0, 4, 1),
     "triplets": Launch(4, 16, 0, 4, 1),
     "triplet_pairs": Launch(16, 32, 0, 4, 1),
+    "lifted": Launch(16, 16, 0, 4, 1),
+    "lifted_columns": Launch(16, 16, 0, 4, 1),
     "rows": Launch(16, 0, 32, 4, 1),
     "partners": Launch(16, 16, 0, 4, 1),
 }

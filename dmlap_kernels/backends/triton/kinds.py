@@ -271,8 +271,7 @@ class Kind:
     def _backward(self, which: tuple[bool, bool]) -> Wanted:
         layout, near = Layout(), configurations.panel_launch("panel_near")
         chunks = blocks_in(self.width, near.held(self.width))
-        cuts = [self._cut("panel_weights", rows) for rows in self._panel_rows()]
-        marks = layout.add(max(splits * blocks for _, splits, _, blocks in cuts), dtype=torch.int32)
+        marks = layout.add(max(map(self._mark_count, self._panel_rows())), dtype=torch.int32)
         products, rows, near_marks = [], [], []
         for count, wanted in zip((self.anchors, self.columns), which, strict=True):
             products.append(layout.add(count, self.width) if wanted else -1)
@@ -297,6 +296,11 @@ class Kind:
             (at_x, at_y) for at_x, at_y in (products, rows, near_marks)
         )
         return Wanted(layout, marks, of_products, of_rows, of_marks, launches, unpack)
+
+    def _mark_count(self, rows: int) -> int:
+        """Marks of near pairs that the weights of a panel of so many rows leave."""
+        _, splits, _, blocks = self._cut("panel_weights", rows)
+        return splits * blocks
 
     def _near(self, top: int, which: tuple[bool, bool], chunks: int) -> Launch:
         launch = configurations.panel_launch("panel_near")

@@ -198,7 +198,7 @@ class Plan:
 
 # Losses whose steps are written down, each in a file of its own: here what other code asks of them.
 _SOFT_TRIPLE = Plan.written(["other", "own"])
-_ANGULAR = Plan.written([])
+_OTHERS = {name: Plan.written([]) for name in ("angular", "lifted_structure_original")}
 
 
 @functools.cache
@@ -216,8 +216,8 @@ def plan_of(spec: PairSpec, self_case: bool) -> Plan | None:
     is not made of one sweep after the other."""
     if spec.loss == "soft_triple" and not self_case:
         return _SOFT_TRIPLE if spec.distance in ("cosine", "dot") else None
-    if spec.loss == "angular":
-        return _ANGULAR
+    if spec.loss in _OTHERS:
+        return _OTHERS[spec.loss]
     if spec.loss in ("triplet_all", "triplet_semihard"):
         _, smooth, swap = spec.params
         return _of_triplets(spec.loss, bool(smooth), bool(swap))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dmlap_kernels.backends.triton.kinds import HEADER, Kind, Panel, Side, Wanted, kind_of
-from dmlap_kernels.backends.triton.launching import Launcher
+from dmlap_kernels.backends.triton.launching import Launch, Launcher
 from dmlap_kernels.backends.triton.panel_kernels import sweep_kernel, weights_of_panel_kernel
 from dmlap_kernels.backends.triton.panel_near import near_kernel
 from dmlap_kernels.backends.triton.plans import Plan
@@ -82,6 +82,7 @@ class Step:
         table = launch.pointer(saved, HEADER)
         partials = at[kind.partials]
         params = self._params(launch, at)
+        self._before_sweeps(launch, at)
         for top, panel in kind.panels.items():
             pairs = self._pairs(launch, at, self._product(top))
             self._sweep(launch, at, panel, pairs, (table, params, partials))
@@ -93,6 +94,9 @@ class Step:
         if not kind.one_panel:
             self.panel = None
         return loss, saved
+
+    def _before_sweeps(self, launch: Launcher, at: list[Any]) -> None:
+        """What must be known of all panels before the sweeps of the first one."""
 
     def _sweep(
         self,
@@ -127,8 +131,11 @@ class Step:
         )  # fmt: skip
 
     def _product(self, top: int) -> Tensor:
-        """The panel from row ``top`` on."""
+        """The panel from row ``top`` on, made unless it is at hand."""
         kind = self.kind
+        if self.kept:
+            assert self.panel is not None
+            return self.panel
         if self.panel is None:
             if kind.one_panel:
                 self.panel = self._piece(kind.panel, (kind.height, kind.columns), kind.stride)
@@ -206,16 +213,14 @@ class Step:
             for number in wanted.products
         ]
         nears = self._nears(at, to, wanted)
+        self._before_weights(launch, at, (*ends, stride))
         for top, panel in kind.panels.items():
-            weights = self.panel if self.kept else self._product(top)
-            assert weights is not None
+            weights = self._product(top)
             pairs = self._pairs(launch, at, weights)
             self._weigh(launch, at, panel, pairs, (*ends, at_params, to[wanted.marks], stride))
             if top in wanted.near:
-                launch(
-                    "near", near_kernel, wanted.near[top],
-                    *pairs, *ends, to[wanted.marks], *nears, stride,
-                )  # fmt: skip
+                ends_of_near = (*ends, to[wanted.marks], *nears, stride)
+                self._add_near(launch, wanted.near[top], pairs, ends_of_near)
             self._multiply(weights, top, panel.rows, products)
         # Its products are gone.
         self.kept = False
@@ -226,6 +231,10 @@ class Step:
             gx, gy = self._unpack(launch, at, to, wanted, header)
         launch.done()
         return Gradients(gx, gy, found)
+
+    def _before_weights(self, launch: Launcher, at: list[Any], ends: tuple[Any, ...]) -> None:
+        """What must be known of all panels before the weights of the first one. ``ends`` are
+        table, header, gradient at the loss, anchor_params, and the stride of the third."""
 
     def _weigh(
         self,
@@ -238,6 +247,13 @@ class Step:
         """Makes weights of products. ``ends`` are table, header, gradient at the loss,
         anchor_params, the gradient at them, marks of near pairs, and the stride of the third."""
         launch("weights", weights_of_panel_kernel, panel.weights, *pairs, *ends)
+
+    def _add_near(
+        self, launch: Launcher, near: Launch, pairs: tuple[Any, ...], ends: tuple[Any, ...]
+    ) -> None:
+        """``ends`` are table, header, gradient at the loss, anchor_params, marks of near pairs,
+        rows and marks of what they add, and the stride of the third."""
+        launch("near", near_kernel, near, *pairs, *ends)
 
     def _nears(self, at: list[Any], to: list[Any], wanted: Wanted) -> list[Any]:
         """Rows and marks of what near pairs add; where there is none, pieces of the same dtypes."""

@@ -160,6 +160,7 @@ def step_of(plan: Plan, spec: PairSpec, problem: PairProblem) -> Any:
     from dmlap_kernels.backends.triton.angular_reference_steps import AngularReferenceStep
     from dmlap_kernels.backends.triton.angular_steps import AngularStep
     from dmlap_kernels.backends.triton.hard_swap_steps import HardSwapStep
+    from dmlap_kernels.backends.triton.lifted_steps import LiftedStep
     from dmlap_kernels.backends.triton.n_pairs_steps import NPairsStep
     from dmlap_kernels.backends.triton.soft_triple_steps import SoftTripleStep
     from dmlap_kernels.backends.triton.steps import Step
@@ -172,6 +173,7 @@ def step_of(plan: Plan, spec: PairSpec, problem: PairProblem) -> Any:
     own: dict[str, type[Step]] = {
         "soft_triple": SoftTripleStep,
         "angular": AngularStep if problem.y is None else AngularReferenceStep,
+        "lifted_structure_original": LiftedStep,
         "triplet_all": TripletStep,
         "triplet_semihard": TripletStep,
     }

@@ -37,6 +37,7 @@ BY_PANELS = (
     "siglip",
     "multi_similarity",
     "lifted_structure",
+    "lifted_structure_original",
     "nt_xent",
     "n_pairs",
     "sup_con",
@@ -307,7 +308,15 @@ def test_self_index(case: Case, labels_agree: bool, backend: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "loss", [*TRIPLETS, "triplet_hard", "margin", "lifted_structure", "nt_xent"]
+    "loss",
+    [
+        *TRIPLETS,
+        "triplet_hard",
+        "margin",
+        "lifted_structure",
+        "lifted_structure_original",
+        "nt_xent",
+    ],
 )
 @pytest.mark.parametrize("refs", [False, True], ids=["self", "refs"])
 def test_pairs_a_ten_thousandth_apart(loss: str, refs: bool, backend: str) -> None:
