@@ -82,6 +82,27 @@ def test_what_is_fastest_at_a_size_is_taken_there(monkeypatch: pytest.MonkeyPatc
     assert clock.now <= 60
 
 
+@pytest.mark.parametrize("op", [*FAMILIES, orders.SEARCH])
+def test_plain_pytorch_competes_in_small_batches(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels that take long to launch serve large batches, and no others, whatever the op."""
+    for name in ("triton", "cuda"):
+        monkeypatch.setitem(registry.backends(), name, faults.Good(name))
+    monkeypatch.setenv("DMLAP_SELFCHECK", "0")
+    costs = {
+        "cpu": lambda n: 1.0,
+        "cuda": lambda n: 3e-3,
+        "torch": lambda n: 1e-4 * n,
+        "triton": lambda n: 2e-3,
+    }
+    clock = Clock(monkeypatch, **costs)
+    found = calibration.calibrate(CPU, 600, ops=[op], clock=clock)
+    assert len(found.orders[op]) == 2
+    spec = calibration.spec_of(op)
+    for rows, name in ((5, "torch"), (4096, "triton")):
+        assert registry.choose("auto", spec, torch.empty(rows, 3)).name == name
+        assert registry.explain(spec, torch.empty(rows, 3)).taken == name
+
+
 def test_it_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     needs_cpu()
     clock = Clock(monkeypatch, cpu=lambda n: 1e-5 * n**2, torch=lambda n: 1e-4 * n**2)

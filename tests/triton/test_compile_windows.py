@@ -13,11 +13,13 @@ pytest.importorskip("triton")
 
 from dmlap_kernels.backends.device.packing import Sides, pack_rows
 from dmlap_kernels.backends.device.sweeps import Triplets
+from dmlap_kernels.backends.triton import search_steps
 from dmlap_kernels.backends.triton.triton_sweeps import TritonSweeps
 from tests.triton.aot import assert_fits, launches
 
 SWEEPS = TritonSweeps()
 ONES = torch.ones(200)
+ROWS, LABELS = torch.zeros(4096, 128), torch.arange(4096)
 
 
 def packed(
@@ -59,6 +61,14 @@ CALLS: dict[str, Callable[[], Any]] = {
     "nearest-16": lambda: SWEEPS.nearest(packed(), 1),
     "nearest-128": lambda: SWEEPS.nearest(packed(), 100),
     "nearest-blocks": lambda: SWEEPS.nearest(packed(), 150),
+    "nearest-panel": lambda: search_steps.nearest(ROWS, None, 10, "euclidean", True),
+    "nearest-panel-128": lambda: search_steps.nearest(ROWS[:200], ROWS, 128, "cosine", False),
+    "hard_classes-panel": lambda: search_steps.hard_classes(
+        ROWS[:200], LABELS[:200], 10, 0.5, "euclidean", False
+    ),
+    "hard_classes-panel-4096": lambda: search_steps.hard_classes(
+        ROWS, LABELS, 10, 0.5, "euclidean", True
+    ),
     "class_scores": lambda: SWEEPS.class_scores(
         packed(refs=True), ONES, torch.arange(4, 201, 4), torch.arange(4, 301, 4)
     ),

@@ -185,3 +185,31 @@ def test_grids_of_few_anchors_and_a_million_references(
     """`launched` holds them against what a GPU takes."""
     operations(loss, params, "euclidean", shape, launched, 1_100_000)
     assert launched
+
+
+@pytest.mark.parametrize("rows", [128, 4096])
+@pytest.mark.parametrize(("distance", "refs"), [("euclidean", None), ("cosine", 100)])
+def test_operations_of_nearest(
+    distance: str, refs: int | None, rows: int, launched: list[str]
+) -> None:
+    x = torch.empty(rows, 128, device="meta")
+    y = None if refs is None else torch.empty(refs, 128, device="meta")
+    with Operations() as seen:
+        found = TritonBackend().nearest(x, y, 10, distance, False)
+    assert found.indices.shape == found.distances.shape == (rows, 10)
+    assert [*seen.names, *launched] == ["mm", "pack_kernel", "nearest_of_panel_kernel"]
+
+
+@pytest.mark.parametrize("rows", [128, 4096])
+def test_operations_of_hard_classes(
+    rows: int, launched: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its only wait is for the number of classes."""
+    x = torch.empty(rows, 128, device="meta")
+    labels = torch.empty(rows, dtype=torch.int64, device="meta")
+    monkeypatch.setattr(torch.Tensor, "__int__", lambda number: 50)
+    with Operations() as seen:
+        found = TritonBackend().hard_classes(x, labels, 10, 0.5, "euclidean", False)
+    assert found.classes.shape == (50,) and found.scores.shape == (50, 10)
+    kernels = ["runs_kernel", "pack_kernel", "hard_classes_kernel"]
+    assert [*seen.names, *launched] == ["sort", "mm", *kernels]

@@ -124,6 +124,9 @@ _PANELS = {
     "lifted_columns": Launch(32, 32, 0, 4, 1),
     "rows": Launch(16, 0, 64, 4, 2),
     "partners": Launch(16, 128, 0, 4, 1),
+    # Few rows, for many programs; as many columns as neighbours are kept.
+    "nearest": Launch(8, 64, 0, 4, 1),
+    "nearest_128": Launch(8, 128, 0, 4, 1),
 }
 _INTERPRETED_PANELS = {
     "panel_sums": Launch(16, 32, 0, 4, 1),
@@ -141,6 +144,8 @@ _INTERPRETED_PANELS = {
     "lifted_columns": Launch(16, 16, 0, 4, 1),
     "rows": Launch(16, 0, 32, 4, 1),
     "partners": Launch(16, 16, 0, 4, 1),
+    "nearest": Launch(8, 64, 0, 4, 1),
+    "nearest_128": Launch(8, 128, 0, 4, 1),
 }
 # Chips whose tensor cores make six products of bfloat16 in less time than their other units take
 # for one of float32: 312 against 19.5 TFLOP/s of an A100, 990 against 67 of an H100. Those of other
@@ -202,6 +207,16 @@ def row_launch() -> Launch:
 def panels_serve(anchors: int, columns: int, features: int) -> bool:
     """Whether a problem goes by panels, where its loss can; else products are made in kernels."""
     return anchors > 0 and columns > 0 and features >= PANEL_FEATURES
+
+
+def row_floats(columns: int) -> int:
+    """Floats between rows of a panel, as `panel_kernels.row_stride` has them."""
+    return -(-columns // 16) * 16
+
+
+def one_panel_serves(rows: int, columns: int, k: int) -> bool:
+    """Whether a search for so many of each row goes by all products as one panel."""
+    return 0 < 4 * rows * row_floats(columns) <= PANEL_BYTES and k <= NEIGHBOURS_ON_CHIP
 
 
 def panel_height(columns: int) -> int:

@@ -108,8 +108,7 @@ class Kind:
         self.pack, self.reduce = self._pack(x, x if y is None else y), self._reduce()
 
     def _stride(self) -> int:
-        """Floats between rows of a panel, as `panel_kernels.row_stride` has them."""
-        return -(-self.columns // 16) * 16
+        return configurations.row_floats(self.columns)
 
     def _splits(self) -> bool:
         return configurations.splits_products(self.device, self.precision)

@@ -22,7 +22,14 @@ from dmlap_kernels.backends.device.sweeps import Sweeps
 from dmlap_kernels.backends.precision import products_in
 from dmlap_kernels.backends.triton import configurations
 from dmlap_kernels.backends.triton.plans import Plan, plan_of
-from dmlap_kernels.problem import Forward, Gradients, PairProblem, PairSpec
+from dmlap_kernels.problem import (
+    Forward,
+    Gradients,
+    HardClasses,
+    Nearest,
+    PairProblem,
+    PairSpec,
+)
 
 OLDEST_TRITON = versions.numbers(versions.SUPPORTED["triton"].oldest)
 
@@ -118,6 +125,29 @@ class TritonBackend(DeviceBackend):
             return super().with_counts(spec, saved, counts)
         saved[: counts.numel()] = counts.reciprocal()
         return saved
+
+    def nearest(
+        self, queries: Tensor, refs: Tensor | None, k: int, distance: str, normalize: bool
+    ) -> Nearest:
+        columns = len(queries if refs is None else refs)
+        if not configurations.one_panel_serves(len(queries), columns, k):
+            return super().nearest(queries, refs, k, distance, normalize)
+        from dmlap_kernels.backends.triton import search_steps
+
+        self._refuse_without_memory(queries, refs)
+        with self._at(queries), products_in(search_steps.PRECISION):
+            return search_steps.nearest(queries, refs, k, distance, normalize)
+
+    def hard_classes(
+        self, rows: Tensor, labels: Tensor, k: int, margin: float, distance: str, normalize: bool
+    ) -> HardClasses:
+        if not configurations.one_panel_serves(len(rows), len(rows), k):
+            return super().hard_classes(rows, labels, k, margin, distance, normalize)
+        from dmlap_kernels.backends.triton import search_steps
+
+        self._refuse_without_memory(rows, labels)
+        with self._at(rows), products_in(search_steps.PRECISION):
+            return search_steps.hard_classes(rows, labels, k, margin, distance, normalize)
 
 
 # Floats before the table, `kinds.HEADER`, which this module cannot import without Triton.
