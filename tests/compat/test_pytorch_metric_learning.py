@@ -463,6 +463,32 @@ def test_neighbours_for_their_testers(distance: str | None) -> None:
     assert search(x, 1)[1].flatten().tolist() == list(range(len(y), len(y) + len(x)))
 
 
+@pytest.mark.parametrize("miner", [None, "MultiSimilarityMiner"])
+def test_their_trainer(miner: str | None) -> None:
+    trainers = pytest.importorskip("pytorch_metric_learning.trainers")
+    rows, classes = draw(False)
+    data = torch.utils.data.TensorDataset(rows.float(), classes)
+    weights = []
+    for their_losses, their_miners in ((ours.losses, ours.miners), (losses, miners)):
+        torch.manual_seed(0)
+        trunk = torch.nn.Linear(rows.shape[1], FEATURES)
+        before = trunk.weight.detach().clone()
+        trainers.MetricLossOnly(
+            models={"trunk": trunk},
+            optimizers={"trunk_optimizer": torch.optim.SGD(trunk.parameters(), lr=0.1)},
+            batch_size=len(rows),
+            loss_funcs={"metric_loss": their_losses.MultiSimilarityLoss()},
+            mining_funcs={"tuple_miner": getattr(their_miners, miner)()} if miner else {},
+            dataset=data,
+            data_device=torch.device("cpu"),
+            iterations_per_epoch=3,
+            dataloader_num_workers=0,
+        ).train(num_epochs=2)
+        assert not torch.equal(before, trunk.weight)
+        weights.append(trunk.weight.detach())
+    torch.testing.assert_close(*weights, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("name", "miner"),
     [
