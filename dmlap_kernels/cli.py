@@ -21,7 +21,9 @@ from dmlap_kernels.cli_embed import add_embed, embedded
 from dmlap_kernels.cli_export import add_export, describe_export
 from dmlap_kernels.cli_train import FLAGS, add_train
 from dmlap_kernels.data import DataError, DataWarning, parse_source
+from dmlap_kernels.ranks import LostRank
 from dmlap_kernels.report.page import REPORT_FILE, files_beside, write_report
+from dmlap_kernels.torchrun import rank_of_environment, says_first, torchrun_ranks
 from dmlap_kernels.trainer import (
     Interrupted,
     NonFiniteEmbeddings,
@@ -41,6 +43,7 @@ from dmlap_kernels.trainer.config import (
 )
 from dmlap_kernels.trainer.config_files import merged
 from dmlap_kernels.trainer.diagnosis import is_out_of_memory
+from dmlap_kernels.trainer.distributed import RankGroup
 from dmlap_kernels.trainer.embedding_files import write_embeddings
 from dmlap_kernels.trainer.export import export_run
 from dmlap_kernels.trainer.hard_pairs import HardPairs
@@ -61,24 +64,46 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Names of files need not be text of any encoding.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    args = _parser().parse_args(argv)
+    args = _arguments(argv)
     warnings.formatwarning = _format_warning
     try:
         return args.run(args)
     except _Refusal as error:
-        print(f"dmlap {args.command}: {_sentence(error)}", file=sys.stderr)
+        _say(f"dmlap {args.command}: {_sentence(error)}")
         return 2
     except BrokenPipeError:
         # Whoever read the output has gone; nothing more is flushed to it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     # Photographs are read on the way, and files written: one may turn out to be broken.
-    except (NonFiniteLoss, NonFiniteEmbeddings, OutOfMemory, DataError, OSError) as error:
-        print(f"dmlap {args.command}: stopped: {_sentence(error)}", file=sys.stderr)
+    except (
+        NonFiniteLoss,
+        NonFiniteEmbeddings,
+        OutOfMemory,
+        LostRank,
+        DataError,
+        OSError,
+    ) as error:
+        _say(f"dmlap {args.command}: stopped: {_sentence(error)}")
         return 1
     except KeyboardInterrupt:
-        print(f"dmlap {args.command}: interrupted", file=sys.stderr)
+        _say(f"dmlap {args.command}: interrupted")
         return 128 + signal.SIGINT
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Those of the command; of the ranks of torchrun the first one alone says what is wrong."""
+    with contextlib.ExitStack() as stack:
+        if rank_of_environment():
+            stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
+            stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        return _parser().parse_args(argv)
+
+
+def _say(text: str) -> None:
+    """Tell of the end, once where several ranks come to the same."""
+    if says_first(text):
+        print(text, file=sys.stderr, flush=True)
 
 
 _format_code_warning = warnings.formatwarning
@@ -128,22 +153,35 @@ def _train(args: argparse.Namespace) -> int:
     for name in ("loss_options", "optimizer_options"):
         if name in given:
             given[name] = dict(given[name])
-    with _stop_on_signals() as stop:
+    with contextlib.ExitStack() as stack:
         with _refusals():
-            trainer = _resumed(args, given) if args.resume else _fresh(args, given)
-        assert trainer.out is not None
-        if trainer.step == trainer.config.steps and (trainer.out / METRICS_FILE).exists():
-            print(f"{trainer.out} is finished: nothing to resume")
+            stack.enter_context(torchrun_ranks(args.timeout))
+        ranks = RankGroup()
+        # torchrun hands signals on, which a terminal has sent to all processes as well.
+        stop = stack.enter_context(_stop_on_signals(once=ranks.count > 1))
+        with _refusals():
+            if not ranks.first:
+                warnings.simplefilter("ignore")
+            trainer = _resumed(args, given, ranks) if args.resume else _fresh(args, given)
+        out = trainer.out
+        assert out is not None
+        finished = trainer.step == trainer.config.steps
+        if finished and ranks.by_first(lambda: (out / METRICS_FILE).exists()):
+            if ranks.first:
+                print(f"{trainer.out} is finished: nothing to resume")
             return 0
-        _announce(trainer)
+        if ranks.first:
+            _announce(trainer)
         try:
             results = _run(trainer, args, stop)
         except Interrupted as error:
-            print(
-                f"dmlap train: {error}; continue with: dmlap train --resume {trainer.out}",
-                file=sys.stderr,
-            )
+            _say(f"dmlap train: {error}; continue with: dmlap train --resume {trainer.out}")
             return 128 + (stop.signal or signal.SIGINT)
+        except LostRank as error:
+            raise LostRank(
+                "another process of the run has ended, or was not heard of in time; continue from "
+                f"the last checkpoint with: dmlap train --resume {trainer.out}"
+            ) from error
         except (OutOfMemory, OSError) as error:
             if isinstance(error, BrokenPipeError) or not (trainer.out / FILE_NAME).exists():
                 raise
@@ -151,6 +189,8 @@ def _train(args: argparse.Namespace) -> int:
                 f"{error}; continue from the last checkpoint with: dmlap train --resume "
                 f"{trainer.out}"
             ) from error
+    if not ranks.first:
+        return 0
     data = results["data"]["test"]
     print(f"\n{_which_classes(data)}, {data['images']:,} images:")
     _print_table({"model": results["test"], "raw pixels": results["raw_pixels"]})
@@ -197,12 +237,12 @@ def _fresh(args: argparse.Namespace, given: dict[str, Any]) -> Trainer:
     return Trainer(config, out=out, checkpoint_every=args.checkpoint_every, workers=args.workers)
 
 
-def _resumed(args: argparse.Namespace, given: dict[str, Any]) -> Trainer:
+def _resumed(args: argparse.Namespace, given: dict[str, Any], ranks: RankGroup) -> Trainer:
     if args.out:
         raise ValueError("--out cannot be given with --resume, which continues in its own folder")
     if args.config:
         raise ValueError("--config cannot be given with --resume, which keeps its configuration")
-    state = load_checkpoint(args.resume)[1]
+    state = ranks.by_first(lambda: load_checkpoint(args.resume)[1])
     saved, changes = state["config"], {}
     if "data" in given:
         given["data"] = _absolute(given["data"])
@@ -235,6 +275,8 @@ def _absolute(source: str) -> str:
 def _run(trainer: Trainer, args: argparse.Namespace, stop: _SignalFlag) -> dict[str, Any]:
     assert trainer.out is not None
     with contextlib.ExitStack() as stack:
+        if not trainer.ranks.first:
+            return trainer.run(stop)
         with _refusals():
             trainer.observers.append(
                 stack.enter_context(Progress(trainer.config.steps, trainer.step))
@@ -257,8 +299,9 @@ def _announce(trainer: Trainer) -> None:
     if trainer.weights is not None:
         print(trainer.weights)
     print(
-        f"{config.method}, {config.loss} loss, {config.steps} steps on {trainer.device}, "
-        f"from step {trainer.step}, to {trainer.out}",
+        f"{config.method}, {config.loss} loss, {config.steps} steps on {trainer.device}"
+        + (f", the first of {count} processes, " if (count := trainer.ranks.count) > 1 else ", ")
+        + f"from step {trainer.step}, to {trainer.out}",
         flush=True,
     )
 
@@ -324,23 +367,24 @@ def _info(args: argparse.Namespace) -> int:
 
 
 class _SignalFlag:
-    """True once a signal to stop came in; a second one does not wait."""
+    """True once a signal to stop came in; a second one does not wait, unless ``once``."""
 
-    def __init__(self) -> None:
+    def __init__(self, once: bool = False) -> None:
         self.signal: int | None = None
+        self._once = once
 
     def __call__(self) -> bool:
         return self.signal is not None
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
+        if self.signal is not None and not self._once:
             raise KeyboardInterrupt
         self.signal = number
 
 
 @contextlib.contextmanager
-def _stop_on_signals() -> Iterator[_SignalFlag]:
-    flag = _SignalFlag()
+def _stop_on_signals(once: bool = False) -> Iterator[_SignalFlag]:
+    flag = _SignalFlag(once)
     before = {n: signal.signal(n, flag.handle) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield flag

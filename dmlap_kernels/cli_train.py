@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from dmlap_kernels.data import SOURCES
 from dmlap_kernels.losses import LOSSES, PROXY_LOSSES
+from dmlap_kernels.torchrun import TIMEOUT
 from dmlap_kernels.trainer import TrainConfig, defaults
 from dmlap_kernels.trainer.class_mining import SEARCHES
 from dmlap_kernels.trainer.config import (
@@ -183,7 +184,9 @@ def add_train(commands: Any, run: Callable[[argparse.Namespace], int]) -> None:
     train = commands.add_parser(
         "train",
         help="train an encoder",
-        description="Train an encoder. Without options: DMLAP on rendered glyphs.",
+        description="Train an encoder. Without options: DMLAP on rendered glyphs. On several GPUs: "
+        "torchrun --nproc-per-node N -m dmlap_kernels train ..., with the same options; the "
+        "processes share each batch.",
     )
     _add_options(train, MAIN)
     train.add_argument(
@@ -216,6 +219,13 @@ def add_train(commands: Any, run: Callable[[argparse.Namespace], int]) -> None:
         type=int,
         help="processes that prepare batches ahead, without a difference to the result (default: "
         "one for each core, four at most, for images that stay in their files; else 0)",
+    )
+    train.add_argument(
+        "--timeout",
+        metavar="SECONDS",
+        type=float,
+        default=TIMEOUT,
+        help=f"how long a process of torchrun waits for the others (default: {TIMEOUT:.0f})",
     )
     data = train.add_argument_group("data")
     _add_options(data, DATA)

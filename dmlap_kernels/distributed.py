@@ -170,6 +170,15 @@ def gathered_rows(rows: Tensor, labels: Tensor, group: Any) -> tuple[Tensor, Ten
     return ranks.gather(rows, sizes), ranks.gather(labels, sizes), own
 
 
+def of_all_ranks(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Within a global batch, rows (E, D) and labels (E,) of all ranks in their order; else those
+    given. Gradients return to the ranks that own the rows."""
+    shared = sharing.get()
+    if shared is None:
+        return rows, labels
+    return shared._gathered(rows, labels)[:2]
+
+
 class _Shared:
     """Takes over the calls of losses while a `GlobalBatch` runs one."""
 

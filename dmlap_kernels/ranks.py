@@ -21,6 +21,10 @@ _scatter_into: Any = getattr(dist, "reduce_scatter_single", None)
 _scatter_into = _scatter_into or getattr(dist, "reduce_scatter_tensor", None)
 
 
+class LostRank(RuntimeError):
+    """Ranks could not exchange something: one has ended, or does something else."""
+
+
 @dataclass(frozen=True)
 class Ranks:
     """The ranks of a process group, seen from one of them."""
@@ -108,7 +112,7 @@ class Ranks:
             yield
         except RuntimeError as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise RuntimeError(
+            raise LostRank(
                 f"rank {self.rank} of {self.count} could not exchange {what} for a loss of the "
                 f"global batch: another rank has ended, or calls something else ({reason})"
             ) from error

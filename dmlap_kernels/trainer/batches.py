@@ -31,6 +31,21 @@ class Batch:
     labels: Tensor
     representatives: int
 
+    def rows_of(self, rank: int, count: int) -> Tensor:
+        """The rows that ``rank`` of ``count`` gets: its share of the representatives, then of the
+        other samples."""
+        rows = torch.arange(len(self.labels), device="cpu")
+        both = rows.tensor_split([self.representatives])
+        return torch.cat([part.tensor_split(count)[rank] for part in both])
+
+    def part(self, rank: int, count: int) -> Batch:
+        """What ``rank`` of ``count`` gets."""
+        if count == 1:
+            return self
+        rows = self.rows_of(rank, count)
+        leading = int((rows < self.representatives).sum())
+        return Batch(self.indices[rows], self.labels[rows], leading)
+
 
 class ClassBatchSampler:
     """Draws C classes, then M samples of each.

@@ -17,6 +17,7 @@ from dmlap_kernels.evaluation import retrieval_metrics
 from dmlap_kernels.losses import LOSSES, PROXY_LOSSES
 from dmlap_kernels.trainer import defaults
 from dmlap_kernels.trainer.diagnosis import require_finite
+from dmlap_kernels.trainer.distributed import RankGroup
 from dmlap_kernels.trainer.replay import evaluation_mode
 
 # What the encoder gets at a time where nothing bounds it further: so many images, and no more
@@ -46,6 +47,7 @@ def embed(
     *,
     stop: Callable[[], bool] | None = None,
     chunk_size: int | None = None,
+    ranks: RankGroup | None = None,
 ) -> Tensor:
     """Embeddings (N, D) of a split, or of the given rows of it, in evaluation mode.
 
@@ -57,21 +59,31 @@ def embed(
         indices: (N,) int64 rows of the split; default: all.
         stop: polled between chunks; True ends with `Stopped`.
         chunk_size: images that the encoder gets at a time, at most (`images_at_once`).
+        ranks: share the images out, and all of them get all embeddings.
 
     Raises:
         Stopped: ``stop`` returned True on the way.
         TypeError, ValueError: the encoder does not return a row for each image.
     """
     device = device_of(encoder)
+    rows = torch.arange(len(split), device="cpu") if indices is None else indices
+    sizes = [len(rows)]
+    # Each rank must have an embedding to know its length.
+    if ranks is not None and len(rows) >= ranks.count > 1:
+        sizes = ranks.sizes(len(rows))
+        rows = rows[ranks.own(len(rows))]
     parts = []
+    stopped = False
     with evaluation_mode(encoder):
-        rows = torch.arange(len(split), device="cpu") if indices is None else indices
         for part in rows.split(images_at_once(split, chunk_size)):
-            if stop is not None and stop():
-                raise Stopped
+            if stop is not None and (stopped := stop()):
+                break
             embeddings = encoder(split.batch(part).to(device))
             parts.append(_checked(embeddings, len(part)))
-    return torch.cat(parts)
+    if stop is not None and (stopped if ranks is None else ranks.any(stopped)):
+        raise Stopped
+    found = torch.cat(parts)
+    return found if ranks is None or len(sizes) == 1 else ranks.gather(found, sizes)
 
 
 def device_of(module: nn.Module) -> torch.device:
@@ -124,27 +136,59 @@ def evaluate(
     stop: Callable[[], bool] | None = None,
     clustering: bool = False,
     chunk_size: int | None = None,
+    ranks: RankGroup | None = None,
 ) -> dict[str, float]:
     """`retrieval_metrics` of an encoder on a split, by the distance of its loss.
 
-    Images are looked up in ``gallery``, or among the others of ``split``; ``stop`` and
-    ``chunk_size`` are those of `embed`.
+    Images are looked up in ``gallery``, or among the others of ``split``; ``stop``, ``chunk_size``
+    and ``ranks`` are those of `embed`. Ranks also share the queries out.
 
     Raises:
         Stopped: ``stop`` returned True on the way.
         NonFiniteEmbeddings: naming the first image whose embedding is infinite or not a number.
     """
-    embeddings = embed(encoder, split, stop=stop, chunk_size=chunk_size)
+    embeddings = embed(encoder, split, stop=stop, chunk_size=chunk_size, ranks=ranks)
     require_finite(embeddings, split)
     options = search_options(loss, loss_options or {})
     references: tuple[Tensor, ...] = ()
     if gallery is not None:
-        others = embed(encoder, gallery, stop=stop, chunk_size=chunk_size)
+        others = embed(encoder, gallery, stop=stop, chunk_size=chunk_size, ranks=ranks)
         require_finite(others, gallery)
         references = (others, gallery.labels.to(others.device))
     labels = split.labels.to(embeddings.device)
     options |= {"ks": ks, "clustering": clustering}
-    return retrieval_metrics(embeddings, labels, *references, **options)
+    if ranks is None or ranks.count == 1 or clustering:
+        return retrieval_metrics(embeddings, labels, *references, **options)
+    return _of_all_queries(ranks, embeddings, labels, references, options)
+
+
+def _of_all_queries(
+    ranks: RankGroup,
+    embeddings: Tensor,
+    labels: Tensor,
+    references: tuple[Tensor, ...],
+    options: dict[str, Any],
+) -> dict[str, float]:
+    """`retrieval_metrics`, of which each rank computes those of its share of the queries."""
+    own = ranks.own(len(embeddings))
+    queries = embeddings[own], labels[own]
+    itself = None if references else torch.arange(own.start, own.stop, device=labels.device)
+    others = references or (embeddings, labels)
+    numbers = torch.bincount(others[1], minlength=int(labels.max()) + 1)[queries[1]]
+    counted = int((numbers > (0 if references else 1)).sum())
+    found: dict[str, float] = {}
+    if counted:
+        found = retrieval_metrics(*queries, *others, self_index=itself, **options)
+    parts = ranks.all((counted, found))
+    total = sum(count for count, _ in parts)
+    if not total:
+        # To be refused as it always is.
+        return retrieval_metrics(embeddings, labels, *references, **options)
+    names = next(values for count, values in parts if count)
+    return {
+        name: sum(count * values[name] for count, values in parts if count) / total
+        for name in names
+    }
 
 
 def evaluate_pixels(

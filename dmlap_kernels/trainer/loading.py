@@ -13,14 +13,22 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from dmlap_kernels.data import Augmentation, DataError, ImageFiles, Split
+from dmlap_kernels.data import (
+    Augmentation,
+    DataError,
+    Distortion,
+    ImageFiles,
+    RandomCrop,
+    Split,
+)
+from dmlap_kernels.data.part import Part
 from dmlap_kernels.data.splits import to_float
 from dmlap_kernels.trainer.batches import Batch, ClassBatchSampler
 from dmlap_kernels.trainer.config import TrainConfig
@@ -40,6 +48,8 @@ Planned = tuple[Key, Batch]
 def default_workers(train: Split) -> int:
     """One for each core, four at most, for images that stay in their files; else 0.
 
+    The processes that torchrun starts on a machine share its cores.
+
     Also 0 where a process is not started by a fork: scripts without ``if __name__ == "__main__"``
     would begin anew in each worker.
     """
@@ -47,7 +57,8 @@ def default_workers(train: Split) -> int:
     started = started or multiprocessing.get_all_start_methods()[0]
     if not isinstance(train.images, ImageFiles) or started != "fork":
         return 0
-    return min(_DEFAULT_WORKERS, _cores())
+    sharing = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return min(_DEFAULT_WORKERS, max(1, _cores() // sharing))
 
 
 def _cores() -> int:
@@ -79,6 +90,7 @@ class BatchImages(Dataset[Any]):
         seed: of the run.
         augment_representatives: distort them as samples are.
         threads: how many photographs are decoded at once; None: as many as there are cores.
+        place: rank and number of ranks, of which each prepares its part (`Batch.rows_of`).
     """
 
     train: Split
@@ -86,12 +98,19 @@ class BatchImages(Dataset[Any]):
     seed: int
     augment_representatives: bool = False
     threads: int | None = None
+    place: tuple[int, int] = (0, 1)
 
     @staticmethod
-    def of(config: TrainConfig, train: Split, augment: Augmentation | None) -> BatchImages:
-        """Those of the run of ``config``."""
+    def of(
+        config: TrainConfig,
+        train: Split,
+        augment: Augmentation | None,
+        place: tuple[int, int] = (0, 1),
+    ) -> BatchImages:
+        """Those of the run of ``config``, for the rank at ``place``."""
         augment = augment if config.augment else None
-        return BatchImages(train, augment, config.seed, config.augment_representatives)
+        representatives = config.augment_representatives
+        return BatchImages(train, augment, config.seed, representatives, place=place)
 
     def __getitem__(self, order: _Order) -> Tensor | Exception:
         """The images, uint8 or floating point; or the error to be raised when they are taken,
@@ -104,6 +123,8 @@ class BatchImages(Dataset[Any]):
     def _prepared(self, order: _Order) -> Tensor:
         train, threads = self.train, self.threads
         indices = torch.tensor(order.indices, dtype=torch.int64, device="cpu")
+        if self.place[1] > 1:
+            return self._part(indices, order)
         if self.augment is None:
             return train.stored(indices, threads=threads)
         plain = 0 if self.augment_representatives else order.representatives
@@ -113,10 +134,34 @@ class BatchImages(Dataset[Any]):
         distorted = train.distorted(samples, self.augment, random, threads=threads)
         if not plain:
             return distorted
-        unchanged = train.stored(leading, threads=threads)
-        if unchanged.dtype != distorted.dtype:
-            unchanged = to_float(unchanged)
-        return torch.cat((unchanged, distorted))
+        return _joined(train.stored(leading, threads=threads), distorted)
+
+    def _part(self, indices: Tensor, order: _Order) -> Tensor:
+        """The images of this rank, as they are in the whole batch ``indices`` (B,)."""
+        train, threads, augment = self.train, self.threads, self.augment
+        rows = Batch(indices, indices, order.representatives).rows_of(*self.place)
+        if augment is None:
+            return train.stored(indices[rows], threads=threads)
+        plain = 0 if self.augment_representatives else order.representatives
+        leading, samples = rows[rows < plain], rows[rows >= plain]
+        step, part = order.key
+        random = generator(self.seed, "augmentation", step, part=part)
+        if isinstance(augment, (Distortion, RandomCrop)):
+            of = Part(len(indices) - plain, samples - plain)
+            distorted = train.distorted(indices[samples], augment, random, part=of, threads=threads)
+        else:
+            # It draws for all images that it gets, so it gets all of them.
+            distorted = train.distorted(indices[plain:], augment, random, threads=threads)
+            distorted = distorted[samples - plain]
+        if not len(leading):
+            return distorted
+        return _joined(train.stored(indices[leading], threads=threads), distorted)
+
+
+def _joined(unchanged: Tensor, distorted: Tensor) -> Tensor:
+    if unchanged.dtype != distorted.dtype:
+        unchanged = to_float(unchanged)
+    return torch.cat((unchanged, distorted))
 
 
 class BatchLoader:
@@ -184,7 +229,7 @@ class BatchLoader:
         images = self._images
         if self.workers:
             options = {"persistent_workers": True, "prefetch_factor": _AHEAD}
-            images = BatchImages(**{**vars(images), "threads": 1})
+            images = replace(images, threads=1)
         return DataLoader(
             images,
             batch_size=None,
@@ -204,8 +249,8 @@ class BatchLoader:
             yield _Order.of(key, batch)
 
     def again(self, key: Key, batch: Batch) -> Tensor:
-        """The images of a batch that was taken before, prepared once more."""
-        images = self._images[_Order.of(key, batch)]
+        """The images of a batch that was taken before, prepared once more; of all ranks."""
+        images = replace(self._images, place=(0, 1))[_Order.of(key, batch)]
         if isinstance(images, Exception):
             raise images
         return to_float(images)

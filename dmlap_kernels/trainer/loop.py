@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from dmlap_kernels.data import Dataset, Split
+from dmlap_kernels.distributed import global_batch
 from dmlap_kernels.trainer import checkpoint as files
 from dmlap_kernels.trainer import defaults, saving
 from dmlap_kernels.trainer.batches import ClassBatchSampler
 from dmlap_kernels.trainer.class_violations import ClassViolations
 from dmlap_kernels.trainer.config import TrainConfig
 from dmlap_kernels.trainer.diagnosis import diagnose, magnitudes
+from dmlap_kernels.trainer.distributed import GradientSum, RankGroup, SameBuffers
 from dmlap_kernels.trainer.embedding import Stopped, evaluate, evaluate_pixels, search_options
 from dmlap_kernels.trainer.gradient_cache import GradientCache
 from dmlap_kernels.trainer.inputs import prepare_data
@@ -59,6 +63,7 @@ from dmlap_kernels.trainer.rehearsal import (
 )
 from dmlap_kernels.trainer.representatives import RepresentativeSampler
 from dmlap_kernels.trainer.results import METRICS_FILE, collect_results, write_results
+from dmlap_kernels.trainer.sync_batch_norm import SyncBatchNorm
 from dmlap_kernels.trainer.weights import Matched, load_weights_file
 
 Stop = Callable[[], bool]
@@ -78,6 +83,10 @@ class Trainer:
     that seed and the step, so a resumed run ends with the weights of an uninterrupted one.
     Everything that a run needs is tried in small before its first step: its folder, the encoder on
     two images, the loss, the search and the optimizer.
+
+    Where `torch.distributed` is initialised, all ranks train one encoder and must make the same
+    calls. They share each batch, whose size stays that of the configuration, and its loss is that
+    of the whole. Rank 0 writes the files.
 
     Args:
         config: what to do.
@@ -99,7 +108,7 @@ class Trainer:
         workers: processes that prepare the images of batches ahead, which makes no difference to
             their bits; 0: none. Default: one for each core, four at most, for images that stay in
             their files, where processes are started by a fork; else 0.
-        observers: told about steps and evaluations.
+        observers: told about steps and evaluations, on rank 0.
     """
 
     def __init__(
@@ -115,7 +124,8 @@ class Trainer:
         workers: int | None = None,
         observers: Sequence[Observer] = (),
     ) -> None:
-        self.out = saving.unused_folder(out)
+        self.ranks = RankGroup()
+        self.out = self.ranks.by_first(lambda: saving.unused_folder(out))
         if encoder is not None and config.weights is not None:
             raise ValueError("weights can only be given with an encoder that config.encoder names")
         self._set_up(checkpoint_every, observers)
@@ -156,8 +166,10 @@ class Trainer:
             ValueError: steps that the run cannot have.
         """
         out = Path(out)
-        tensors, state = files.load_checkpoint(out)
         trainer = cls.__new__(cls)
+        trainer.ranks = RankGroup()
+        # Of the folder on the machine of rank 0: others need none.
+        tensors, state = trainer.ranks.by_first(lambda: files.load_checkpoint(out))
         trainer.out = out
         config = TrainConfig.from_dict(state["config"])
         if steps is not None:
@@ -180,7 +192,7 @@ class Trainer:
                 f"checkpoint_every must be an integer of at least 1, got {checkpoint_every!r}"
             )
         self.checkpoint_every = checkpoint_every
-        self.log = StepLog(observers)
+        self.log = StepLog(observers if self.ranks.first else ())
         self.step = self.projection_began = 0
         self.seconds = 0.0
 
@@ -193,12 +205,13 @@ class Trainer:
         schedule: Schedule | None,
         workers: int | None,
     ) -> None:
-        self.device = resolve_device(config.device)
+        self.device = resolve_device(self.ranks.device(config.device))
         self.data = data = prepare_data(config, data)
         train = data.train
         classes = config.classes_per_batch or min(defaults.CLASSES_PER_BATCH, train.num_classes)
         self.config = config = replace(config, classes_per_batch=classes)
         self.fingerprints = saving.fingerprints(data)
+        self.ranks.require_same(config=config, data=self.fingerprints)
         torch.manual_seed(config.seed)
         name = repr(config.encoder) if encoder is None else type(encoder).__name__
         self.weights: Matched | None = None
@@ -225,6 +238,13 @@ class Trainer:
         self._learned: nn.Module = self.encoder
         if any(True for _ in self.objective.parameters()):
             self._learned = nn.ModuleDict({"encoder": self.encoder, "loss": self.objective})
+        # Equal seeds give equal weights, but for an encoder that was given.
+        state = (*self._learned.parameters(), *self._learned.buffers())
+        self.ranks.as_first(state)
+        self._same_buffers = SameBuffers(self.ranks, self.encoder)
+        self._loss: nn.Module = self.objective
+        if self.ranks.count > 1:
+            self._loss = global_batch(self.objective, gradients="sum")
         self.precision = MixedPrecision(config.amp, self.device)
         trained: Any = self.encoder
         if config.compile:
@@ -240,9 +260,9 @@ class Trainer:
             hard_share=config.hard_share if config.mines else 0.0,
             hard_warmup=config.hard_warmup,
         )
-        self.pinned = PinnedRepresentatives(config, train)
+        self.pinned = PinnedRepresentatives(config, train, self.ranks)
         self.loader = BatchLoader(
-            BatchImages.of(config, train, data.augment),
+            BatchImages.of(config, train, data.augment, self.ranks.place),
             default_workers(train) if workers is None else workers,
             self.device,
         )
@@ -252,7 +272,9 @@ class Trainer:
         options = search_options(config.loss, config.loss_options)
         self.violations = ClassViolations(train.num_classes, self.device, **options)
         if self.out is not None:
-            try_saving(self.out, config, [self.encoder, self.objective], self.optimizer)
+            modules = [self.encoder, self.objective]
+            tried = self.out, config, modules, self.optimizer
+            self.ranks.by_first(lambda: try_saving(*tried))
 
     def _rehearse(self, embeddings: Tensor) -> None:
         """Try the objective on the labels of the first batch."""
@@ -261,8 +283,10 @@ class Trainer:
         if config.is_dmlap:
             amount = config.representatives_per_class
             pinned = RepresentativeSampler(train.labels, config.seed, amount).draw(0)
+        batch = self.sampler.batch(0, pinned)
+        self.ranks.check_batch(len(batch.labels), batch.representatives)
         with same_randomness(self.device), memory_advice(config, self.device):
-            try_objective(self.objective, config, self.sampler.batch(0, pinned), embeddings)
+            try_objective(self.objective, config, batch, embeddings)
 
     def _make_optimizer(
         self, name: str, optimizer: OptimizerFactory | None, schedule: Schedule | None
@@ -291,6 +315,7 @@ class Trainer:
             check_optimizer(self.optimizer, [*parameters, *own])
         if schedule is not None:
             checked_rate(schedule, 0)
+        self._sum_gradients = GradientSum(self.ranks, [*parameters, *own])
         self.rates = LearningRates(self.optimizer, schedule or config.schedule, config.steps)
         self.projection = Projection(parameters, config.proximal_weight, config.proximal_decay)
         if not self.encoder.training and any(map(has_modes, self.encoder.modules())):
@@ -319,7 +344,8 @@ class Trainer:
         """Train to the last step, evaluate, write the results.
 
         Args:
-            stop: polled between steps; True saves a checkpoint and ends the run.
+            stop: polled between steps; True, on any rank, saves a checkpoint and ends the run.
+                Given on all ranks or on none.
 
         Returns:
             What ``metrics.json`` holds (`dmlap_kernels.trainer.results`).
@@ -331,6 +357,7 @@ class Trainer:
             OutOfMemory: of the device or the machine; the last checkpoint stays.
             OSError: a file could not be written, or a process that prepares batches has ended; the
                 last checkpoint stays.
+            LostRank: another rank has ended; the last checkpoint stays.
         """
         with memory_advice(self.config, self.device, lambda: self.step), lost_workers():
             try:
@@ -341,7 +368,7 @@ class Trainer:
     def _run(self, stop: Stop | None) -> dict[str, Any]:
         if self.step == 0:
             self.save()
-        elif self.out is not None and self.step < self.config.steps:
+        elif self.out is not None and self.step < self.config.steps and self.ranks.first:
             # Of a finished run that is prolonged.
             (self.out / METRICS_FILE).unlink(missing_ok=True)
         began = self.step
@@ -358,7 +385,7 @@ class Trainer:
                     self.patience.restore(self._learned)
                 if last or self.step % self.checkpoint_every == 0:
                     self.save()
-                if stop is not None and stop():
+                if stop is not None and self.ranks.any(stop()):
                     raise Stopped
                 self._evaluate_if_due(stop)
             return self._finish(stop)
@@ -376,10 +403,12 @@ class Trainer:
         self.optimizer.zero_grad()
         for part in range(config.accumulate):
             self._accumulate(part)
+        self._sum_gradients()
         self.precision.prepare(self.optimizer)
         self.projection.step()
         rate = self.rates.set(self.step)
         self.precision.step(self.optimizer)
+        self._same_buffers()
         self.step += 1
         if self.log.full or self._logs_now:
             self._check()
@@ -389,21 +418,34 @@ class Trainer:
     def _accumulate(self, part: int) -> None:
         """Add the gradient of one of the step's batches: its share of their mean."""
         config, key = self.config, (self.step, part)
-        batch, images = self.loader.take(key, self._plan)
+        whole, images = self.loader.take(key, self._plan)
+        batch = whole.part(*self.ranks.place)
         labels = batch.labels.to(self.device, non_blocking=True)
         if config.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        with self.precision.autocast():
+        own = self.ranks.own_randomness(config.seed, *key, self.device)
+        with own, self._statistics(), self.precision.autocast():
             embeddings = self._embed(images)
         if config.amp is not None:
             embeddings = embeddings.float()
-        loss, stats = self.objective(embeddings, labels, batch.representatives)
-        self.log.hold(Held.of(key, batch, loss, stats, magnitudes(embeddings)))
+        pinned = whole.representatives > 0
+        loss, stats = self._loss(embeddings, labels, batch.representatives, pinned=pinned)
+        everything = self.ranks.whole(whole, embeddings)
+        self.log.hold(Held.of(key, whole, loss, stats, magnitudes(everything)))
         if self.log.full:
             self._check()
         scaled = self.precision.scaled(loss / config.accumulate)
         self._cache.backward(scaled) if self._cache else scaled.backward()
-        self.violations.record(self.step, embeddings, labels, batch.representatives)
+        if self.ranks.count > 1:
+            labels = whole.labels.to(self.device, non_blocking=True)
+        self.violations.record(self.step, everything, labels, whole.representatives)
+
+    def _statistics(self) -> AbstractContextManager[Any]:
+        """Batch normalisation over all ranks, unless chunks have statistics of their own."""
+        apart = self.config.chunk_size is not None or self.config.compile
+        if self.ranks.count == 1 or apart:
+            return contextlib.nullcontext()
+        return SyncBatchNorm(self.ranks)
 
     def _check(self) -> None:
         """Read the numbers of the steps so far; NonFiniteLoss if one of them is bad."""
@@ -479,6 +521,7 @@ class Trainer:
             loss_options=config.loss_options,
             stop=stop,
             chunk_size=config.chunk_size,
+            ranks=self.ranks,
         )
 
     def _finish(self, stop: Stop | None) -> dict[str, Any]:
@@ -486,18 +529,20 @@ class Trainer:
         watched = {name: value for name, value in final.items() if name != "step"}
         test = watched if self.data.validation is None else self._evaluate(self.data.test, stop)
         validation = None if self.data.validation is None else watched
-        results = collect_results(
-            self.config,
-            self.data,
-            self.log.history,
-            test=test,
-            validation=validation,
-            raw_pixels=evaluate_pixels(self.data.test, self.data.gallery, ks=self.data.ks),
-            seconds=self.seconds,
+        results = self.ranks.by_first(
+            lambda: collect_results(
+                self.config,
+                self.data,
+                self.log.history,
+                test=test,
+                validation=validation,
+                raw_pixels=evaluate_pixels(self.data.test, self.data.gallery, ks=self.data.ks),
+                seconds=self.seconds,
+            )
         )
         self.save()
-        if self.out is not None:
-            write_results(self.out, results)
+        if (out := self.out) is not None:
+            self.ranks.by_first(lambda: write_results(out, results))
         return results
 
     def save(self) -> None:
@@ -509,5 +554,9 @@ class Trainer:
         self._check()
         self.log.tell()
         if self.out is not None:
-            self.out.mkdir(parents=True, exist_ok=True)
-            files.save_checkpoint(self.out, *saving.state_of(self))
+            self.ranks.by_first(self._write)
+
+    def _write(self) -> None:
+        assert self.out is not None
+        self.out.mkdir(parents=True, exist_ok=True)
+        files.save_checkpoint(self.out, *saving.state_of(self))

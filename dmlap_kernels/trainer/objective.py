@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dmlap_kernels.distributed import of_all_ranks
 from dmlap_kernels.losses import LOSSES, PROXY_LOSSES
 from dmlap_kernels.problem import PairStats
 from dmlap_kernels.trainer import defaults
@@ -74,7 +75,12 @@ class AlternatingObjective(nn.Module):
             self.in_batch.beta = self.relaxed.beta
 
     def forward(
-        self, embeddings: Tensor, labels: Tensor, representatives: int
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        representatives: int,
+        *,
+        pinned: bool | None = None,
     ) -> tuple[Tensor, PairStats]:
         """Loss and statistics of a batch whose first rows are representatives.
 
@@ -83,13 +89,14 @@ class AlternatingObjective(nn.Module):
             labels: (B,) int64.
             representatives: how many rows lead the batch as representatives. 0: the in-batch loss
                 alone, unweighted.
+            pinned: in a `global_batch`, whether any rank has representatives; None: as this one.
 
         Returns:
             The loss () and the statistics of the constraints between representatives and samples
             (of all pairs when there are no representatives), with the samples as anchors for
             ``side="both"``.
         """
-        if not representatives:
+        if not (representatives if pinned is None else pinned):
             return self.relaxed(embeddings, labels)
         leading = embeddings[:representatives], labels[:representatives]
         samples = embeddings[representatives:], labels[representatives:]
@@ -124,5 +131,9 @@ class _Against(nn.Module):
         (loss,) = self._loss
         if proxies is None:
             proxies, proxy_labels = loss.proxies, loss.proxy_labels
+        else:
+            assert proxy_labels is not None
+            # Losses take proxies for parameters, which all ranks have; these lie on one each.
+            proxies, proxy_labels = of_all_ranks(proxies, proxy_labels)
         options = {**loss.keywords(), **self._options}
         return type(loss).function(embeddings, labels, proxies, proxy_labels, **options)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from dmlap_kernels.data import Split
 from dmlap_kernels.trainer.class_mining import hardest_classes
 from dmlap_kernels.trainer.config import TrainConfig
+from dmlap_kernels.trainer.distributed import RankGroup
 from dmlap_kernels.trainer.embedding import embed, search_options
 from dmlap_kernels.trainer.representatives import CHOICES, RepresentativeSampler
 
@@ -21,8 +22,8 @@ class PinnedRepresentatives:
         neighbors: (C, k) int64, the hardest others of each class; None unless they are mined.
     """
 
-    def __init__(self, config: TrainConfig, train: Split) -> None:
-        self._config, self._train = config, train
+    def __init__(self, config: TrainConfig, train: Split, ranks: RankGroup) -> None:
+        self._config, self._train, self._ranks = config, train, ranks
         self._sampler = RepresentativeSampler(
             train.labels, config.seed, config.representatives_per_class
         )
@@ -55,7 +56,7 @@ class PinnedRepresentatives:
         choose = CHOICES[config.representative_choice]
         amount = config.representatives_per_class
         limit = torch.minimum(distinct, self._sampler.distinct(size))
-        chosen = choose(rows, amount, distinct.to(rows.device)).cpu()
+        chosen = self._ranks.by_first(lambda: choose(rows, amount, distinct.to(rows.device)).cpu())
         # One sample of every class is left to meet its representatives.
         picks = torch.arange(amount, device="cpu") % limit[:, None]
         return pool.gather(1, chosen.gather(1, picks))
@@ -66,12 +67,15 @@ class PinnedRepresentatives:
         k = min(config.hard_pool, len(indices) - 1)
         options = search_options(config.loss, config.loss_options)
         search = config.hard_search
-        return hardest_classes(rows, k, search=search, **options).cpu()
+        # An index of faiss need not find the same everywhere.
+        return self._ranks.by_first(
+            lambda: hardest_classes(rows, k, search=search, **options).cpu()
+        )
 
     def _embedded(self, encoder: nn.Module, indices: Tensor) -> Tensor:
         """Embeddings (C, R, D) of the images at ``indices`` (C, R)."""
         size = self._config.chunk_size
-        rows = embed(encoder, self._train, indices.flatten(), chunk_size=size)
+        rows = embed(encoder, self._train, indices.flatten(), chunk_size=size, ranks=self._ranks)
         return rows.view(*indices.shape, -1)
 
     def tensors(self) -> dict[str, Tensor]:
