@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -257,6 +258,8 @@ def _split(
         there, renumbered = torch.unique(labels[kept], return_inverse=True)
         # A copy of all images only where some are left out.
         chosen = images if bool(kept.all()) else images[kept]
-        return Split(chosen, renumbered, tuple(classes[c][0] for c in there.tolist()))
+        ids = tuple(itertools.compress(names, kept.tolist())) if in_memory else None
+        there_names = tuple(classes[c][0] for c in there.tolist())
+        return Split(chosen, renumbered, there_names, ids=ids)
 
     return make

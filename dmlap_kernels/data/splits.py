@@ -40,12 +40,14 @@ class Split:
         class_names: C names, one a label.
         groups: (C,) int64 or None; classes of one group (an alphabet, say) are related and are
             held out together.
+        ids: N names of the images, or None: those of `ImageFiles`, else their numbers.
     """
 
     images: Tensor | ImageFiles
     labels: Tensor
     class_names: tuple[str, ...]
     groups: Tensor | None = None
+    ids: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.images, Tensor):
@@ -163,6 +165,7 @@ class Split:
             labels[rows],
             tuple(self.class_names[c] for c in classes.tolist()),
             None if self.groups is None else self.groups[classes],
+            None if self.ids is None else tuple(itertools.compress(self.ids, rows.tolist())),
         )
 
 
