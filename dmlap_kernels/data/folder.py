@@ -123,8 +123,8 @@ def load_folder(
 
 def _division(folders: dict[str, Path], test_share: float, seed: int) -> str:
     if folders:
-        named = ", ".join(f"{folder.name} ({name})" for name, folder in folders.items())
-        return f"as the folders say: {named}"
+        *first, last = (shown(folders[name].name) for name in _SPLITS if name in folders)
+        return f"as the folders {', '.join(first)} and {last} say"
     share = "half" if test_share == 0.5 else f"{test_share:.0%}"
     return (
         f"{share} of the classes, drawn at random with data_seed {seed} (--data-seed), are kept "
