@@ -19,8 +19,17 @@ from dmlap_kernels import __version__, info
 from dmlap_kernels.cli_calibrate import add_calibrate, run_calibrate
 from dmlap_kernels.cli_embed import add_embed, embedded
 from dmlap_kernels.cli_export import add_export, describe_export
+from dmlap_kernels.cli_told import (
+    next_commands,
+    search_lines,
+    told_data,
+    told_error,
+    which_classes,
+)
 from dmlap_kernels.cli_train import FLAGS, add_train
 from dmlap_kernels.data import DataError, DataWarning, parse_source
+from dmlap_kernels.extras import require
+from dmlap_kernels.plurals import counted
 from dmlap_kernels.ranks import LostRank
 from dmlap_kernels.report.page import REPORT_FILE, files_beside, write_report
 from dmlap_kernels.torchrun import rank_of_environment, says_first, torchrun_ranks
@@ -41,7 +50,7 @@ from dmlap_kernels.trainer.config import (
     LOSS_RATE_FIELDS,
     TIMM_FIELDS,
 )
-from dmlap_kernels.trainer.config_files import merged
+from dmlap_kernels.trainer.config_files import CONFIGS, merged
 from dmlap_kernels.trainer.diagnosis import is_out_of_memory
 from dmlap_kernels.trainer.distributed import RankGroup
 from dmlap_kernels.trainer.embedding_files import write_embeddings
@@ -54,8 +63,6 @@ from dmlap_kernels.trainer.tensorboard import EventWriter
 
 # What a resumed run may be given otherwise than it was.
 _CHANGEABLE = ("data", "steps", "chunk_size")
-# Characters of an error that are printed.
-_LONGEST = 1000
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return args.run(args)
     except _Refusal as error:
-        _say(f"dmlap {args.command}: {_sentence(error)}")
+        _say(f"dmlap {args.command}: {told_error(error)}")
         return 2
     except BrokenPipeError:
         # Whoever read the output has gone; nothing more is flushed to it at exit.
@@ -84,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         DataError,
         OSError,
     ) as error:
-        _say(f"dmlap {args.command}: stopped: {_sentence(error)}")
+        _say(f"dmlap {args.command}: stopped: {told_error(error)}")
         return 1
     except KeyboardInterrupt:
         _say(f"dmlap {args.command}: interrupted")
@@ -120,13 +127,6 @@ def _format_warning(
     if issubclass(category, DataWarning):
         return f"dmlap: {message}\n"
     return _format_code_warning(message, category, filename, lineno, line)
-
-
-def _sentence(error: Exception) -> str:
-    """What an error says, on one line of bounded length."""
-    # Some errors of torch go on with a trace of its C++ code.
-    text = " ".join(str(error).partition("\nException raised from")[0].split())
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 class _Refusal(Exception):
@@ -182,6 +182,12 @@ def _train(args: argparse.Namespace) -> int:
                 "another process of the run has ended, or was not heard of in time; continue from "
                 f"the last checkpoint with: dmlap train --resume {trainer.out}"
             ) from error
+        except DataError as error:
+            if not trainer.config.data.startswith("folder:"):
+                raise
+            raise DataError(
+                f"{error}; a new run leaves such files out with --drop-unreadable"
+            ) from error
         except (OutOfMemory, OSError) as error:
             if isinstance(error, BrokenPipeError) or not (trainer.out / FILE_NAME).exists():
                 raise
@@ -192,27 +198,22 @@ def _train(args: argparse.Namespace) -> int:
     if not ranks.first:
         return 0
     data = results["data"]["test"]
-    print(f"\n{_which_classes(data)}, {data['images']:,} images:")
+    print(f"\n{which_classes(data)}, {counted(data['images'], 'image')}:")
     _print_table({"model": results["test"], "raw pixels": results["raw_pixels"]})
     print(
         f"\n{1000 * results['seconds_per_step']:.1f} ms a step; {METRICS_FILE}, {CURVES_FILE} and "
         f"the checkpoint are in {trainer.out}"
     )
+    print(next_commands(trainer.out))
     return 0
 
 
-def _which_classes(test: dict[str, Any]) -> str:
-    """The test classes, and whether they were trained on: by the names of classes."""
-    seen, classes = test["seen_in_training"], test["classes"]
-    if not seen:
-        return f"{classes} classes never seen in training"
-    if len(seen) == classes:
-        return f"{classes} classes, all of them also in training"
-    names = ", ".join(seen[:3]) + (", ..." if len(seen) > 3 else "")
-    return f"{classes} classes, {len(seen)} of them also in training ({names})"
-
-
 def _fresh(args: argparse.Namespace, given: dict[str, Any]) -> Trainer:
+    if args.config in CONFIGS and "data" not in given:
+        raise ValueError(
+            f"--config {args.config} has settings for photographs and needs --data: "
+            f"{args.config}:PATH for the official layout, folder:PATH for any other"
+        )
     values = merged(args.config, given)
     config = TrainConfig(**values)
     for fields, applies, to_what in (
@@ -230,6 +231,9 @@ def _fresh(args: argparse.Namespace, given: dict[str, Any]) -> Trainer:
         idle = [FLAGS[name] for name in fields if name in given]
         if idle and not applies:
             raise ValueError(f"{', '.join(idle)} can only be given with {to_what}")
+    if config.encoder.startswith("timm:"):
+        # Before the data are read, which may take minutes.
+        require("timm", purpose=f"encoder {config.encoder!r}", extra="vision")
     kind, path = parse_source(config.data)
     if path:
         config = TrainConfig(**{**values, "data": _absolute(config.data)})
@@ -292,14 +296,11 @@ def _run(trainer: Trainer, args: argparse.Namespace, stop: _SignalFlag) -> dict[
 
 def _announce(trainer: Trainer) -> None:
     config, data = trainer.config, trainer.data
-    print(
-        f"{data.name}: {data.train.num_classes} training classes ({len(data.train):,} images), "
-        f"{data.test.num_classes} test classes ({len(data.test):,} images)"
-    )
+    print(told_data(config, data))
     if trainer.weights is not None:
         print(trainer.weights)
     print(
-        f"{config.method}, {config.loss} loss, {config.steps} steps on {trainer.device}"
+        f"{config.method}, {config.loss} loss, {counted(config.steps, 'step')} on {trainer.device}"
         + (f", the first of {count} processes, " if (count := trainer.ranks.count) > 1 else ", ")
         + f"from step {trainer.step}, to {trainer.out}",
         flush=True,
@@ -335,7 +336,12 @@ def _embed(args: argparse.Namespace) -> int:
         found = embedded(args)
         write_embeddings(args.out, found)
     rows, width = found.embeddings.shape
-    print(f"{args.out}: {rows:,} embeddings of {width} numbers, {len(found.class_names):,} classes")
+    print(
+        f"{args.out}: {counted(rows, 'embedding')} of {counted(width, 'number')}, "
+        f"{counted(len(found.class_names), 'class')}"
+    )
+    if lines := search_lines(args.out):
+        print(lines)
     return 0
 
 

@@ -36,15 +36,34 @@ class Option(NamedTuple):
 
 
 MAIN = (
-    Option("--data", "data", str, "SOURCE", f"one of {', '.join(SOURCES)}"),
+    Option(
+        "--data",
+        "data",
+        str,
+        "SOURCE",
+        f"one of {', '.join(SOURCES)}; photographs of your own: folder:PATH",
+    ),
     Option("--loss", "loss", str, None, "loss function", (*LOSSES, *PROXY_LOSSES)),
     Option("--method", "method", str, None, "alternating projections or plain batches", METHODS),
     Option("--steps", "steps", int, "N", "optimizer steps"),
     Option("--seed", "seed", int, "S", "seed of weights, batches and augmentation"),
 )
 DATA = (
-    Option("--image-size", "image_size", int, "PIXELS", "side of the images (default: theirs)"),
-    Option("--data-seed", "data_seed", int, "S", "seed of the random parts of the data"),
+    Option(
+        "--image-size",
+        "image_size",
+        int,
+        "PIXELS",
+        "side of the squares that images are scaled to and cropped to (default: 64 for folders, or "
+        "theirs if smaller; 224 for cub, cars, sop and inshop; 28 for glyphs; else theirs)",
+    ),
+    Option(
+        "--data-seed",
+        "data_seed",
+        int,
+        "S",
+        "seed of the random parts of the data, such as which classes are kept for the test",
+    ),
     Option(
         "--validation",
         "validation",
@@ -170,6 +189,7 @@ DMLAP = (
 FLAGS = {o.field: o.flag for o in (*MAIN, *DATA, *TRAINING, *DMLAP)} | {
     "augment": "--no-augment",
     "drop_small_classes": "--drop-small-classes",
+    "drop_unreadable": "--drop-unreadable",
     "pretrained": "--pretrained",
     "freeze_batch_norm": "--freeze-batch-norm",
     "compile": "--compile",
@@ -190,7 +210,11 @@ def add_train(commands: Any, run: Callable[[argparse.Namespace], int]) -> None:
     )
     _add_options(train, MAIN)
     train.add_argument(
-        "--out", metavar="DIR", type=Path, help="folder of the run (default: runs/NAME)"
+        "--out",
+        metavar="DIR",
+        type=Path,
+        help="folder for the checkpoint, metrics.json, curves.png and the report; must not hold a "
+        "run (default: runs/DATA-METHOD-seedS, as in runs/folder-dmlap-seed0)",
     )
     train.add_argument(
         "--config",
@@ -236,7 +260,11 @@ def add_train(commands: Any, run: Callable[[argparse.Namespace], int]) -> None:
         default=argparse.SUPPRESS,
         help="no random distortion of the samples",
     )
-    _add_switches(data, drop_small_classes="leave out training classes of a single image")
+    _add_switches(
+        data,
+        drop_small_classes="leave out training classes of a single image",
+        drop_unreadable="leave out files of folder:PATH that are no readable images",
+    )
     training = train.add_argument_group("training")
     _add_options(training, TRAINING)
     for name, what, example in (

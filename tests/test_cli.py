@@ -118,6 +118,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = _run("train", *QUICK, *STEPS, "--tensorboard", "--out", folder)
     assert "recall@1" in done.stdout and "raw pixels" in done.stdout
     assert "never seen in training" in done.stdout
+    assert "images: 8 x 8 pixels, grey (--image-size)" in done.stdout
+    for command in ("report", "embed", "export"):
+        assert f"  dmlap {command} {folder}" in done.stdout
     assert "step 40/80" in done.stderr and "time left" in done.stderr
     return folder
 
@@ -215,6 +218,7 @@ def test_refusals_are_one_sentence(
         (["train", "--monitor-every=9"], "only be given with --patience"),
         (["train", "--loss-rate=9"], "only be given with a loss that has parameters of its own"),
         (["train", "--representative-pool=9"], "only be given with --representative-choice"),
+        (["train", "--config=cars"], "needs --data: cars:PATH for the official layout, folder:"),
         (["train", "--patience=2"], "patience needs validation classes to watch"),
         (["train", "--data=folder:/none", "--out", tmp_path / "x"], "/none does not exist"),
         (["train", *QUICK, "--classes-per-batch=9", "--out", tmp_path / "y"], "must be in 2..5"),

@@ -62,11 +62,30 @@ def test_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     }
     if page.name == "training.md":
         pytest.importorskip("sklearn")
+    if page.name == "your-photographs.md":
+        run_commands(page)
     for library in ("pytorch_metric_learning", "sentence_transformers"):
         if page.stem.replace("-", "_") == library:
             pytest.importorskip(library)
     for code in blocks(page.read_text(), "python"):
         exec(compile(inspect.cleandoc(code), relative(page), "exec"), names)
+
+
+def run_commands(page: Path) -> None:
+    """Those in blocks of sh, in the current folder, with few steps."""
+    for module in ("matplotlib", "PIL", "safetensors", "sklearn", "tqdm"):
+        pytest.importorskip(module)
+    spec = importlib.util.spec_from_file_location("your_photographs", DOCS / "your_photographs.py")
+    assert spec is not None and spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    script.CLASSES, script.IMAGES = 8, 8
+    script.make(Path("mine"))
+    lines = "".join(blocks(page.read_text(), "sh")).splitlines()
+    assert {line.split()[1] for line in lines} == {"train", "report", "embed", "export"}
+    for line in lines:
+        command, *arguments = re.sub(r"--steps \d+", "--steps 2", line).split()
+        assert command == "dmlap" and cli.main(arguments) == 0, line
 
 
 def lines_that_change() -> list[str]:

@@ -29,6 +29,7 @@ from dmlap_kernels.data.files import DataError, DataWarning
 from dmlap_kernels.data.folder import load_folder
 from dmlap_kernels.data.glyphs import load_glyphs
 from dmlap_kernels.data.in_shop import load_in_shop
+from dmlap_kernels.data.layouts import LayoutError, source_hint
 from dmlap_kernels.data.omniglot import load_omniglot
 from dmlap_kernels.data.photo_sets import load_cub, load_sop
 from dmlap_kernels.data.photos import DEFAULT_SIZE, ImageFiles, RandomCrop
@@ -43,6 +44,7 @@ __all__ = [
     "Dataset",
     "Distortion",
     "ImageFiles",
+    "LayoutError",
     "RandomCrop",
     "Split",
     "load_cars",
@@ -77,7 +79,7 @@ def parse_source(source: str) -> tuple[str, str]:
     kind, colon, path = source.partition(":")
     accepted = ", ".join(SOURCES)
     if kind not in {s.partition(":")[0] for s in SOURCES}:
-        raise ValueError(f"data must be one of {accepted}, got {source!r}")
+        raise ValueError(f"data must be one of {accepted}, got {source!r}{source_hint(source)}")
     takes_path = f"{kind}:PATH" in SOURCES
     if takes_path and not path:
         raise ValueError(f"data {kind!r} needs a path, {kind}:PATH, got {source!r}")
@@ -86,7 +88,13 @@ def parse_source(source: str) -> tuple[str, str]:
     return kind, path
 
 
-def load_data(source: str, *, image_size: int | None = None, seed: int = 0) -> Dataset:
+def load_data(
+    source: str,
+    *,
+    image_size: int | None = None,
+    seed: int = 0,
+    drop_unreadable: bool = False,
+) -> Dataset:
     """Load a data source.
 
     Args:
@@ -95,9 +103,11 @@ def load_data(source: str, *, image_size: int | None = None, seed: int = 0) -> D
             Omniglot, 8 for digits, at most 64 for folders, 224 for the photographs of the rest).
         seed: decides what is drawn at random: the split of the classes of ``glyphs`` and
             ``folder:PATH``, and the drawings of ``glyphs``.
+        drop_unreadable: leave out files of ``folder:PATH`` that are no readable images.
 
     Raises:
-        ValueError: unknown source, or an image size below 8.
+        ValueError: unknown source, an image size below 8, or ``drop_unreadable`` of another source
+            than ``folder:PATH``.
         FileNotFoundError: a file or folder is missing.
         DataError: a file is broken.
         MissingExtra: an optional dependency is not installed.
@@ -108,10 +118,15 @@ def load_data(source: str, *, image_size: int | None = None, seed: int = 0) -> D
     kind, path = parse_source(source)
     if image_size is not None and image_size < 8:
         raise ValueError(f"image_size must be at least 8, got {image_size}")
+    if drop_unreadable and kind != "folder":
+        raise ValueError(
+            f"drop_unreadable can only be given with data folder:PATH, got {source!r}: of a "
+            "published data set every image is due"
+        )
     if kind == "glyphs":
         return load_glyphs(image_size=image_size or 28, seed=seed)
     if kind == "folder":
-        return load_folder(path, image_size=image_size, seed=seed)
+        return load_folder(path, image_size=image_size, seed=seed, drop_unreadable=drop_unreadable)
     if kind in _PHOTO_SETS:
         return _PHOTO_SETS[kind](path, image_size or DEFAULT_SIZE)
     data = load_digits() if kind == "digits" else load_omniglot(path)

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from dmlap_kernels.data.files import DataError, existing
+from dmlap_kernels.data.layouts import folder_hint
 from dmlap_kernels.data.photo_sets import Entry, halves
 from dmlap_kernels.data.photos import DEFAULT_SIZE
 from dmlap_kernels.data.pictures import shown
@@ -67,7 +68,7 @@ def load_cars(path: str | Path, image_size: int = DEFAULT_SIZE) -> Dataset:
     raise FileNotFoundError(
         f"{_PURPOSE}: neither {shown(path / _WHOLE)} nor {shown(path / 'cars196' / _WHOLE)} is a "
         "file; a folder in the official layout is due, with that list, or with cars_train, "
-        "cars_test and theirs"
+        f"cars_test and theirs{folder_hint(path)}"
     )
 
 

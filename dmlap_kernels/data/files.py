@@ -12,6 +12,7 @@ import numpy as np
 from dmlap_kernels.data.pictures import DataError, is_picture, picture_suffixes, shown
 
 __all__ = [
+    "UNREADABLE",
     "DataError",
     "DataWarning",
     "LeftOut",
@@ -26,6 +27,15 @@ _LITTER = frozenset(
     ("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "@eadir", "$recycle.bin")
 )
 _NAMED = 3
+
+_NO_PICTURES = "that are not pictures which Pillow reads"
+_NO_FILES = "that are not files"
+UNREADABLE = "that are not readable images"
+_OF_ONE = {
+    UNREADABLE: "that is not a readable image",
+    _NO_PICTURES: "that is not a picture which Pillow reads",
+    _NO_FILES: "that is not a file",
+}
 
 
 class DataWarning(UserWarning):
@@ -51,6 +61,7 @@ class LeftOut:
         parts = []
         for reason, names in self._by_reason.items():
             more = ", ..." if len(names) > _NAMED else ""
+            reason = reason if len(names) > 1 else _OF_ONE.get(reason, reason)
             parts.append(f"{len(names):,} {reason} ({', '.join(names[:_NAMED])}{more})")
         warnings.warn(
             f"{self._purpose}: left out of {shown(self._root)}: {'; '.join(parts)}",
@@ -89,11 +100,11 @@ def image_files(path: Path, purpose: str, left_out: LeftOut) -> list[Path]:
     found = []
     for file in _walk(path, set()):
         if not file.is_file():
-            left_out.add("that are not files", file)
+            left_out.add(_NO_FILES, file)
         elif file.suffix.lower() in suffixes or is_picture(file, purpose):
             found.append(file)
         else:
-            left_out.add("that are not pictures which Pillow reads", file)
+            left_out.add(_NO_PICTURES, file)
     return found
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from dmlap_kernels.data.distortion import Distortion
 from dmlap_kernels.data.files import (
+    UNREADABLE,
     DataError,
     LeftOut,
     existing,
@@ -16,9 +19,12 @@ from dmlap_kernels.data.files import (
     subfolders,
     visible,
 )
+from dmlap_kernels.data.layouts import layout_error, unpacked
 from dmlap_kernels.data.photos import ImageFiles
 from dmlap_kernels.data.pictures import image_header, shown
 from dmlap_kernels.data.splits import Dataset, Split, split_classes
+from dmlap_kernels.data.unreadable import find_unreadable, unreadable_error
+from dmlap_kernels.plurals import counted
 
 AUGMENTATION = Distortion(
     rotation=10, shear=0.1, scale=0.15, shift=0.06, elastic=0.0, padding="border"
@@ -44,7 +50,12 @@ _Class = tuple[str, list[Path]]
 
 
 def load_folder(
-    path: str | Path, *, image_size: int | None = None, seed: int = 0, test_share: float = 0.5
+    path: str | Path,
+    *,
+    image_size: int | None = None,
+    seed: int = 0,
+    test_share: float = 0.5,
+    drop_unreadable: bool = False,
 ) -> Dataset:
     """Read a folder of class folders.
 
@@ -64,19 +75,21 @@ def load_folder(
             Default: 64, or the images' own size if all are squares of one size up to 64.
         seed: decides the split of the classes.
         test_share: share of the classes in the test split.
+        drop_unreadable: leave out files that are no readable images, which otherwise are refused.
+            Of images that stay in their files all are then decoded once to find them, where else
+            the headers and the ends of files are looked at.
 
     Returns:
         Dataset of (1, S, S) images if every file is grey, else (3, S, S).
 
     Raises:
         FileNotFoundError: no such folder, or no classes or images in it.
-        DataError: a file is not a readable image, or two folders are the same split.
+        DataError: files are not readable images, all of which are named, or two folders are the
+            same split.
     """
     path = existing(path, _PURPOSE)
     if not path.is_dir():
-        raise NotADirectoryError(
-            f"{_PURPOSE}: {shown(path)} is a file; a folder of class folders is due"
-        )
+        raise NotADirectoryError(f"{_PURPOSE}: {unpacked(path)}")
     left_out = LeftOut(path, _PURPOSE)
     folders = _split_folders(path)
     if folders:
@@ -86,19 +99,36 @@ def load_folder(
     else:
         classes = _read_classes(path, left_out)
         if len(classes) < 4:
-            raise FileNotFoundError(
-                f"{_PURPOSE}: {shown(path)} has {len(classes)} class folders; a split into "
-                "training and test classes needs at least four"
+            raise layout_error(
+                _PURPOSE,
+                f"{shown(path)} has {counted(len(classes), 'class folder')}; a split into training "
+                "and test classes needs at least four",
             )
         halves = split_classes(len(classes), test_share, seed)
         parts = {
             name: [classes[c] for c in half.tolist()]
             for name, half in zip(("train", "test"), halves, strict=True)
         }
+    splits = _to_splits(path, parts, image_size, left_out if drop_unreadable else None)
     left_out.tell()
-    splits = _to_splits(path, parts, image_size)
     return Dataset(
-        "folder", splits["train"], splits["test"], splits.get("validation"), augment=AUGMENTATION
+        "folder",
+        splits["train"],
+        splits["test"],
+        splits.get("validation"),
+        augment=AUGMENTATION,
+        division=_division(folders, test_share, seed),
+    )
+
+
+def _division(folders: dict[str, Path], test_share: float, seed: int) -> str:
+    if folders:
+        *first, last = (shown(folders[name].name) for name in _SPLITS if name in folders)
+        return f"as the folders {', '.join(first)} and {last} say"
+    share = "half" if test_share == 0.5 else f"{test_share:.0%}"
+    return (
+        f"{share} of the classes, drawn at random with data_seed {seed} (--data-seed), are kept "
+        "for the test; folders train and test decide it otherwise"
     )
 
 
@@ -150,20 +180,30 @@ def _read_classes(path: Path, left_out: LeftOut) -> list[_Class]:
         more = f" (and {len(empty) - 1} more such folders)" if len(empty) > 1 else ""
         raise FileNotFoundError(f"{_PURPOSE}: {empty[0]} holds no image files{more}")
     if len(classes) < 2:
-        raise FileNotFoundError(
-            f"{_PURPOSE}: {shown(path)} holds {len(classes)} class folders; at least two are due"
+        raise layout_error(
+            _PURPOSE,
+            f"{shown(path)} holds {counted(len(classes), 'class folder')}; at least two are due",
         )
     return classes
 
 
-def _to_splits(root: Path, parts: dict[str, list[_Class]], size: int | None) -> dict[str, Split]:
-    """The images of every part in one mode and one size."""
-    headers = [
-        image_header(file, _PURPOSE)
-        for classes in parts.values()
-        for _, files in classes
-        for file in files
-    ]
+def _to_splits(
+    root: Path, parts: dict[str, list[_Class]], size: int | None, dropped: LeftOut | None
+) -> dict[str, Split]:
+    """The images of every part in one mode and one size.
+
+    Files that are no readable images go to ``dropped``; None: they are refused.
+    """
+    files = [file for classes in parts.values() for _, found in classes for file in found]
+    headers = []
+    broken: dict[Path, DataError] = {}
+    for file in files:
+        try:
+            headers.append(image_header(file, _PURPOSE))
+        except DataError as error:
+            broken[file] = error
+    if not headers:
+        raise unreadable_error(root, broken, len(files), _PURPOSE)
     mode = "L" if all(grey for _, grey in headers) else "RGB"
     if size is None:
         sizes = {size for size, _ in headers}
@@ -171,17 +211,55 @@ def _to_splits(root: Path, parts: dict[str, list[_Class]], size: int | None) -> 
         natural = len(sizes) == 1 and width == height <= DEFAULT_SIZE
         size = width if natural else DEFAULT_SIZE
     in_memory = len(headers) * len(mode) * size * size <= _IN_MEMORY
-    return {name: _split(root, classes, mode, size, in_memory) for name, classes in parts.items()}
+    if not in_memory:
+        intact = [file for file in files if file not in broken]
+        broken |= find_unreadable(intact, _PURPOSE, whole=dropped is not None, threads=_AT_ONCE)
+    splits = {
+        name: _split(root, classes, mode, size, in_memory, broken)
+        for name, classes in parts.items()
+    }
+    if broken and dropped is None:
+        raise unreadable_error(root, broken, len(files), _PURPOSE)
+    for file in sorted(broken):
+        assert dropped is not None
+        dropped.add(UNREADABLE, file)
+    return {name: split() for name, split in splits.items()}
 
 
-def _split(root: Path, classes: Sequence[_Class], mode: str, size: int, in_memory: bool) -> Split:
-    names = [file.relative_to(root).as_posix() for _, files in classes for file in files]
-    files = ImageFiles.found(
+def _split(
+    root: Path,
+    classes: Sequence[_Class],
+    mode: str,
+    size: int,
+    in_memory: bool,
+    broken: dict[Path, DataError],
+) -> Callable[[], Split]:
+    """Decode a part, if it is to be in memory; what makes a split of all that is not ``broken``,
+    to which the files are added that turn out to be."""
+    files = [
+        (file, label)
+        for label, (_, found) in enumerate(classes)
+        for file in found
+        if file not in broken
+    ]
+    names = [file.relative_to(root).as_posix() for file, _ in files]
+    images: ImageFiles | Tensor
+    images = ImageFiles.found(
         root, names, size, _PURPOSE, mode=mode, margin=1.0, resampling="BICUBIC"
     )
-    counts = torch.tensor([len(files) for _, files in classes], device="cpu")
-    return Split(
-        files.read(threads=_AT_ONCE) if in_memory else files,
-        torch.arange(len(classes), device="cpu").repeat_interleave(counts),
-        tuple(name for name, _ in classes),
-    )
+    labels = torch.tensor([label for _, label in files], dtype=torch.int64, device="cpu")
+    if in_memory:
+        bad: dict[int, DataError] = {}
+        images = images.read(threads=_AT_ONCE, broken=bad)
+        broken |= {files[row][0]: error for row, error in bad.items()}
+
+    def make() -> Split:
+        kept = torch.tensor([file not in broken for file, _ in files], device="cpu")
+        there, renumbered = torch.unique(labels[kept], return_inverse=True)
+        # A copy of all images only where some are left out.
+        chosen = images if bool(kept.all()) else images[kept]
+        ids = tuple(itertools.compress(names, kept.tolist())) if in_memory else None
+        there_names = tuple(classes[c][0] for c in there.tolist())
+        return Split(chosen, renumbered, there_names, ids=ids)
+
+    return make

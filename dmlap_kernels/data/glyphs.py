@@ -103,7 +103,11 @@ def load_glyphs(
         images = images.clamp_(0, 255).round_().to(torch.uint8)
         return Split(images, labels, tuple(names[c] for c in classes.tolist()))
 
-    return Dataset("glyphs", draw(train, 0), draw(test, 1), augment=AUGMENTATION)
+    division = (
+        f"{test_share:.0%} of the classes, drawn at random with data_seed {seed} (--data-seed), "
+        "are kept for the test"
+    )
+    return Dataset("glyphs", draw(train, 0), draw(test, 1), augment=AUGMENTATION, division=division)
 
 
 def render_masters() -> tuple[Tensor, Tensor]:

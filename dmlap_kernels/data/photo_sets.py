@@ -23,9 +23,11 @@ from pathlib import Path
 import torch
 
 from dmlap_kernels.data.files import DataError, existing
+from dmlap_kernels.data.layouts import folder_hint
 from dmlap_kernels.data.photos import DEFAULT_SIZE, ImageFiles, RandomCrop
 from dmlap_kernels.data.pictures import shown
 from dmlap_kernels.data.splits import Dataset, Split
+from dmlap_kernels.plurals import counted
 
 # The number of a class, its name, and an image below the root.
 Entry = tuple[int, str, str]
@@ -99,7 +101,7 @@ def root_of(path: str | Path, folder: str, marker: str, purpose: str) -> Path:
             return root
     raise FileNotFoundError(
         f"{purpose}: neither {path / marker} nor {path / folder / marker} is a file; a folder in "
-        "the official layout is due"
+        f"the official layout is due{folder_hint(path)}"
     )
 
 
@@ -158,7 +160,9 @@ def split_of(entries: Sequence[Entry], root: Path, side: int, purpose: str) -> S
     """The split of all ``entries``, its classes in the order of their numbers."""
     numbers = sorted({entry[0] for entry in entries})
     if len(numbers) < 2:
-        raise DataError(f"{purpose}: a list in {root} names {len(numbers)} classes; two are due")
+        raise DataError(
+            f"{purpose}: a list in {root} names {counted(len(numbers), 'class')}; two are due"
+        )
     position = {number: label for label, number in enumerate(numbers)}
     titles = {entry[0]: entry[1] for entry in entries}
     return Split(
@@ -183,8 +187,8 @@ def halves(name: str, root: Path, entries: Sequence[Entry], side: int, purpose: 
     both = split_of(entries, root, side, purpose)
     if both.num_classes < 4:
         raise DataError(
-            f"{purpose}: {root} lists {both.num_classes} classes; a split into training and test "
-            "classes needs at least four"
+            f"{purpose}: {root} lists {counted(both.num_classes, 'class')}; a split into "
+            "training and test classes needs at least four"
         )
     classes, middle = torch.arange(both.num_classes, device="cpu"), (both.num_classes + 1) // 2
     train, test = both.select(classes[:middle]), both.select(classes[middle:])

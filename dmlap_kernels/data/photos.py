@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dmlap_kernels.data.part import Part
-from dmlap_kernels.data.pictures import open_image, shown, to_tensor
+from dmlap_kernels.data.pictures import DataError, open_image, shown, to_tensor
 from dmlap_kernels.extras import require
 
 DEFAULT_SIZE = 224
@@ -184,6 +184,7 @@ class ImageFiles:
         *,
         part: Part | None = None,
         threads: int | None = None,
+        broken: dict[int, DataError] | None = None,
     ) -> Tensor:
         """Decode the files as uint8 tensor of this `shape`.
 
@@ -194,6 +195,8 @@ class ImageFiles:
             generator: source of all randomness; needed with ``crop``.
             part: what these images are of a larger batch, whose draws are theirs.
             threads: how many photographs are decoded at once; default: as many as there are cores.
+            broken: takes the errors of the files that are no readable images, by their row, which
+                holds anything then; default: the first is raised.
 
         Raises:
             DataError: a file is not a readable image.
@@ -223,7 +226,13 @@ class ImageFiles:
                 return math.ceil(_GAP * self.side / seen)
 
             options = {"least": least} if self.sizes[row] > _LARGE_FILE else {}
-            image = open_image(self.root / self.names[row], self.purpose, **options)
+            try:
+                image = open_image(self.root / self.names[row], self.purpose, **options)
+            except DataError as error:
+                if broken is None:
+                    raise
+                broken[row] = error
+                return images[row]
             image = image.convert(self.mode)
             filter = pil.Resampling["BILINEAR" if draw else self.resampling]
             image = image.resize((self.side, self.side), filter, box=box(*image.size))

@@ -14,6 +14,7 @@ from torch import Tensor
 from dmlap_kernels.data.distortion import Distortion
 from dmlap_kernels.data.part import Part
 from dmlap_kernels.data.photos import ImageFiles, RandomCrop
+from dmlap_kernels.plurals import counted
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 
@@ -39,12 +40,14 @@ class Split:
         class_names: C names, one a label.
         groups: (C,) int64 or None; classes of one group (an alphabet, say) are related and are
             held out together.
+        ids: N names of the images, or None: those of `ImageFiles`, else their numbers.
     """
 
     images: Tensor | ImageFiles
     labels: Tensor
     class_names: tuple[str, ...]
     groups: Tensor | None = None
+    ids: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.images, Tensor):
@@ -58,7 +61,7 @@ class Split:
         if not torch.equal(present, torch.arange(len(self.class_names), device="cpu")):
             raise ValueError(
                 f"labels must be 0 to {len(self.class_names) - 1} with every class present, got "
-                f"{len(present)} classes"
+                f"{counted(len(present), 'class')}"
             )
         if self.groups is not None and len(self.groups) != len(self.class_names):
             raise ValueError(
@@ -162,6 +165,7 @@ class Split:
             labels[rows],
             tuple(self.class_names[c] for c in classes.tolist()),
             None if self.groups is None else self.groups[classes],
+            None if self.ids is None else tuple(itertools.compress(self.ids, rows.tolist())),
         )
 
 
@@ -179,6 +183,8 @@ class Dataset:
         augment: callable on float images (B, channels, height, width) and a `torch.Generator`
             that returns distorted copies, or None.
         ks: values of K at which the literature on the data reports Recall@K, ascending from 1.
+        division: how training and test classes were told apart, in words, for people; empty: as
+            those who published the data say.
     """
 
     name: str
@@ -188,6 +194,7 @@ class Dataset:
     augment: Augmentation | None = None
     gallery: Split | None = None
     ks: tuple[int, ...] = DEFAULT_KS
+    division: str = ""
 
     def __post_init__(self) -> None:
         if self.gallery is not None and self.gallery.class_names != self.test.class_names:
@@ -230,8 +237,8 @@ class Dataset:
         mask = torch.isin(groups, held)
         if mask.sum() < 2 or (~mask).sum() < 2:
             raise ValueError(
-                f"validation={share} of {train.num_classes} training classes leaves fewer than two "
-                "classes on one side"
+                f"validation={share} of {counted(train.num_classes, 'training class')} leaves "
+                "fewer than two classes on one side"
             )
         return self._held_out(mask)
 
@@ -255,16 +262,17 @@ class Dataset:
         mask = torch.isin(classes, classes.tensor_split(FOLDS)[fold])
         if mask.sum() < 2 or (~mask).sum() < 2:
             raise ValueError(
-                f"validation_fold={fold} of {len(classes)} training classes leaves fewer than two "
-                "classes on one side"
+                f"validation_fold={fold} of {counted(len(classes), 'training class')} leaves fewer "
+                "than two classes on one side"
             )
         return self._held_out(mask)
 
     def _check_not_held_out(self, option: str) -> None:
         if self.validation is not None:
             raise ValueError(
-                f"{option} would take the place of the {self.validation.num_classes} validation "
-                "classes that the data have already; leave it out"
+                f"{option} would take the place of the "
+                f"{counted(self.validation.num_classes, 'validation class')} that the data have "
+                "already; leave it out"
             )
 
     def _held_out(self, mask: Tensor) -> Dataset:

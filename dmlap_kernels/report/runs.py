@@ -144,7 +144,12 @@ def embed_test(run: Run) -> Embedded:
     """
     config = TrainConfig.from_dict(run.config)
     try:
-        data = load_data(config.data, image_size=config.image_size, seed=config.data_seed)
+        data = load_data(
+            config.data,
+            image_size=config.image_size,
+            seed=config.data_seed,
+            drop_unreadable=config.drop_unreadable,
+        )
         data = prepare_data(config, data)
     except (OSError, ValueError) as error:
         raise NoPictures(f"its data cannot be loaded again ({error})") from error

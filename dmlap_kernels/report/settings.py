@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
+from dmlap_kernels.plurals import counted
 from dmlap_kernels.report.markup import Html, element, join, table
 from dmlap_kernels.report.runs import Run
 from dmlap_kernels.trainer.config import TrainConfig
@@ -26,7 +27,7 @@ def render_facts(run: Run) -> Html:
 
 
 def _describe_split(part: dict[str, Any]) -> str:
-    text = f"{part['images']:,} images of {part['classes']:,} classes"
+    text = f"{counted(part['images'], 'image')} of {counted(part['classes'], 'class')}"
     seen = len(part.get("seen_in_training", ()))
     return f"{text}, {seen:,} of them also in training" if seen else text
 

@@ -26,6 +26,7 @@ _LARGEST_SIDE = 16384
 
 _FLAGS = (
     "drop_small_classes",
+    "drop_unreadable",
     "augment",
     "pretrained",
     "freeze_batch_norm",
@@ -85,6 +86,8 @@ class TrainConfig:
             (`Dataset.hold_out_fold`).
         drop_small_classes: leave training classes of a single image out, which otherwise are
             refused: before any are held out.
+        drop_unreadable: leave files of ``folder:PATH`` out that are no readable images, which
+            otherwise are refused.
         augment: distort samples at random.
         loss: a name in `dmlap_kernels.losses.LOSSES` or ``PROXY_LOSSES``.
         loss_options: keywords of that loss, as in `AlternatingObjective`.
@@ -155,6 +158,7 @@ class TrainConfig:
     validation: float = 0.0
     validation_fold: int | None = None
     drop_small_classes: bool = False
+    drop_unreadable: bool = False
     augment: bool = True
     loss: str = defaults.LOSS
     loss_options: dict[str, Any] = field(default_factory=dict)

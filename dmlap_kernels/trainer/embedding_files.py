@@ -73,7 +73,9 @@ def embed_run(
     embeddings = torch.cat(parts).float()
     require_finite(embeddings, chosen)
     images = chosen.images
-    ids = images.names if isinstance(images, ImageFiles) else tuple(map(str, range(total)))
+    ids = images.names if isinstance(images, ImageFiles) else chosen.ids
+    if ids is None:
+        ids = tuple(map(str, range(total)))
     return Embedded(embeddings.numpy(), chosen.labels.numpy(), chosen.class_names, ids)
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 
 from dmlap_kernels.data import Dataset, Split, load_data
+from dmlap_kernels.plurals import counted
 from dmlap_kernels.trainer.batches import named_classes, small_classes
 from dmlap_kernels.trainer.config import TrainConfig
 
@@ -20,7 +21,12 @@ def prepare_data(config: TrainConfig, data: Dataset | None) -> Dataset:
             has no validation classes to watch.
     """
     if data is None:
-        data = load_data(config.data, image_size=config.image_size, seed=config.data_seed)
+        data = load_data(
+            config.data,
+            image_size=config.image_size,
+            seed=config.data_seed,
+            drop_unreadable=config.drop_unreadable,
+        )
     if config.drop_small_classes:
         data = _without_small_classes(data)
     if config.validation:
@@ -70,5 +76,6 @@ def _refuse_without_matches(name: str, split: Split, gallery: Split | None) -> N
         where = "in the gallery" if gallery is not None else "of its class"
         raise ValueError(
             f"data must have {name} images with another one {where} to be found, but none of the "
-            f"{len(split)} images of {split.num_classes} {name} classes has one"
+            f"{counted(len(split), 'image')} of {counted(split.num_classes, f'{name} class')} "
+            "has one"
         )

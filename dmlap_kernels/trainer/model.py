@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dmlap_kernels.data import Dataset, load_data
+from dmlap_kernels.data import Dataset, load_data, parse_source
 from dmlap_kernels.encoders import WIDTHS, ConvEncoder, TimmEncoder
 from dmlap_kernels.extras import require
 from dmlap_kernels.trainer import defaults
@@ -115,7 +115,13 @@ def data_of_run(folder: str | Path, data: str | None = None) -> tuple[TrainConfi
     config = TrainConfig.from_dict(state["config"])
     shape = tuple(state["image_shape"])
     size = config.image_size if data is None else shape[-1]
-    loaded = load_data(data or config.data, image_size=size, seed=config.data_seed)
+    source = data or config.data
+    loaded = load_data(
+        source,
+        image_size=size,
+        seed=config.data_seed,
+        drop_unreadable=config.drop_unreadable and parse_source(source)[0] == "folder",
+    )
     if tuple(loaded.test.images.shape[1:]) != shape:
         raise ValueError(
             f"data must have images of shape {shape}, as the run in {folder} had, got "

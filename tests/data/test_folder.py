@@ -12,7 +12,16 @@ import numpy as np
 import pytest
 import torch
 
-from dmlap_kernels.data import DataError, Dataset, DataWarning, ImageFiles, Split, folder, load_data
+from dmlap_kernels.data import (
+    DataError,
+    Dataset,
+    DataWarning,
+    ImageFiles,
+    LayoutError,
+    Split,
+    folder,
+    load_data,
+)
 
 pil = pytest.importorskip("PIL.Image")
 
@@ -84,7 +93,7 @@ def test_what_is_left_out_is_told_once(tmp_path: Path) -> None:
         data = load_data(f"folder:{tmp_path}")
     assert [str(w.message) for w in told] == [
         f"data 'folder': left out of {tmp_path}: 6 that are not pictures which Pillow reads "
-        "(b/film.mpg, b/note0.txt, b/note1.txt, ...); 1 that are not files (c/gone.png); 1 beside "
+        "(b/film.mpg, b/note0.txt, b/note1.txt, ...); 1 that is not a file (c/gone.png); 1 beside "
         "the class folders (labels.csv)"
     ]
     assert told[0].filename == __file__
@@ -184,6 +193,89 @@ def test_all_empty_class_folders_are_counted(tmp_path: Path) -> None:
         load_data(f"folder:{tmp_path}")
 
 
+@pytest.mark.parametrize("names", [(), ("a",), ("a", "b")])
+def test_a_folder_without_a_layout_is_shown_those_that_are_taken(
+    names: tuple[str, ...], tmp_path: Path
+) -> None:
+    _save(tmp_path / "loose.png")
+    _classes(tmp_path, *names)
+    with pytest.raises(LayoutError) as told:
+        load_data(f"folder:{tmp_path}")
+    first, *tree = str(told.value).splitlines()
+    noun = "class folder" if len(names) == 1 else "class folders"
+    assert f"{len(names)} {noun}; " in first
+    assert any("PATH/train/cat/1.jpg" in line and "PATH/test/" in line for line in tree)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_all_unreadable_files_are_named_and_can_be_left_out(
+    in_memory: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A header that is none, an empty file, and pictures that are cut off after their headers."""
+    _classes(tmp_path, *"abcdef", images=3)
+    (tmp_path / "a" / "0.png").write_text("hello")
+    (tmp_path / "d" / "1.png").write_bytes(b"")
+    for kind in ("jpg", "png"):
+        cut = tmp_path / "b" / f"9.{kind}"
+        pil.effect_noise((64, 64), 90).save(cut)
+        cut.write_bytes(cut.read_bytes()[:1000])
+    for i in range(3):  # a class of which nothing is left
+        (tmp_path / "f" / f"{i}.png").write_bytes(b"x")
+    bad = ["a/0.png", "b/9.jpg", "b/9.png", "d/1.png", "f/0.png", "f/1.png", "f/2.png"]
+    if not in_memory:
+        monkeypatch.setattr(folder, "_IN_MEMORY", 0)
+    with pytest.raises(DataError) as told:
+        load_data(f"folder:{tmp_path}")
+    first, *lines = str(told.value).splitlines()
+    assert "7 of 20 files" in first and "--drop-unreadable" in first
+    assert [line.split(":")[0].strip() for line in lines] == bad
+    with pytest.warns(DataWarning, match="7 that are not readable images") as warned:
+        data = load_data(f"folder:{tmp_path}", drop_unreadable=True)
+    assert len(warned) == 1
+    assert sorted(data.train.class_names + data.test.class_names) == list("abcde")
+    ids = []
+    for split in (data.train, data.test):
+        names = split.images.names if isinstance(split.images, ImageFiles) else split.ids
+        assert names is not None
+        told_by_name = [split.class_names[label] for label in split.labels.tolist()]
+        assert [name.split("/")[0] for name in names] == told_by_name
+        ids += names
+        assert split.batch(torch.arange(len(split))).isfinite().all()
+    assert len(ids) == 13 and not set(ids) & set(bad)
+
+
+def test_unreadable_files_are_of_folders_alone() -> None:
+    with pytest.raises(ValueError, match="drop_unreadable can only be given with data folder:"):
+        load_data("digits", drop_unreadable=True)
+
+
+def test_a_complete_jpeg_without_its_end_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _classes(tmp_path, *"abcd")
+    path = _save(tmp_path / "a" / "9.jpg", size=(64, 64))
+    path.write_bytes(path.read_bytes() + bytes(1000))  # as some cameras add
+    monkeypatch.setattr(folder, "_IN_MEMORY", 0)
+    data = _load(tmp_path)
+    assert len(data.train) + len(data.test) == 9
+
+
+def test_what_was_meant_by_a_path_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(_classes(tmp_path, "mine/a", "mine/b"))
+    (tmp_path / "mine.zip").write_bytes(b"PK")
+    for given, hint in (
+        ("mine", "a folder of pictures is given as folder:mine"),
+        ("mine.zip", "unpack mine.zip first, and give its folder: folder:mine"),
+        ("folder:mine.zip", "first, and give its folder: folder:mine"),
+        ("cars:mine", "are given as folder:mine"),
+        ("cub:mine", "are given as folder:mine"),
+    ):
+        with pytest.raises((ValueError, OSError), match=hint):
+            load_data(given)
+    with pytest.raises(ValueError, match=r"got 'nothing'$"):
+        load_data("nothing")
+
+
 def test_names_that_are_no_utf_8(tmp_path: Path) -> None:
     try:
         _classes(tmp_path, "caf\udce9", "b", "c", "d")
@@ -238,7 +330,7 @@ def test_what_is_left_out_is_one_line_of_the_command(tmp_path: Path) -> None:
     assert done.returncode == 0
     told = [line for line in done.stderr.splitlines() if "left out" in line]
     assert told == [
-        f"dmlap: data 'folder': left out of {tmp_path}: 1 that are not pictures which Pillow reads "
+        f"dmlap: data 'folder': left out of {tmp_path}: 1 that is not a picture which Pillow reads "
         "(a/notes.txt)"
     ]
     assert "DataWarning" not in done.stderr

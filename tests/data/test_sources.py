@@ -122,7 +122,7 @@ def test_omniglot_folders_tell_what_is_left_out(tmp_path: Path) -> None:
         load_data(f"omniglot:{tmp_path}")
     assert str(told[0].message).endswith(
         "2 beside the folders of characters (images_background/readme.txt, "
-        "images_background/A/stray.png); 1 that are not pictures which Pillow reads "
+        "images_background/A/stray.png); 1 that is not a picture which Pillow reads "
         "(images_background/A/class0/notes.txt)"
     )
 
