@@ -24,6 +24,7 @@ pytest.importorskip("sklearn")
 
 from dmlap_kernels.cli import main
 from dmlap_kernels.trainer.checkpoint import load_checkpoint
+from dmlap_kernels.trainer.progress import Progress
 from tests.trainer.helpers import TIMES
 
 PLAIN = (
@@ -361,6 +362,17 @@ def test_output_that_nobody_reads_is_no_error() -> None:
     process.stdout.close()
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 1 and errors == ""
+
+
+def test_progress_without_a_stream_for_errors(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Python has none where the caller has closed it, as `dmlap train 2>&-` does."""
+    monkeypatch.setattr(sys, "stderr", None)
+    with Progress(2) as progress:
+        progress.on_step(1, 0.5, 1.0)
+        progress.on_evaluation({"step": 1, "recall@1": 0.5})
+    assert capsys.readouterr().out == ""
 
 
 def test_a_diverging_run_stops(tmp_path: Path) -> None:

@@ -72,7 +72,10 @@ class LeftOut:
 
 def existing(path: str | Path, purpose: str) -> Path:
     """``path`` if there is something; else FileNotFoundError."""
-    path = Path(path).expanduser()
+    try:
+        path = Path(path).expanduser()
+    except RuntimeError as error:  # ~somebody whom this machine does not know
+        raise FileNotFoundError(f"{purpose}: {shown(path)} does not exist: {error}") from error
     if not path.exists():
         raise FileNotFoundError(f"{purpose}: {shown(path)} does not exist")
     return path

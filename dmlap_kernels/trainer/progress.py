@@ -31,7 +31,8 @@ class Progress:
         self._speed = ""
         self._last = {"seconds": 0.0, "waited": 0.0}
         self._bar: Any = None
-        if sys.stderr.isatty():
+        # None where the caller has closed it, as `2>&-` and services do.
+        if sys.stderr is not None and sys.stderr.isatty():
             tqdm = require("tqdm", purpose="the progress bar").tqdm
             self._bar = tqdm(total=total, initial=done, unit="step", dynamic_ncols=True)
 
@@ -76,7 +77,8 @@ class Progress:
         if step > self._start:
             each = (time.monotonic() - self._began) / (step - self._start)
             text += f"  time left {_clock(each * (self._total - step))}"
-        print(text, file=sys.stderr, flush=True)
+        if sys.stderr is not None:  # else print would take the output for it
+            print(text, file=sys.stderr, flush=True)
 
     def _summary(self) -> str:
         parts = []

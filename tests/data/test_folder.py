@@ -408,3 +408,8 @@ def test_the_shared_photographs_are_read(data_dir: Path, tmp_path: Path) -> None
     data = _load(tmp_path)
     assert (data.train.class_names, data.test.class_names) == (("001", "002"), ("099", "100"))
     assert data.train.images.shape[1:] == (3, 64, 64) and not data.seen_classes
+
+
+def test_a_home_that_is_not_known_is_named() -> None:
+    with pytest.raises(FileNotFoundError, match="'folder': ~nobody-of-this-name/x does not exist"):
+        load_data("folder:~nobody-of-this-name/x")
