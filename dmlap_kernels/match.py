@@ -38,22 +38,31 @@ class Match:
             return Match(self._matrix.T)
         return Match(None, self._rule, self._rows, self._columns, not self._swapped)
 
-    def block(self, at: slice) -> Tensor:
-        """(b, N) bool of some anchors, a tensor of its own."""
+    def block(self, at: slice, own: Tensor | None = None) -> Tensor:
+        """(b, N) bool of some anchors, in ``own`` or a new tensor."""
         if self._matrix is not None:
-            return self._matrix[at].clone(memory_format=torch.contiguous_format)
+            found = self._matrix[at]
+            own = (
+                torch.empty_like(found, memory_format=torch.contiguous_format)
+                if own is None
+                else own
+            )
+            return own.copy_(found)
         assert self._rows is not None and self._columns is not None
-        if self._swapped:
-            return self._ruled(self._rows, self._columns[at]).T.contiguous()
-        return self._ruled(self._rows[at], self._columns)
+        rows, columns = self._rows, self._columns
+        rows, columns = (rows, columns[at]) if self._swapped else (rows[at], columns)
+        shape = (len(columns), len(rows)) if self._swapped else (len(rows), len(columns))
+        if own is None:
+            # Made before the tensors of the rule, so that these leave no holes below it.
+            own = torch.empty(shape, dtype=torch.bool, device=rows.device)
+        if 0 in shape:
+            return own
+        found = self._ruled(rows, columns)
+        return own.copy_(found.T if self._swapped else found)
 
     def _ruled(self, rows: Tensor, columns: Tensor) -> Tensor:
         assert self._rule is not None
         shape = len(rows), len(columns)
-        if 0 in shape:
-            return torch.zeros(shape, dtype=torch.bool, device=rows.device)
-        # Made before the tensors of the rule, so that these leave no holes in the memory below it.
-        own = torch.empty(shape, dtype=torch.bool, device=rows.device)
         found: Any = self._rule(rows, columns)
         if not isinstance(found, Tensor) or found.dtype != torch.bool:
             what = found.dtype if isinstance(found, Tensor) else type(found).__name__
@@ -63,4 +72,4 @@ class Match:
                 f"match must return {shape} on {rows.device} for labels {tuple(rows.shape)} and "
                 f"{tuple(columns.shape)}, got {tuple(found.shape)} on {found.device}"
             )
-        return own.copy_(found)
+        return found

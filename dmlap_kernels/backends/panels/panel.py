@@ -25,7 +25,7 @@ class Panel(Block):
     negative; both are at pairs of an anchor and itself, whose ``d`` is any finite number.
     """
 
-    def __init__(self, sides: Sides, at: slice) -> None:
+    def __init__(self, sides: Sides, at: slice, own: Tensor | None = None) -> None:
         self.at, self.sides = at, sides
         anchors, columns = Rows(sides.x[at], sides.x_norms[at]), Rows(sides.y, sides.y_norms)
         if not sides.columns:
@@ -39,7 +39,7 @@ class Panel(Block):
         if sides.partial:
             # Which may stand among the nearest.
             self.d.masked_fill_(sides.y_norms == torch.inf, torch.inf)
-        self.alike, self._unlike = masks(sides, at), None
+        self.alike, self._unlike = masks(sides, at, own), None
 
     @property
     def unlike(self) -> Tensor:
@@ -73,12 +73,12 @@ class Panel(Block):
         return rows, columns
 
 
-def masks(sides: Sides, at: slice) -> Tensor:
-    """`Panel.alike` of some anchors."""
+def masks(sides: Sides, at: slice, own: Tensor | None = None) -> Tensor:
+    """`Panel.alike` of some anchors; that of a match in ``own`` if it is given."""
     if sides.match is None:
         alike = sides.labels_x[at, None] == sides.labels_y
     else:
-        alike = sides.match.block(at)
+        alike = sides.match.block(at, own)
         if sides.self_case:
             alike.diagonal(at.start).fill_(True)
     for own in _named(sides, at):
@@ -102,34 +102,57 @@ class Panels:
     def __init__(self) -> None:
         self._kept: dict[int, Panel] = {}
         self._sides: Sides | None = None
+        self._mask: Tensor | None = None
 
     def of(self, sides: Sides, keep: bool = True) -> Iterator[Panel]:
         """At least one panel, be it of no anchors."""
         for at in slices(sides):
-            yield self.panel(sides, at) if keep else Panel(sides, at)
+            yield self.panel(sides, at) if keep else self._passing(sides, at)
 
     def panel(self, sides: Sides, at: slice) -> Panel:
         if self._sides is None:
             self._sides = sides
-        if self._sides is not sides:
-            return Panel(sides, at)
+        if self._sides is not sides or not _keeps(sides):
+            return self._passing(sides, at)
         found = self._kept.get(at.start)
         if found is None:
-            found = Panel(sides, at)
-            if _keeps(sides):
-                self._kept[at.start] = found
+            found = self._kept[at.start] = Panel(sides, at)
         return found
+
+    def _passing(self, sides: Sides, at: slice) -> Panel:
+        """A panel that nobody uses once the next one is made."""
+        return Panel(sides, at, self._own(sides, at))
+
+    def _own(self, sides: Sides, at: slice) -> Tensor | None:
+        """Where such a panel has the pairs of a match: one buffer for all, the first panel being
+        the largest. Beside the tensors of a rule, which are freed in between, new ones would leave
+        holes in the memory of an allocator."""
+        if sides.match is None:
+            return None
+        size = (at.stop - at.start) * sides.columns
+        if self._mask is None or self._mask.numel() < size:
+            self._mask = torch.empty(size, dtype=torch.bool, device=sides.x.device)
+        return self._mask[:size].view(at.stop - at.start, sides.columns)
 
     def count_positives(self, sides: Sides) -> Tensor:
         """(B,) int64, how many positive pairs each anchor has."""
-        kept = _keeps(sides)
-        found = []
-        for at in slices(sides):
-            alike = self.panel(sides, at).alike if kept else masks(sides, at)
+        kept, cuts = _keeps(sides), list(slices(sides))
+        found = None
+        for at in cuts:
+            if kept:
+                alike = self.panel(sides, at).alike
+            else:
+                alike = masks(sides, at, self._own(sides, at))
             # Each anchor is alike itself, where it is a column.
             named = None if sides.itself is None else (sides.itself[at] >= 0).long()
-            found.append(alike.sum(1) - (int(sides.self_case) if named is None else named))
-        return found[0] if len(found) == 1 else torch.cat(found)
+            count = alike.sum(1) - (int(sides.self_case) if named is None else named)
+            if len(cuts) == 1:
+                return count
+            # Filled in place, as in `each`.
+            found = count.new_empty(sides.anchors) if found is None else found
+            found[at] = count
+        assert found is not None
+        return found
 
     def each(
         self,
