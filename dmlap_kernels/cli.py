@@ -168,19 +168,19 @@ def _train(args: argparse.Namespace) -> int:
         finished = trainer.step == trainer.config.steps
         if finished and ranks.by_first(lambda: (out / METRICS_FILE).exists()):
             if ranks.first:
-                print(f"{trainer.out} is finished: nothing to resume")
+                print(f"{out} is finished: nothing to resume")
             return 0
         if ranks.first:
             _announce(trainer)
         try:
             results = _run(trainer, args, stop)
         except Interrupted as error:
-            _say(f"dmlap train: {error}; continue with: dmlap train --resume {trainer.out}")
+            _say(f"dmlap train: {error}; continue with: dmlap train --resume {out}")
             return 128 + (stop.signal or signal.SIGINT)
         except LostRank as error:
             raise LostRank(
                 "another process of the run has ended, or was not heard of in time; continue from "
-                f"the last checkpoint with: dmlap train --resume {trainer.out}"
+                f"the last checkpoint with: dmlap train --resume {out}"
             ) from error
         except DataError as error:
             if not trainer.config.data.startswith("folder:"):
@@ -189,11 +189,10 @@ def _train(args: argparse.Namespace) -> int:
                 f"{error}; a new run leaves such files out with --drop-unreadable"
             ) from error
         except (OutOfMemory, OSError) as error:
-            if isinstance(error, BrokenPipeError) or not (trainer.out / FILE_NAME).exists():
+            if isinstance(error, BrokenPipeError) or not (out / FILE_NAME).exists():
                 raise
             raise type(error)(
-                f"{error}; continue from the last checkpoint with: dmlap train --resume "
-                f"{trainer.out}"
+                f"{error}; continue from the last checkpoint with: dmlap train --resume {out}"
             ) from error
     if not ranks.first:
         return 0
@@ -202,9 +201,9 @@ def _train(args: argparse.Namespace) -> int:
     _print_table({"model": results["test"], "raw pixels": results["raw_pixels"]})
     print(
         f"\n{1000 * results['seconds_per_step']:.1f} ms a step; {METRICS_FILE}, {CURVES_FILE} and "
-        f"the checkpoint are in {trainer.out}"
+        f"the checkpoint are in {out}"
     )
-    print(next_commands(trainer.out))
+    print(next_commands(out))
     return 0
 
 

@@ -176,7 +176,7 @@ def of_all_ranks(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     shared = sharing.get()
     if shared is None:
         return rows, labels
-    return shared._gathered(rows, labels)[:2]
+    return shared.gathered(rows, labels)[:2]
 
 
 class _Shared:
@@ -222,7 +222,7 @@ class _Shared:
         if spec.loss == "proxy_anchor":
             problem = self._share_of_proxies(problem)
         rows, labels = problem.ref_side
-        refs, ref_labels, own = self._gathered(rows, labels)
+        refs, ref_labels, own = self.gathered(rows, labels)
         itself = problem.self_index
         if problem.y is None:
             itself = torch.arange(own.start, own.stop, device=labels.device)
@@ -244,10 +244,10 @@ class _Shared:
         self, spec: PairSpec, problem: PairProblem, backend: str, stats: bool
     ) -> tuple[Tensor, PairStats | None]:
         """The loss of all anchors, as every rank computes it; its gradient in equal parts."""
-        x, labels, own = self._gathered(problem.x, problem.labels)
+        x, labels, own = self.gathered(problem.x, problem.labels)
         y, ref_labels, itself = problem.y, problem.ref_labels, problem.self_index
         if y is not None and ref_labels is not None:
-            y, ref_labels, own_refs = self._gathered(y, ref_labels)
+            y, ref_labels, own_refs = self.gathered(y, ref_labels)
             if itself is not None:
                 itself = torch.where(itself >= 0, itself + own_refs.start, itself)
                 sizes = self.ranks.sizes(problem.x, self.even)
@@ -261,7 +261,7 @@ class _Shared:
             return _Scaled.apply(value[own], self.factor), found
         return _Scaled.apply(value, self.factor / self.ranks.count), found
 
-    def _gathered(self, rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, slice]:
+    def gathered(self, rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, slice]:
         sizes = self.ranks.sizes(rows, self.even)
         gathered = all_gather(self.ranks, rows, sizes)
         return gathered, self.ranks.gather(labels, sizes), self.ranks.own(sizes)

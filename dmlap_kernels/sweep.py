@@ -28,6 +28,10 @@ class Sharing(Protocol):
         self, spec: PairSpec, problem: PairProblem, backend: str, stats: bool, scores: bool
     ) -> tuple[Tensor, PairStats | None]: ...
 
+    def gathered(self, rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, slice]:
+        """Rows (E, D) and labels (E,) of all ranks, and where this rank's are among them."""
+        ...
+
 
 sharing: ContextVar[Sharing | None] = ContextVar("sharing", default=None)
 
