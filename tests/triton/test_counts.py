@@ -55,8 +55,15 @@ SWAP = {"triplet_hard": ((0.2, 0.0, 1.0), "euclidean", False, 12)}
 ANGULAR = ((40.0,), "cosine", {False: 10, True: 15})
 # Whose terms need what all panels say: most operations of one panel, and of each of several.
 LIFTED = ((0.0, 1.3), "euclidean", 11, 10)
-# Triplets of drawn negatives: by sweeps that go from window to window, of up to 4,096 rows.
-WINDOWS = {"triplet_distance_weighted": ((0.2, 0.0, 0.0, 0.5, 1.4, 3.0), "euclidean", 90)}
+# By sweeps that make their products themselves, of up to 4,096 rows; drawn negatives go from window
+# to window.
+SWEEPS = {
+    "triplet_distance_weighted": ((0.2, 0.0, 0.0, 0.5, 1.4, 3.0), "euclidean", 90),
+    "triplet_easy_positive": ((0.2, 0.0, 0.0), "euclidean", 69),
+    "triplet_easy_positive_semihard": ((0.2, 0.0, 0.0), "euclidean", 81),
+    "nt_xent_hardness": ((0.1, 1.0), "cosine", 77),
+    "sup_con_hardness": ((0.1, 1.0), "cosine", 71),
+}
 MINED = {"multi_similarity": ((2.0, 50.0, 0.5, 1.0, 0.1), "cosine", False, 10)}
 TABLE = [(loss, *row) for part in (SMALL, SELF, SWAP, MINED) for loss, row in part.items()]
 
@@ -156,15 +163,15 @@ def test_operations_of_the_original_lifted_structure(
 
 
 @pytest.mark.parametrize("rows", ROWS[:3])
-@pytest.mark.parametrize("loss", WINDOWS)
-def test_operations_of_windows(loss: str, rows: int, launched: list[str]) -> None:
-    params, distance, most = WINDOWS[loss]
+@pytest.mark.parametrize("loss", SWEEPS)
+def test_operations_of_sweeps(loss: str, rows: int, launched: list[str]) -> None:
+    params, distance, most = SWEEPS[loss]
     found = operations(loss, params, distance, (rows, 128), launched)
     assert len(found) <= most, " ".join(found)
 
 
 def test_every_loss_is_counted() -> None:
-    counted = {row[0] for row in (*TABLE, *TRIPLETS)} | set(WINDOWS)
+    counted = {row[0] for row in (*TABLE, *TRIPLETS)} | set(SWEEPS)
     assert counted | {"angular", "lifted_structure_original"} == set(FAMILIES)
 
 

@@ -147,6 +147,7 @@ def pair_terms(
     neg_lse: Tensor,
     neg_lse_of_columns: Tensor | None = None,
     weight_of_columns: Tensor | None = None,
+    read: tuple[str, ...] = PairTerms._fields,
 ) -> PairTerms:
     launch = launch_of("pair_terms", sides)
     splits, _ = splits_of(sides, launch)
