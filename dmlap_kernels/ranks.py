@@ -93,7 +93,7 @@ class Ranks:
 
     def add_up(self, numbers: Tensor) -> Tensor:
         """Their sums over the ranks."""
-        total = numbers.clone()
+        total = numbers.clone(memory_format=torch.contiguous_format)  # NCCL takes no other
         with self.exchange("the sums of the loss"):
             dist.all_reduce(total, group=self.group)
         return total

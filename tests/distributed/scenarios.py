@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import dmlap_kernels
+import dmlap_kernels.ranks as exchanges
 from dmlap_kernels import fused_contrastive_loss, fused_multi_similarity_loss, ring, ring_lists
 from dmlap_kernels.backends.panels import panel
 from dmlap_kernels.distributed import EXCHANGES, global_batch
@@ -278,6 +279,88 @@ def compiled(rank: int) -> Any:
     return value.detach() / 2
 
 
+def accumulated(rank: int) -> dict[str, list[Tensor]]:
+    """Two batches whose gradients are averaged once, by DDP and by FSDP."""
+    from torch.distributed.fsdp import fully_shard
+
+    found = {}
+    loss = global_batch(SupConLoss())
+    for name in ("ddp", "fsdp"):
+        model, _ = model_and("triplet")
+        if name == "ddp":
+            wrapped: Any = DistributedDataParallel(model)
+            with wrapped.no_sync():
+                one_step(wrapped, loss, own(rank, batch(0)))
+        else:
+            wrapped = fully_shard(model, mesh=dist.init_device_mesh("cpu", (len(SIZES),)))
+            wrapped.set_requires_gradient_sync(False)
+            one_step(wrapped, loss, own(rank, batch(0)))
+            wrapped.set_requires_gradient_sync(True)
+        one_step(wrapped, loss, own(rank, batch(1)))
+        gradients = [p.grad for p in model.parameters()]
+        found[name] = [g.full_tensor() if name == "fsdp" else g for g in gradients]
+    return found
+
+
+class AsNCCL:
+    """Lets through what NCCL takes, and writes down what is called: (what, dtype, shape)."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.calls: list[tuple[str, str, tuple[int, ...]]] = []
+        for name in ("_gather_into", "_scatter_into"):
+            patch.setattr(exchanges, name, self.watched(name, getattr(exchanges, name)))
+        patch.setattr(dist, "all_reduce", self.watched("all_reduce", dist.all_reduce))
+        several = dist.batch_isend_irecv
+
+        def batched(calls: list[Any]) -> Any:
+            for one in calls:
+                self.check(one.tensor)
+                assert one.tensor.numel(), "NCCL may hang where nothing is sent"
+            return several(calls)
+
+        patch.setattr(dist, "batch_isend_irecv", batched)
+        objects = (
+            "broadcast_object_list",
+            "gather_object",
+            "all_gather_object",
+            "scatter_object_list",
+        )
+        for name in (*objects, "all_gather", "send", "recv"):
+            patch.delattr(dist, name)
+
+    def watched(self, name: str, function: Any) -> Callable[..., Any]:
+        def call(*tensors: Any, **keywords: Any) -> Any:
+            for one in tensors:
+                self.check(one)
+            given = tensors[-1]
+            self.calls.append((name, str(given.dtype), tuple(given.shape)))
+            return function(*tensors, **keywords)
+
+        return call
+
+    def check(self, tensor: Tensor) -> None:
+        assert tensor.is_contiguous() and not tensor.requires_grad
+        assert tensor.dtype in (torch.int64, torch.float16, torch.float32, torch.float64)
+
+
+def as_nccl(rank: int) -> dict[str, Any]:
+    """What the ranks call, with tensors of no default device, so that each has its rows'."""
+    x, labels = own(rank, (batch()[0][:, :FEATURES].half(), batch()[1]))
+    x = x.T.contiguous().T  # rows that are not contiguous
+    found = {}
+    for name in ring.LOSSES:
+        row = LOSSES[name]
+        for exchange in EXCHANGES:
+            loss = global_batch(getattr(dmlap_kernels, row.function), exchange=exchange)
+            leaf = x.detach().requires_grad_()
+            inputs = (x[:1].detach(), labels[:1], leaf, labels) if row.proxies else (leaf, labels)
+            with pytest.MonkeyPatch.context() as patch, torch.device("meta"):
+                strict = AsNCCL(patch)
+                loss(*inputs, backend="torch", **row.fixed).backward()
+            found[f"{name} {exchange}"] = strict.calls
+    return found
+
+
 SCENARIOS = (
     ddp,
     fsdp,
@@ -290,7 +373,7 @@ SCENARIOS = (
     refusals,
     held,
     turns,
-    compiled,
+    *(accumulated, as_nccl, compiled),
 )
 
 
@@ -299,9 +382,9 @@ def all_of(rank: int) -> dict[str, Any]:
     return {one.__name__: one(rank) for one in SCENARIOS}
 
 
-def die(rank: int, ranks: int, folder: Path, queue: Any) -> None:
+def die(rank: int, count: int, folder: Path, queue: Any) -> None:
     """Rank 1 ends after the first call; the others say so."""
-    processes.join(rank, ranks, folder)
+    processes.join(rank, count, folder)
     x, labels = torch.randn(4, 5, requires_grad=True), torch.tensor([0, 0, 1, 1])
     loss = global_batch(fused_contrastive_loss)
     loss(x, labels).backward()

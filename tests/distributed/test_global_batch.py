@@ -270,6 +270,34 @@ def test_a_step_under_fsdp(criterion: str, results: dict[str, list[Any]]) -> Non
         close(found[criterion], (value, gradients[: len(found[criterion][1])]))
 
 
+@pytest.mark.parametrize("wrapper", ["ddp", "fsdp"])
+def test_gradients_that_are_accumulated(wrapper: str, results: dict[str, list[Any]]) -> None:
+    if wrapper == "fsdp" and torch.__version__.startswith("2.8."):
+        pytest.skip("over gloo, FSDP of PyTorch 2.8 adds gradients up where it is to average them")
+    model, _ = scenarios.model_and("triplet")
+    for step in range(2):
+        scenarios.one_step(model, SupConLoss(), scenarios.batch(step))
+    for found in results["accumulated"]:
+        for mine, parameter in zip(found[wrapper], model.parameters(), strict=True):
+            torch.testing.assert_close(mine, parameter.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_a_loss_outside_of_data_parallel() -> None:
+    """It gathers the rows of its replicas, so that the loss sees the batch."""
+    x, labels = scenarios.batch()
+    model, loss = scenarios.model_and("triplet")
+    value = scenarios.one_step(torch.nn.DataParallel(model), global_batch(loss), (x, labels))
+    close((value, [p.grad for p in model.parameters()]), single_step("triplet"))
+
+
+def test_what_nccl_takes(results: dict[str, list[Any]]) -> None:
+    """Every rank calls the same, in the same order, for shapes that are the same."""
+    first, *others = results["as_nccl"]
+    assert all(calls for calls in first.values())
+    for found in others:
+        assert found == first
+
+
 def test_gradients_that_are_added_up(results: dict[str, list[Any]]) -> None:
     values, gradients = zip(*results["sums"], strict=True)
     close(
