@@ -88,9 +88,9 @@ class RankGroup:
                 told = [(None, _picklable(error))]
         with self._ranks.exchange("what the first rank found"):
             dist.broadcast_object_list(told, src=0, group=self._control, device=torch.device("cpu"))
-        found, error = told[0]
-        if error is not None:
-            raise error
+        found, refusal = told[0]
+        if refusal is not None:
+            raise refusal
         return found
 
     def all(self, value: T) -> list[T]:
