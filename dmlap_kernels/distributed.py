@@ -174,7 +174,7 @@ def of_all_ranks(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Within a global batch, rows (E, D) and labels (E,) of all ranks in their order; else those
     given. Gradients return to the ranks that own the rows."""
     shared = sharing.get()
-    if shared is None:
+    if not isinstance(shared, _Shared):
         return rows, labels
     return shared.gathered(rows, labels)[:2]
 

@@ -88,9 +88,9 @@ class RankGroup:
                 told = [(None, _picklable(error))]
         with self._ranks.exchange("what the first rank found"):
             dist.broadcast_object_list(told, src=0, group=self._control, device=torch.device("cpu"))
-        found, failure = told[0]
-        if failure is not None:
-            raise failure
+        found, refusal = told[0]
+        if refusal is not None:
+            raise refusal
         return found
 
     def all(self, value: T) -> list[T]:
