@@ -215,6 +215,18 @@ def test_a_profiler_hears_of_launches(launches: Launches, monkeypatch: pytest.Mo
     assert len(launches.taken()[1]) == 7
 
 
+def test_sums_of_anchors_cost_no_columns_of_a_product() -> None:
+    """They come with the weights; those of references come from a column of ones."""
+    x, y = torch.empty(256, 128, device="meta"), torch.empty(320, 128, device="meta")
+    labels, ref_labels = (one.new_empty(len(one), dtype=torch.int64) for one in (x, y))
+    spec = PairSpec("contrastive", (0.0, 1.0, 1.0), "euclidean")
+    plan = plan_of(spec, False)
+    assert plan is not None
+    wanted = Step(plan, spec, PairProblem(x, labels, y, ref_labels)).kind.wanted((True, True))
+    shapes = [wanted.layout.pieces[number].shape for number in wanted.products]
+    assert shapes == [(256, 128), (320, 144)]
+
+
 @pytest.mark.parametrize("loss", ["sup_con", "contrastive", "triplet_hard", "soft_triple"])
 @pytest.mark.parametrize("rows", [1, 700, 4096, 9000, 20000])
 @pytest.mark.parametrize("columns", [10240, 33000])
@@ -248,6 +260,8 @@ def test_what_every_panel_leaves_has_room(
             assert size * sweep.grid[0] // blocks * panel.rows <= room.shape[0]
         if loss != "soft_triple":
             assert panel.weights.grid[0] <= marks.shape[0]
+            blocks = -(-panel.rows // configurations.panel_launch("panel_weights").BM)
+            assert panel.weights.grid[0] // blocks <= kind.parts
 
 
 @pytest.mark.parametrize("rows", [1, 700, 9000, 20000])

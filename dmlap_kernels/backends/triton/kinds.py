@@ -50,10 +50,12 @@ class Panel(NamedTuple):
 
 class Wanted(NamedTuple):
     """The backward half, by which gradients are wanted: the pieces of its buffer, by their numbers,
-    those of either side with -1 where there is none; and launches."""
+    those of either side with -1 where there is none; and launches. Where weights are not summed,
+    ``sums`` is any piece."""
 
     layout: Layout
     marks: int
+    sums: int
     products: tuple[int, int]
     near_rows: tuple[int, int]
     near_marks: tuple[int, int]
@@ -91,6 +93,9 @@ class Kind:
         self.columns = self.anchors if y is None else y.shape[0]
         self.depth = -(-self.features // TILE_WIDTH) * TILE_WIDTH
         self.width = self.depth + (TILE_WIDTH if self.ones else 0)
+        # Whether sums of an anchor's weights come with the weights, of the kernel that all kinds
+        # but those with ones of their own launch, and not from the ones in a product.
+        self.summed = self.ones and type(self) is Kind
         self.stride = self._stride()
         self.named = SELF.value if self.self_case else APART.value
         if problem.self_index is not None:
@@ -103,6 +108,8 @@ class Kind:
         self.loss = (self.anchors,) if spec.reduction == "none" else ()
         self._wanted: dict[tuple[bool, bool], Wanted] = {}
         self.tops = range(0, self.anchors, self.height)
+        # Of the columns, at most: the last panel, of fewer rows, may be cut into more.
+        self.parts = max(self._cut("panel_weights", rows)[1] for rows in self._panel_rows())
         self.panels = {top: self._panel(top) for top in self.tops}
         self._lay_out()
         self.pack, self.reduce = self._pack(x, x if y is None else y), self._reduce()
@@ -239,8 +246,10 @@ class Kind:
             self.width,
             span,
             splits,
+            self.parts,
             *self.exponents[-1],
             *self.numbers,
+            self.summed,
             *self._coefficients(),
             self.plan.coefficients if self.plan.anchor_params else -1,
             self.height,
@@ -271,9 +280,13 @@ class Kind:
         layout, near = Layout(), configurations.panel_launch("panel_near")
         chunks = blocks_in(self.width, near.held(self.width))
         marks = layout.add(max(map(self._mark_count, self._panel_rows())), dtype=torch.int32)
-        products, rows, near_marks = [], [], []
+        sums = layout.add(self.parts, self.anchors) if self.summed else marks
+        products: list[int] = []
+        rows, near_marks = [], []
         for count, wanted in zip((self.anchors, self.columns), which, strict=True):
-            products.append(layout.add(count, self.width) if wanted else -1)
+            # Sums of anchors do not come from the ones.
+            width = self.depth if self.summed and not products else self.width
+            products.append(layout.add(count, width) if wanted else -1)
             some = wanted and self.ones
             rows.append(layout.add(count, self.width) if some else -1)
             parts = chunks, blocks_in(count, near.BM)
@@ -287,14 +300,14 @@ class Kind:
             for n, wanted in zip((self.row_blocks, self.column_blocks), which, strict=True)
         )
         others = (
-            self.anchors, self.columns, self.features, self.width, kept[0], self.plan.groups,
-            self.spec.unit_rows, self.ones, row.BM, row.BK,
+            self.anchors, self.columns, self.features, self.width, kept[0], self.parts,
+            self.plan.groups, self.spec.unit_rows, self.ones, self.summed, row.BM, row.BK,
         )  # fmt: skip
         unpack = Launch((sum(kept), 1, 1), others, {"num_warps": row.warps})
         of_products, of_rows, of_marks = (
             (at_x, at_y) for at_x, at_y in (products, rows, near_marks)
         )
-        return Wanted(layout, marks, of_products, of_rows, of_marks, launches, unpack)
+        return Wanted(layout, marks, sums, of_products, of_rows, of_marks, launches, unpack)
 
     def _mark_count(self, rows: int) -> int:
         """Marks of near pairs that the weights of a panel of so many rows leave."""

@@ -331,13 +331,14 @@ def pair_weights(d, alike, within, row, column, gradient, how: tl.constexpr):
 
 @triton.jit
 def weights_of_tile(
-    pairs, at, t, dots, own, own_labels, own_norms, own_column, rows, row_in, near_at, ends,
+    pairs, at, t, dots, own, own_labels, own_norms, own_column, rows, row_in, near_at, total, ends,
     gradient,
     formula: tl.constexpr, prefix: tl.constexpr, groups: tl.constexpr, reduction: tl.constexpr,
-    masked: tl.constexpr, how: tl.constexpr,
+    summed: tl.constexpr, masked: tl.constexpr, how: tl.constexpr,
 ):  # fmt: skip
-    """Writes the weights of a tile; ``near_at`` with 1 where there are near pairs. Without
-    ``masked`` all its columns exist, and are other rows, but for named ones."""
+    """Writes the weights of a tile; ``near_at`` with 1 where there are near pairs, and ``total``
+    with them if it is ``summed``. Without ``masked`` all its columns exist, and are other rows, but
+    for named ones."""
     column = t * how.BN + tl.arange(0, how.BN)[None, :]
     column_in = tl.full((1, how.BN), True, tl.int1)
     if masked:
@@ -362,10 +363,18 @@ def weights_of_tile(
         )
     v = pair_weights(rooted(q, how), alike, within, (own, rows), other, gradient, how)
     tl.store(at + column, v, mask=row_in & (column < row_stride(pairs.columns_16 // 16)))
-    return near_at
+    if summed:
+        total += sums_of_four(v, how)
+    return near_at, total
 
 
-@triton.jit(do_not_specialize=[*_SIZES, "stride"])
+@triton.jit
+def sums_of_four(v, how: tl.constexpr):
+    """Of (BM, BN) numbers those of four neighbours, which one thread holds."""
+    return tl.sum(tl.reshape(v, (how.BM, how.BN // 4, 4)), 2)
+
+
+@triton.jit(do_not_specialize=[*_SIZES, "stride", "parts"])
 def weights_of_panel_kernel(
     panel,
     x,
@@ -381,6 +390,7 @@ def weights_of_panel_kernel(
     anchor_params,
     at_params,  # (anchors,), gradient at anchor_params
     marks,  # (blocks of the panel, splits), whether there are near pairs
+    sums,  # (parts, anchors), of the weights of each row, if they are summed
     stride,  # of grad
     top,
     anchors,
@@ -388,6 +398,7 @@ def weights_of_panel_kernel(
     features,
     span,
     splits,
+    parts,  # splits of this panel or more, those beyond with sums of 0
     p0,
     p1,
     p2,
@@ -402,6 +413,7 @@ def weights_of_panel_kernel(
     number3,
     number4,
     number5,
+    summed: tl.constexpr,
     formula: tl.constexpr,  # of the coefficients
     slope: tl.constexpr,
     kind: tl.constexpr,  # formula of a `PairGradient`, and its term
@@ -444,31 +456,42 @@ def weights_of_panel_kernel(
     if fast > 0:
         dots = tl.load(at + (first + (skipped == 0).to(tl.int32)) * how.BN + lanes)
     near_at = zeros_as(dots)
+    total = near_at
+    if summed:
+        total = sums_of_four(near_at, how)
     for i in range(0, fast):
         following = tl.minimum(i + 1, fast - 1)
         following += first + (following >= skipped).to(tl.int32)
         later = tl.load(at + following * how.BN + lanes)
-        near_at = weights_of_tile(
+        near_at, total = weights_of_tile(
             pairs, at, first + i + (i >= skipped).to(tl.int32), dots, own, own_labels, own_norms,
-            own_column, rows[:, None], row_in[:, None], near_at, ends,
+            own_column, rows[:, None], row_in[:, None], near_at, total, ends,
             # Not given a name, as functions cannot be assigned.
             KernelPairGradient(
                 kind, term, Exponents(slope, (p0, p1, p2, p3), (n0, n1, n2, n3)), None, None
             ),
-            formula, prefix, groups, reduction, False, how,
+            formula, prefix, groups, reduction, summed, False, how,
         )  # fmt: skip
         dots = later
     for t in range(first, end):
         if (t == alone) | (t >= whole):
             column = t * how.BN + lanes
             dots = tl.load(at + column, mask=column < row_stride(columns), other=0.0)
-            near_at = weights_of_tile(
+            near_at, total = weights_of_tile(
                 pairs, at, t, dots, own, own_labels, own_norms, own_column, rows[:, None],
-                row_in[:, None], near_at, ends,
+                row_in[:, None], near_at, total, ends,
                 KernelPairGradient(
                     kind, term, Exponents(slope, (p0, p1, p2, p3), (n0, n1, n2, n3)), None, None
                 ),
-                formula, prefix, groups, reduction, True, how,
+                formula, prefix, groups, reduction, summed, True, how,
             )  # fmt: skip
     if how.norms:
         tl.store(marks + tl.program_id(0), tl.max(tl.max(near_at, 1), 0).to(tl.int32))
+    if summed:
+        to = sums + split.to(tl.int64) * anchors + rows
+        tl.store(to, tl.sum(total, 1), mask=row_in)
+        if split == 0:
+            to += splits.to(tl.int64) * anchors
+            for _ in range(splits, parts):
+                tl.store(to, tl.zeros((how.BM,), tl.float32), mask=row_in)
+                to += anchors

@@ -2,7 +2,8 @@
 
 Rows are packed in the order in which they come, anchors and then references: float32, of unit
 length where the loss asks for it, padded with zeros to a multiple of 16 features. For (sq)euclidean
-distances 16 more hold a 1 and zeros, so that a product with weights of pairs brings their sums.
+distances 16 more hold a 1 and zeros, so that a product with weights of pairs brings their sums:
+those of references, as those of anchors come with the weights, unless a loss makes its own.
 
 Where products are those of bfloat16, rows are split as well: x = x1 + x2 + x3, each of the eight
 leading bits of what the ones before it leave, so that the sum is exact. Of the nine products of
@@ -261,9 +262,9 @@ def reduce_kernel(
 
 @triton.jit
 def _unpack(
-    out, raw, packed, product, near, marks, lengths, header, block, count, features, width,
-    groups: tl.constexpr, unit: tl.constexpr, ones: tl.constexpr, BM: tl.constexpr,
-    BK: tl.constexpr,
+    out, raw, packed, product, near, marks, lengths, header, parts_of_sums, parts, block, count,
+    features, width, groups: tl.constexpr, unit: tl.constexpr, ones: tl.constexpr,
+    summed: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     rows = block * BM + tl.arange(0, BM)
     row_in = rows < count
@@ -271,9 +272,18 @@ def _unpack(
     at = rows.to(tl.int64)[:, None] * width
     sums = tl.zeros((BM,), tl.float32)
     extra = False
+    # Of the product, which has no ones where sums came with the weights.
+    at_product = at
     if ones:
-        own = rows.to(tl.int64) * width + width - 16
-        sums = tl.load(product + own, mask=row_in, other=0.0)
+        if summed:
+            at_product = rows.to(tl.int64)[:, None] * (width - 16)
+            one = parts_of_sums + rows
+            for _ in range(0, parts):
+                sums += tl.load(one, mask=row_in, other=0.0)
+                one += count
+        else:
+            own = rows.to(tl.int64) * width + width - 16
+            sums = tl.load(product + own, mask=row_in, other=0.0)
         extra = tl.load(marks + block) > 0
     along = tl.zeros((BM,), tl.float32)
     inverse = tl.full((BM,), 1.0, tl.float64)
@@ -285,8 +295,9 @@ def _unpack(
             mask = row_in[:, None] & (feature < features)[None, :]
             rows_of = tl.load(packed + at + feature[None, :], mask=mask, other=0.0)
             found = _gradient_at(
-                product, near, rows_of, at + feature[None, :], mask, sums, extra, ones
-            )
+                product + at_product + feature[None, :], near + at + feature[None, :], rows_of,
+                mask, sums, extra, ones,
+            )  # fmt: skip
             along += tl.sum(rows_of * found, axis=1)
         # A row too short to be brought to unit length is divided by a constant.
         along = tl.where(length < _SHORT, 0.0, along)
@@ -294,7 +305,10 @@ def _unpack(
         feature = k + tl.arange(0, BK)
         mask = row_in[:, None] & (feature < features)[None, :]
         rows_of = tl.load(packed + at + feature[None, :], mask=mask, other=0.0)
-        found = _gradient_at(product, near, rows_of, at + feature[None, :], mask, sums, extra, ones)
+        found = _gradient_at(
+            product + at_product + feature[None, :], near + at + feature[None, :], rows_of, mask,
+            sums, extra, ones,
+        )  # fmt: skip
         if unit:
             found -= rows_of * along[:, None]
             found = (found.to(tl.float64) * inverse[:, None]).to(tl.float32)
@@ -303,35 +317,37 @@ def _unpack(
 
 
 @triton.jit
-def _gradient_at(product, near, rows_of, at, mask, sums, extra, ones: tl.constexpr):
-    found = -tl.load(product + at, mask=mask, other=0.0)
+def _gradient_at(product, near, rows_of, mask, sums, extra, ones: tl.constexpr):
+    found = -tl.load(product, mask=mask, other=0.0)
     if ones:
         found += sums[:, None] * rows_of
         if extra:
-            found += tl.load(near + at, mask=mask, other=0.0)
+            found += tl.load(near, mask=mask, other=0.0)
     return found
 
 
-@triton.jit(do_not_specialize=["anchors", "columns", "blocks"])
+@triton.jit(do_not_specialize=["anchors", "columns", "blocks", "parts"])
 def unpack_kernel(
     at_x, at_y,  # gradients at the caller's rows, contiguous
     x, y, x_packed, y_packed,
     x_product, y_product,  # weights of pairs times the rows of the other side
     x_near, y_near,  # what pairs add that are not in the weights
     x_marks, y_marks,  # whether there are such, of each block
-    x_lengths, y_lengths, header, anchors, columns, features, width,
+    x_lengths, y_lengths, header,
+    sums,  # (parts, anchors), of the weights of anchors, if ``summed``
+    anchors, columns, features, width,
     blocks,  # of anchors, 0 where their gradient is not wanted
-    groups: tl.constexpr, unit: tl.constexpr, ones: tl.constexpr, BM: tl.constexpr,
-    BK: tl.constexpr,
+    parts, groups: tl.constexpr, unit: tl.constexpr, ones: tl.constexpr, summed: tl.constexpr,
+    BM: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     number = tl.program_id(0)
     if number < blocks:
         _unpack(
-            at_x, x, x_packed, x_product, x_near, x_marks, x_lengths, header, number, anchors,
-            features, width, groups, unit, ones, BM, BK,
+            at_x, x, x_packed, x_product, x_near, x_marks, x_lengths, header, sums, parts,
+            number, anchors, features, width, groups, unit, ones, summed, BM, BK,
         )  # fmt: skip
     else:
         _unpack(
-            at_y, y, y_packed, y_product, y_near, y_marks, y_lengths, header, number - blocks,
-            columns, features, width, groups, unit, ones, BM, BK,
+            at_y, y, y_packed, y_product, y_near, y_marks, y_lengths, header, sums, parts,
+            number - blocks, columns, features, width, groups, unit, ones, False, BM, BK,
         )  # fmt: skip

@@ -217,7 +217,8 @@ class Step:
         for top, panel in kind.panels.items():
             weights = self._product(top)
             pairs = self._pairs(launch, at, weights)
-            self._weigh(launch, at, panel, pairs, (*ends, at_params, to[wanted.marks], stride))
+            left = at_params, to[wanted.marks], to[wanted.sums]
+            self._weigh(launch, at, panel, pairs, (*ends, *left, stride))
             if top in wanted.near:
                 ends_of_near = (*ends, to[wanted.marks], *nears, stride)
                 self._add_near(launch, wanted.near[top], pairs, ends_of_near)
@@ -245,7 +246,8 @@ class Step:
         ends: tuple[Any, ...],
     ) -> None:
         """Makes weights of products. ``ends`` are table, header, gradient at the loss,
-        anchor_params, the gradient at them, marks of near pairs, and the stride of the third."""
+        anchor_params, the gradient at them, marks of near pairs, sums of the weights of anchors,
+        and the stride of the third."""
         launch("weights", weights_of_panel_kernel, panel.weights, *pairs, *ends)
 
     def _add_near(
@@ -270,7 +272,10 @@ class Step:
         width = kind.width
         at_x, at_y = products
         if at_x is not None:
-            other = self._piece(kind.y.packed, (kind.columns, width), width)
+            # Without the ones, where sums come with the weights: beside 128 columns these 16 would
+            # take half as long again.
+            kept = at_x.shape[1]
+            other = self._piece(kind.y.packed, (kind.columns, kept), width)
             torch.mm(weights, other, out=at_x if kind.one_panel else at_x[top : top + rows])
         if at_y is not None:
             other = self._piece(kind.x.packed, (rows, width), width, top)
@@ -302,7 +307,7 @@ class Step:
             "unpack", unpack_kernel, wanted.unpack,
             some[0], some[-1], launch.pointer(self.x), launch.pointer(self.y),
             at[x.packed], at[y.packed], *products, *self._nears(at, to, wanted),
-            at[x.lengths], at[y.lengths], header,
+            at[x.lengths], at[y.lengths], header, to[wanted.sums],
         )  # fmt: skip
         return gx, gy
 
