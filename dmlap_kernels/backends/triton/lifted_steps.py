@@ -109,11 +109,11 @@ class LiftedStep(OwnPanelStep):
         pairs: tuple[Any, ...],
         ends: tuple[Any, ...],
     ) -> None:
-        *start, _, marks, stride = ends
+        table, header, grad, params, _, marks, _, stride = ends
         if self.kind.self_case:
             # Of both ends of a pair, so that those of the panel's rows are all that it needs.
-            self._find_gradient_at_ends(launch, at, panel, pairs, (*start, stride))
-        table, header, grad, _ = start
+            of_terms = table, header, grad, params, stride
+            self._find_gradient_at_ends(launch, at, panel, pairs, of_terms)
         launch(
             "weights", lifted_weights_kernel, panel.weights,
             *pairs, *self._ends(at), table, header, grad, launch.pointer(self._room()), marks,
