@@ -46,6 +46,8 @@ PARAMS: dict[str, tuple[float, ...]] = {
     "proxy_anchor": (8.0, 0.9, 1.1),
     "soft_triple": (10.0, 0.2, 0.01),
 }
+# Flags of triplets, by their places among the params; with them other kernels run.
+FLAGS = {1: "smooth", 2: "swap"}
 # Which have no batch without references.
 PROXIES = ("proxy_nca", "cosface", "arcface", "proxy_anchor", "soft_triple")
 # Beyond twice the error of plain PyTorch in the same dtype, relative to the largest element.
@@ -92,17 +94,32 @@ def check(
     return None
 
 
+def variant_of(spec: PairSpec) -> str:
+    """The loss, and which of its flags are up: what is checked by itself."""
+    return "-".join((spec.loss, *_flags(spec).values()))
+
+
+def _flags(spec: PairSpec) -> dict[int, str]:
+    if not spec.loss.startswith("triplet_") or not spec.params:
+        return {}
+    return {place: name for place, name in FLAGS.items() if spec.params[place]}
+
+
 def cases(spec: PairSpec, dtype: torch.dtype) -> Iterator[Case]:
-    """With the loss's own params of `PARAMS`, else with those of the call."""
-    params = PARAMS.get(spec.loss, tuple(1.0 if p is None else p for p in spec.params))
+    """With the loss's own params of `PARAMS` and the flags of the call, else with its params."""
+    params = list(PARAMS.get(spec.loss, (1.0 if p is None else p for p in spec.params)))
+    for place in _flags(spec):
+        params[place] = 1.0
     x, labels, y, ref_labels, itself = (tensor.clone() for tensor in _drawn())
+    if "swap" in _flags(spec).values():
+        x, y = _apart(x), _apart(y)
     if spec.loss == "triplet_semihard":
         labels, ref_labels = _in_one_class(x, labels, y, ref_labels)
     x, y = x.to(dtype), y.to(dtype)
     beta = None
     if spec.loss == "margin":
         beta = torch.linspace(0.9, 1.3, ROWS, dtype=compute_dtype(dtype), device="cpu")
-    plain = PairSpec(spec.loss, params, spec.distance, spec.normalize, "mean", "highest")
+    plain = PairSpec(spec.loss, tuple(params), spec.distance, spec.normalize, "mean", "highest")
     one = torch.full((), 0.7, dtype=torch.float64, device="cpu")
     each = torch.linspace(0.5, 1.5, ROWS, dtype=torch.float64, device="cpu")
     if spec.loss not in PROXIES:
@@ -120,6 +137,13 @@ def _in_one_class(
     close = [torch.cdist(rows.double(), x.double()) < 1e-2 for rows in (x, y)]
     labels = labels[close[0].int().argmax(1)]
     return labels, torch.where(close[1].any(1), labels[close[1].int().argmax(1)], ref_labels)
+
+
+def _apart(rows: Tensor) -> Tensor:
+    """No two of them coincide any more: a negative is as far from an anchor as from a positive that
+    coincides with it, and which of the two counts is left to rounding."""
+    g = torch.Generator(device="cpu").manual_seed(len(rows))
+    return rows + 3e-3 * torch.randn(rows.shape, generator=g, device="cpu")
 
 
 @functools.cache

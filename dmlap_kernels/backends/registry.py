@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dmlap_kernels.backends import fallback, orders, selfcheck
+from dmlap_kernels.backends import fallback, orders, planted, selfcheck
 from dmlap_kernels.backends.interface import Backend
 from dmlap_kernels.problem import (
     PairSpec,
@@ -58,7 +58,7 @@ def choose(name: str, spec: PairSpec | None, x: Tensor, y: Tensor | None = None)
     Remembered for a device without the params, which differ from call to call where they hold a
     seed, and without the shape, which ``auto`` compares with a few limits where it was measured.
     """
-    kind = None if spec is None else (spec.loss, spec.distance, spec.normalize)
+    kind = None if spec is None else (planted.variant_of(spec), spec.distance, spec.normalize)
     key = (name, kind, x.device, x.dtype)
     found = _chosen.get(key)
     if found is None:

@@ -86,7 +86,8 @@ def subject_of(backend: Backend, spec: PairSpec | None, dtype: torch.dtype) -> S
     name = str(dtype).removeprefix("torch.")
     if spec is None:
         return Subject(backend.name, "search", "", False, name)
-    return Subject(backend.name, spec.loss, spec.distance, spec.normalize, name)
+    op = planted.variant_of(spec)
+    return Subject(backend.name, op, spec.distance, spec.normalize, name)
 
 
 def verdict(

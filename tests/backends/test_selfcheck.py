@@ -453,6 +453,51 @@ def test_which_negatives_are_semihard_is_no_matter_of_rounding(
             assert not gaps.numel() or gaps.min() > 4e-7
 
 
+SWAP = (0.2, 0.0, 1.0)
+
+
+@pytest.mark.parametrize("distance", ["euclidean", "cosine"])
+@pytest.mark.parametrize("loss", ["triplet_hard", "triplet_semihard", "triplet_all"])
+def test_which_end_a_swapped_negative_is_near_is_no_matter_of_rounding(
+    loss: str, distance: str
+) -> None:
+    known = registry.backends()
+    for dtype in (torch.float32, torch.bfloat16):
+        spec = PairSpec(loss, SWAP, distance)
+        for case in planted.cases(spec, dtype):
+            assert case.spec.params[2]
+            x, y = case.problem.x, case.problem.y
+            for rows in (x, x if y is None else torch.cat((x, y))):
+                assert len(torch.unique(rows.float(), dim=0)) == len(rows)
+        if known["cpu"].unavailable() is None:
+            assert planted.check(known["cpu"], known["torch"], spec, dtype, "cpu") is None
+
+
+def test_triplets_with_other_flags_are_checked_apart(place: Place, cached: Path) -> None:
+    """As other kernels run."""
+
+    class WrongWithSwap(faults.Good):
+        def forward(self, spec: PairSpec, *rest: Any) -> Any:
+            found = super().forward(spec, *rest)
+            return found._replace(loss=found.loss * (1.01 if spec.params[2] else 1.0))
+
+    place(WrongWithSwap("sometimes"), faults.Good())
+    x = torch.randn(6, 3)
+
+    def name(*flags: float) -> str:
+        return registry.choose("auto", PairSpec("triplet_hard", (0.2, *flags), "euclidean"), x).name
+
+    assert name(0.0, 0.0) == name(1.0, 0.0) == "sometimes"
+    with pytest.warns(FallbackWarning, match=r"triplet_hard-swap .*the loss \(a batch\) is off"):
+        assert name(0.0, 1.0) == "good"
+    with pytest.warns(FallbackWarning, match="triplet_hard-smooth-swap"):
+        assert name(1.0, 1.0) == "good"
+    assert name(0.0, 0.0) == "sometimes"
+    subjects = {content["subject"][1] for content in checks_of(cached)}
+    flags = ("", "-smooth", "-swap", "-smooth-swap")
+    assert subjects == {f"triplet_hard{flag}" for flag in flags}
+
+
 @pytest.mark.parametrize(("part", "case"), [(0, 0), (2, 0), (0, 1), (1, 1), (2, 1)])
 def test_a_fault_in_any_part_of_any_call_is_found(part: int, case: int) -> None:
     """One row of a gradient, one entry of a loss."""
