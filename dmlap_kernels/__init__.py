@@ -40,7 +40,8 @@ __all__ += functional.__all__
 _SUBMODULES = frozenset(
     (
         *("calibration", "compat", "data", "distributed", "encoders", "evaluation", "extras"),
-        *("info", "losses", "memory", "ranks", "report", "ring", "trainer"),
+        *("info", "losses", "memory", "plurals", "ranks", "report", "ring", "ring_angular"),
+        *("ring_lists", "ring_sweeps", "ring_triplets", "torchrun", "trainer"),
     )
 )
 

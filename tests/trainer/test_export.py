@@ -41,7 +41,7 @@ def test_the_file_computes_the_same_for_any_batch(
     said = capsys.readouterr().out
     assert "images (B, 1, 8, 8) of 0 to 1 to embeddings (B, 8) for any B" in said
     difference = re.search(r"at most (\S+) of the largest value", said)
-    assert difference and float(difference[1]) < 1e-4
+    assert "to the last bit" in said or (difference and float(difference[1]) < 1e-4)
     assert [each.name for each in tmp_path.iterdir()] == [path.name]
     images = torch.rand(33, 1, 8, 8)
     with torch.no_grad():
