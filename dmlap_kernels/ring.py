@@ -26,7 +26,7 @@ from dmlap_kernels.ranks import Ranks
 from dmlap_kernels.ring_sweeps import Ring, RingSweeps
 from dmlap_kernels.ring_triplets import Hard
 
-# Made of primitives that `RingSweeps` has: all that exchange embeddings.
+# Made of primitives that `RingSweeps` has.
 LOSSES = (
     *("contrastive", "margin", "siglip", "multi_similarity", "lifted_structure", "nt_xent"),
     *("sup_con", "circle", "proxy_anchor", "lifted_structure_original", "n_pairs"),
