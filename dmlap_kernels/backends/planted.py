@@ -100,9 +100,10 @@ def variant_of(spec: PairSpec) -> str:
 
 
 def _flags(spec: PairSpec) -> dict[int, str]:
-    if not spec.loss.startswith("triplet_") or not spec.params:
+    if not spec.loss.startswith("triplet_"):
         return {}
-    return {place: name for place, name in FLAGS.items() if spec.params[place]}
+    up = {place for place, param in enumerate(spec.params) if param}
+    return {place: name for place, name in FLAGS.items() if place in up}
 
 
 def cases(spec: PairSpec, dtype: torch.dtype) -> Iterator[Case]:
