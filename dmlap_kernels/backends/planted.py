@@ -102,8 +102,8 @@ def variant_of(spec: PairSpec) -> str:
 def _flags(spec: PairSpec) -> dict[int, str]:
     if not spec.loss.startswith("triplet_"):
         return {}
-    up = {place for place, param in enumerate(spec.params) if param}
-    return {place: name for place, name in FLAGS.items() if place in up}
+    # The others may be operands of a graph, which must not be looked at.
+    return {place: name for place, name in FLAGS.items() if any(spec.params[place : place + 1])}
 
 
 def cases(spec: PairSpec, dtype: torch.dtype) -> Iterator[Case]:
