@@ -115,34 +115,19 @@ __device__ inline void mma_bf16(float (&c)[4], const FragmentA& a, const Fragmen
 #endif
 }
 
-// A float32 as a sum of two tf32: big is the nearest one, as cvt.rna rounds, small has 11 of the 12
-// bits that are left over. Three instructions (the compiler leaves the last mask to the product,
-// which reads no other bits), where that conversion takes three for each of the two, as it looks
-// for what is not finite. Here big of a nan may be 0, and small is nan.
-struct TwoTf32 {
-  float big, small;
-};
-__device__ inline TwoTf32 split_tf32(float value) {
-  constexpr unsigned kDropped = 0x1fffu;
-  const float big = __uint_as_float((__float_as_uint(value) + 0x1000u) & ~kDropped);
-  return {big, __uint_as_float(__float_as_uint(value - big) & ~kDropped)};
-}
-
 // C += A B over the two coordinates of `a` and `b` that each thread holds of 8.
 template <Precision kPrecision>
 __device__ inline void multiply_half(float (&c)[4], const float2 (&a)[2], float2 b) {
-  if constexpr (kPrecision == Precision::highest) {
-    const TwoTf32 a0 = split_tf32(a[0].x), a1 = split_tf32(a[1].x);
-    const TwoTf32 a2 = split_tf32(a[0].y), a3 = split_tf32(a[1].y);
-    const TwoTf32 b0 = split_tf32(b.x), b1 = split_tf32(b.y);
+  const float2 a0 = {to_tf32(a[0].x), to_tf32(a[0].y)};
+  const float2 a1 = {to_tf32(a[1].x), to_tf32(a[1].y)};
+  const float2 big = {to_tf32(b.x), to_tf32(b.y)};
+  if (kPrecision == Precision::highest) {
     // The small parts first, before the large product would swallow them.
-    mma_tf32(c, a0.small, a1.small, a2.small, a3.small, b0.big, b1.big);
-    mma_tf32(c, a0.big, a1.big, a2.big, a3.big, b0.small, b1.small);
-    mma_tf32(c, a0.big, a1.big, a2.big, a3.big, b0.big, b1.big);
-  } else {
-    mma_tf32(c, to_tf32(a[0].x), to_tf32(a[1].x), to_tf32(a[0].y), to_tf32(a[1].y), to_tf32(b.x),
-             to_tf32(b.y));
+    mma_tf32(c, to_tf32(a[0].x - a0.x), to_tf32(a[1].x - a1.x), to_tf32(a[0].y - a0.y),
+             to_tf32(a[1].y - a1.y), big.x, big.y);
+    mma_tf32(c, a0.x, a1.x, a0.y, a1.y, to_tf32(b.x - big.x), to_tf32(b.y - big.y));
   }
+  mma_tf32(c, a0.x, a1.x, a0.y, a1.y, big.x, big.y);
 }
 
 // C += A B over 16 coordinates.
