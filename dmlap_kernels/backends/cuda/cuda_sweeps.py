@@ -48,7 +48,8 @@ class CudaSweeps:
         return out
 
     def nearest_pairs(self, sides: Sides, negative_above: Tensor | None = None) -> Extremes:
-        raise NotImplementedError("cuda has no kernel for the nearest pairs")
+        # The losses that ask for it are those of `WITHOUT`, which the backend refuses before.
+        raise AssertionError("no loss that cuda serves asks for the nearest pairs")
 
     def hinge_sums(
         self, sides: Sides, positive_bound: Tensor, negative_bound: Tensor, squared: bool
