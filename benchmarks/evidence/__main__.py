@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks import kernels
 from benchmarks.evidence.cost import measure_cost
-from benchmarks.evidence.runs import best_of, execute, read
+from benchmarks.evidence.runs import Workers, best_of, execute, read
 from benchmarks.evidence.settings import (
     LOSS_OPTIONS,
     METHODS,
@@ -45,26 +45,27 @@ def main() -> None:
             parser.error(str(refusal))
     if args.stage != "table" and not args.data:
         parser.error("--data is needed for training: omniglot:PATH")
-    for stage in STAGES if args.stage == "all" else (args.stage,):
-        if stage == "search":
-            _search(args)
-        elif stage == "table":
-            print(write_table(args.out))
-        else:
-            _judge(stage, args)
+    with Workers(args.workers) as workers:
+        for stage in STAGES if args.stage == "all" else (args.stage,):
+            if stage == "search":
+                _search(args, workers)
+            elif stage == "table":
+                print(write_table(args.out))
+            else:
+                _judge(stage, args, workers)
 
 
-def _search(args: argparse.Namespace) -> None:
+def _search(args: argparse.Namespace, workers: Workers) -> None:
     path = args.out / "search.jsonl"
     names: set[str] = set()  # of the rounds so far: later ones do not tell what these try
     for number in range(ROUNDS):
-        names |= execute(plain_search(number), args.data, path, args.workers)
+        names |= execute(plain_search(number), args.data, path, workers)
         best = best_of([entry for entry in read(path) if entry["name"] in names])
         configs = {key: entry["config"] for key, entry in best.items()}
-        names |= execute(dmlap_search(number, configs), args.data, path, args.workers)
+        names |= execute(dmlap_search(number, configs), args.data, path, workers)
 
 
-def _judge(stage: str, args: argparse.Namespace) -> None:
+def _judge(stage: str, args: argparse.Namespace, workers: Workers) -> None:
     """The stages that take what the search found best."""
     best = {key: entry["config"] for key, entry in best_of(read(args.out / "search.jsonl")).items()}
     if len(best) < len(LOSS_OPTIONS) * len(METHODS):
@@ -79,7 +80,7 @@ def _judge(stage: str, args: argparse.Namespace) -> None:
         runs = clock_runs(best, json.loads(cost.read_text())["ratios"])
     else:
         runs = final_runs(best) if stage == "final" else sweep_runs(best)
-    execute(runs, args.data, args.out / f"{stage}.jsonl", args.workers)
+    execute(runs, args.data, args.out / f"{stage}.jsonl", workers)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import math
 import multiprocessing
 import os
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -27,12 +30,37 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+class Workers:
+    """Processes of one thread each, started when they are first needed, ended with the block."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    @functools.cached_property
+    def pool(self) -> Any:
+        os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that are started now
+        return multiprocessing.get_context("spawn").Pool(self.count)
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if "pool" in vars(self):
+            self.pool.terminate()
+
+
 def execute(
-    runs: Iterable[Run], source: str, path: Path, workers: int, train: Train | None = None
+    runs: Iterable[Run],
+    source: str,
+    path: Path,
+    workers: Workers,
+    train: Train | None = None,
+    until: float = math.inf,
 ) -> set[str]:
     """Run what ``path`` does not hold yet, and append it; the names of all the runs.
 
-    Lines of the same name with another configuration are of earlier settings, and go.
+    Lines of the same name with another configuration are of earlier settings, and go. What has not
+    begun by ``until`` (`time.time`) is left out.
     """
     wanted = {run.name: run for run in runs}
     lines = read(path)
@@ -44,9 +72,11 @@ def execute(
     if not missing:
         return set(wanted)
     path.parent.mkdir(parents=True, exist_ok=True)
-    os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that are started now
-    with multiprocessing.get_context("spawn").Pool(workers) as pool, open(path, "a") as file:
-        for count, entry in enumerate(pool.imap_unordered(train or _train, missing), 1):
+    work = functools.partial(_in_time, train or _train, until)
+    with open(path, "a") as file:
+        for count, entry in enumerate(workers.pool.imap_unordered(work, missing), 1):
+            if entry is None:
+                continue
             file.write(json.dumps(entry) + "\n")
             file.flush()
             print(
@@ -55,6 +85,10 @@ def execute(
                 flush=True,
             )
     return set(wanted)
+
+
+def _in_time(train: Train, until: float, task: tuple[Run, str]) -> dict[str, Any] | None:
+    return train(task) if time.time() < until else None
 
 
 def _train(task: tuple[Run, str]) -> dict[str, Any]:

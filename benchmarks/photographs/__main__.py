@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.evidence.runs import execute, read
+from benchmarks.evidence.runs import Workers, execute, read
 from benchmarks.evidence.settings import Run
 from benchmarks.photographs import activations
-from benchmarks.photographs.choice import best_trials, chosen
+from benchmarks.photographs.choice import best_trials, chosen, equal_effort
 from benchmarks.photographs.settings import (
     BATCHES,
     LOSS_OPTIONS,
@@ -20,6 +22,7 @@ from benchmarks.photographs.settings import (
     final_runs,
     lambda_runs,
     on_other_folds,
+    parts,
     trials,
 )
 from benchmarks.photographs.table import write_table
@@ -27,7 +30,7 @@ from benchmarks.photographs.training import train
 from dmlap_kernels import info
 
 RESULTS = Path(__file__).parents[1] / "results" / "photographs"
-STAGES = ("search", "final", "lambda", "table")
+STAGES = ("search", "folds", "final", "lambda", "table")
 
 
 def main() -> None:
@@ -39,6 +42,9 @@ def main() -> None:
     parser.add_argument("--out", metavar="DIR", type=Path, default=RESULTS)
     parser.add_argument("--workers", metavar="N", type=int, default=os.cpu_count())
     parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--seconds", metavar="S", type=float, default=math.inf, help="begin no run of a stage later"
+    )
     parser.add_argument("--losses", nargs="+", choices=LOSS_OPTIONS, default=list(LOSS_OPTIONS))
     parser.add_argument("--batches", nargs="+", choices=BATCHES, default=list(BATCHES))
     parser.add_argument("--trials", metavar="N", type=int, default=TRIALS)
@@ -47,44 +53,44 @@ def main() -> None:
     if args.stage == "prepare":
         if not (args.data and args.weights):
             parser.error("prepare needs --data folder:PATH and --weights FILE")
-        activations.prepare(args.data, args.weights, args.activations)
+        activations.prepare(args.data, args.weights, args.activations, args.device)
         return
     if args.stage != "table" and not args.activations.exists():
         parser.error(f"there is no {args.activations}: run prepare first")
-    for stage in STAGES if args.stage == "all" else (args.stage,):
-        if stage == "search":
-            _search(args)
-        elif stage == "table":
-            print(write_table(args.out))
-        else:
-            _judge(stage, args)
+    with Workers(args.workers) as workers:
+        for stage in STAGES if args.stage == "all" else (args.stage,):
+            if stage == "table":
+                print(write_table(args.out))
+            else:
+                make(stage, args, workers)
 
 
-def _execute(runs: Iterable[Run], name: str, args: argparse.Namespace) -> None:
+def make(stage: str, args: argparse.Namespace, workers: Workers) -> None:
+    """The runs of a stage, those of which ``args.out`` holds no results."""
+    until = time.time() + args.seconds
     source = f"{args.activations}@{args.device}"
-    execute(runs, source, args.out / f"{name}.jsonl", args.workers, train)
+    execute(_runs(stage, args), source, args.out / f"{stage}.jsonl", workers, train, until)
+
+
+def _runs(stage: str, args: argparse.Namespace) -> Iterable[Run]:
+    if stage == "search":
+        # First the first trial of all, so that those that are short of time have had equal effort.
+        found = [run for which in _wanted(args) for run in trials(*which, args.trials)]
+        return sorted(found, key=lambda run: parts(run._asdict())[3])
+    keys = {(f"{loss} {batch}", method) for loss, batch, method in _wanted(args)}
+    search = [e for e in read(args.out / "search.jsonl") if (e["loss"], e["method"]) in keys]
+    search = equal_effort(search, args.trials)
+    if stage == "folds":
+        return on_other_folds(best_trials(search))
+    best = chosen(search, read(args.out / "folds.jsonl"))
+    if missing := sorted(keys - best.keys()):
+        raise SystemExit(f"{stage} needs the search and folds of {missing[0]} in {args.out}")
+    entries: list[dict[str, Any]] = [best[key] for key in sorted(keys)]
+    return final_runs(entries) if stage == "final" else lambda_runs(entries)
 
 
 def _wanted(args: argparse.Namespace) -> list[tuple[str, str, str]]:
     return [(loss, b, method) for loss in args.losses for b in args.batches for method in METHODS]
-
-
-def _search(args: argparse.Namespace) -> None:
-    wanted = [run for which in _wanted(args) for run in trials(*which, args.trials)]
-    _execute(wanted, "search", args)
-    names = {run.name for run in wanted}
-    found = [entry for entry in read(args.out / "search.jsonl") if entry["name"] in names]
-    _execute(on_other_folds(best_trials(found)), "folds", args)
-
-
-def _judge(stage: str, args: argparse.Namespace) -> None:
-    """The stages that take what the search found best."""
-    best = chosen(read(args.out / "search.jsonl"), read(args.out / "folds.jsonl"))
-    keys = {(f"{loss} {batch}", method) for loss, batch, method in _wanted(args)}
-    if missing := sorted(keys - best.keys()):
-        raise SystemExit(f"{stage} needs the search of {missing[0]} in {args.out}: run search")
-    entries: list[dict[str, Any]] = [best[key] for key in sorted(keys)]
-    _execute(final_runs(entries) if stage == "final" else lambda_runs(entries), stage, args)
 
 
 if __name__ == "__main__":

@@ -40,23 +40,23 @@ def network(weights: Path) -> nn.Module:
     return model.eval()
 
 
-def prepare(source: str, weights: Path, path: Path) -> None:
+def prepare(source: str, weights: Path, path: Path, device: str = "cpu") -> None:
     """Write to ``path`` the activations of all photographs of ``source``, and the stages after.
 
     Of each photograph there are two, as it is and mirrored, one after the other in its channels.
     """
     data = load_data(source, image_size=SIDE)
-    model: Any = network(weights)
+    model: Any = network(weights).to(device)
     content: dict[str, Any] = {
         "tail": {
-            name: value
+            name: value.cpu()
             for part, module in _tail(model).items()
             for name, value in module.state_dict(prefix=f"{part}.").items()
         }
     }
     for name, split in (("train", data.train), ("test", data.test)):
         content[name] = {
-            "images": _activations(model, split),
+            "images": _activations(model, split, device),
             "labels": split.labels,
             "class_names": split.class_names,
         }
@@ -65,17 +65,17 @@ def prepare(source: str, weights: Path, path: Path) -> None:
 
 
 @torch.no_grad()
-def _activations(model: Any, split: Split) -> Tensor:
+def _activations(model: Any, split: Split, device: str) -> Tensor:
     parts = []
     for rows in torch.arange(len(split)).split(_BATCH):
-        images = (split.batch(rows) - MEAN) / DEVIATION
+        images = (split.batch(rows).to(device) - MEAN) / DEVIATION
         sides = []
         for view in (images, images.flip(3)):
             hidden = model.bn1(model.conv_stem(view))
             for stage in model.blocks[:KEPT]:
                 hidden = stage(hidden)
             sides.append(hidden.half())
-        parts.append(torch.cat(sides, 1))
+        parts.append(torch.cat(sides, 1).cpu())
     return torch.cat(parts)
 
 

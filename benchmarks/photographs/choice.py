@@ -12,6 +12,15 @@ Entries = list[dict[str, Any]]
 METRIC = "map@r"
 
 
+def equal_effort(search: Entries, amount: int) -> Entries:
+    """Of the first ``amount`` trials those that every loss, batch and method of ``search`` has."""
+    made: dict[tuple[str, str], set[int]] = {}
+    for entry in search:
+        made.setdefault((entry["loss"], entry["method"]), set()).add(parts(entry)[3])
+    shared = set(range(amount)).intersection(*made.values())
+    return [entry for entry in search if parts(entry)[3] in shared]
+
+
 def best_trials(search: Entries) -> Entries:
     """The best `KEPT_TRIALS` on the first fold, for every loss, batch and method."""
     groups: dict[tuple[str, str], Entries] = {}

@@ -8,8 +8,8 @@ from typing import Any
 
 from benchmarks.evidence.runs import read
 from benchmarks.evidence.table import markdown_table, shown, values
-from benchmarks.photographs.choice import chosen
-from benchmarks.photographs.settings import KEPT_TRIALS, METHODS, own, parts
+from benchmarks.photographs.choice import chosen, equal_effort
+from benchmarks.photographs.settings import KEPT_TRIALS, METHODS, TRIALS, own, parts
 from dmlap_kernels.report.comparison import mean_interval
 
 Entries = list[dict[str, Any]]
@@ -35,7 +35,7 @@ def write_table(folder: Path) -> Path:
 
 
 def _introduction(search: Entries) -> str:
-    amount = max((parts(entry)[3] for entry in search), default=-1) + 1
+    amount = len({parts(entry)[3] for entry in equal_effort(search, TRIALS)})
     return f"""# Does DMLAP help? Photographs
 
 Made by `python -m benchmarks.photographs all --activations FILE --out DIR`, after `prepare`;

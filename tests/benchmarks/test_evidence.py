@@ -37,7 +37,8 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
 
 
 def search(folder: Path) -> list[dict[str, Any]]:
-    evidence._search(argparse.Namespace(data="", out=folder, workers=1))
+    with runs.Workers(1) as workers:
+        evidence._search(argparse.Namespace(data="", out=folder), workers)
     return runs.read(folder / "search.jsonl")
 
 
@@ -75,13 +76,13 @@ def test_a_finished_search_goes_no_further(trained: list[Run], tmp_path: Path) -
 def test_runs_of_other_settings_are_made_again(trained: list[Run], tmp_path: Path) -> None:
     path = tmp_path / "final.jsonl"
     wanted = [Run(name, "contrastive", "plain", {"seed": 1}) for name in ("one", "other")]
-    assert runs.execute(wanted, "", path, 1) == {"one", "other"}
+    assert runs.execute(wanted, "", path, runs.Workers(1)) == {"one", "other"}
     path.write_text(
         path.read_text() + json.dumps({"name": "of another stage", "config": {}}) + "\n"
     )
     trained.clear()
     changed = [wanted[0], wanted[1]._replace(config={"seed": 2})]
-    runs.execute(changed, "", path, 1)
+    runs.execute(changed, "", path, runs.Workers(1))
     assert trained == changed[1:]
     kept = {entry["name"]: entry["config"] for entry in runs.read(path)}
     assert kept == {"one": {"seed": 1}, "other": {"seed": 2}, "of another stage": {}}

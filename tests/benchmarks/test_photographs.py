@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import multiprocessing.dummy
 import zlib
 from pathlib import Path
@@ -51,11 +52,23 @@ def arguments(folder: Path) -> argparse.Namespace:
         losses=["contrastive", "proxy_anchor"],
         batches=["8 x 4"],
         trials=6,
+        seconds=math.inf,
     )
 
 
+def make(stage: str, folder: Path, **changed: Any) -> None:
+    args = argparse.Namespace(**{**vars(arguments(folder)), **changed})
+    with runs.Workers(1) as workers:
+        photographs.make(stage, args, workers)
+
+
+def search_with_folds(folder: Path) -> None:
+    make("search", folder)
+    make("folds", folder)
+
+
 def test_every_method_gets_the_same_effort(trained: list[Run], tmp_path: Path) -> None:
-    photographs._search(arguments(tmp_path))
+    search_with_folds(tmp_path)
     search, folds = (runs.read(tmp_path / f"{name}.jsonl") for name in ("search", "folds"))
     for loss in ("contrastive 8 x 4", "proxy_anchor 8 x 4"):
         for method in settings.METHODS:
@@ -68,12 +81,28 @@ def test_every_method_gets_the_same_effort(trained: list[Run], tmp_path: Path) -
             )
             assert {e["config"]["validation_fold"] for e in others} == set(settings.FOLDS[1:])
     trained.clear()
-    photographs._search(arguments(tmp_path))
+    search_with_folds(tmp_path)
     assert not trained
 
 
+def test_a_search_that_is_cut_short_gives_equal_effort(
+    trained: list[Run], tmp_path: Path
+) -> None:
+    make("search", tmp_path, seconds=-1.0)
+    assert not trained
+    make("search", tmp_path, trials=3)
+    path = tmp_path / "search.jsonl"
+    numbers = [settings.parts(entry)[3] for entry in runs.read(path)]
+    assert numbers == sorted(numbers)
+    # The last trial of two methods is missing.
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-2]))
+    trained.clear()
+    make("folds", tmp_path)
+    assert {settings.parts(run._asdict())[3] for run in trained} == {0, 1}
+
+
 def test_the_best_mean_of_all_folds_is_chosen(trained: list[Run], tmp_path: Path) -> None:
-    photographs._search(arguments(tmp_path))
+    search_with_folds(tmp_path)
     search, folds = (runs.read(tmp_path / f"{name}.jsonl") for name in ("search", "folds"))
     for key, entry in chosen(search, folds).items():
         trials: dict[int, list[float]] = {}
@@ -86,16 +115,16 @@ def test_the_best_mean_of_all_folds_is_chosen(trained: list[Run], tmp_path: Path
 
 
 def test_final_runs_hold_nothing_out(trained: list[Run], tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="run search"):
-        photographs._judge("final", arguments(tmp_path))
-    photographs._search(arguments(tmp_path))
+    with pytest.raises(SystemExit, match="needs the search"):
+        make("final", tmp_path)
+    search_with_folds(tmp_path)
     trained.clear()
-    photographs._judge("final", arguments(tmp_path))
+    make("final", tmp_path)
     assert len(trained) == 2 * len(settings.METHODS) * len(settings.SEEDS)
     assert all("validation_fold" not in run.config for run in trained)
     assert {run.config["seed"] for run in trained} == set(settings.SEEDS)
     trained.clear()
-    photographs._judge("lambda", arguments(tmp_path))
+    make("lambda", tmp_path)
     assert {run.method for run in trained} == {"dmlap"}
     assert {run.config["proximal_weight"] for run in trained} == set(settings.LAMBDAS)
     page = write_table(tmp_path).read_text()
