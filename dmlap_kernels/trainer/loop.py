@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -12,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dmlap_kernels.data import Dataset, Split
 from dmlap_kernels.distributed import global_batch
 from dmlap_kernels.trainer import checkpoint as files
-from dmlap_kernels.trainer import defaults, saving
-from dmlap_kernels.trainer.batches import ClassBatchSampler
+from dmlap_kernels.trainer import defaults, parts, saving
 from dmlap_kernels.trainer.class_violations import ClassViolations
 from dmlap_kernels.trainer.config import TrainConfig
 from dmlap_kernels.trainer.diagnosis import diagnose, magnitudes
@@ -27,44 +25,30 @@ from dmlap_kernels.trainer.embedding import Stopped, evaluate, evaluate_pixels, 
 from dmlap_kernels.trainer.gradient_cache import GradientCache
 from dmlap_kernels.trainer.inputs import prepare_data
 from dmlap_kernels.trainer.loading import (
-    BatchImages,
-    BatchLoader,
     Planned,
-    default_workers,
     lost_workers,
     planned_batches,
 )
 from dmlap_kernels.trainer.log import Held, Observer, StepLog
 from dmlap_kernels.trainer.mixed_precision import MixedPrecision
 from dmlap_kernels.trainer.model import build_encoder, resolve_device
-from dmlap_kernels.trainer.objective import AlternatingObjective
 from dmlap_kernels.trainer.optimization import (
     LearningRates,
     OptimizerFactory,
     Schedule,
-    build_optimizer,
     checked_rate,
-    decays_weights,
-    freeze,
-    parameter_groups,
 )
 from dmlap_kernels.trainer.patience import Patience
 from dmlap_kernels.trainer.pinned import PinnedRepresentatives
 from dmlap_kernels.trainer.projection import Projection
 from dmlap_kernels.trainer.rehearsal import (
-    check_optimizer,
-    has_modes,
     memory_advice,
     same_randomness,
     try_encoder,
-    try_objective,
-    try_optimizer,
     try_saving,
 )
-from dmlap_kernels.trainer.representatives import RepresentativeSampler
 from dmlap_kernels.trainer.results import METRICS_FILE, collect_results, write_results
 from dmlap_kernels.trainer.sync_batch_norm import SyncBatchNorm
-from dmlap_kernels.trainer.weights import Matched, load_weights_file
 
 Stop = Callable[[], bool]
 
@@ -214,26 +198,10 @@ class Trainer:
         self.ranks.require_same(config=config, data=self.fingerprints)
         torch.manual_seed(config.seed)
         name = repr(config.encoder) if encoder is None else type(encoder).__name__
-        self.weights: Matched | None = None
-        if encoder is None:
-            encoder = build_encoder(config, tuple(self.data.train.images.shape[1:]))
-            if config.weights is not None:
-                self.weights = load_weights_file(encoder, config.weights)
-        freeze(encoder, config.frozen)
-        self.encoder = encoder.to(self.device)
-        if config.channels_last:
-            self.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.encoder, self.weights = parts.encoder_of(config, train, encoder, self.device)
         with same_randomness(self.device):
             embeddings = try_encoder(self.encoder, name, train)
-        self.objective = AlternatingObjective(
-            config.loss,
-            config.loss_options,
-            in_batch_weight=config.in_batch_weight,
-            side=config.representatives,
-            between_weight=config.between_weight,
-            num_classes=train.num_classes,
-            embedding_dim=config.embedding_dim,
-        ).to(self.device)
+        self.objective = parts.objective_of(config, train, self.device)
         # What is learned, as one module where the loss has parameters of its own.
         self._learned: nn.Module = self.encoder
         if any(True for _ in self.objective.parameters()):
@@ -252,22 +220,11 @@ class Trainer:
         size = config.chunk_size
         self._cache = None if size is None else GradientCache(trained, size)
         self._embed = trained if self._cache is None else self._cache.embed
-        self.sampler = ClassBatchSampler(
-            train.labels,
-            classes,
-            config.samples_per_class,
-            config.seed,
-            hard_share=config.hard_share if config.mines else 0.0,
-            hard_warmup=config.hard_warmup,
-        )
+        self.sampler = parts.sampler_of(config, train)
         self.pinned = PinnedRepresentatives(config, train, self.ranks)
-        self.loader = BatchLoader(
-            BatchImages.of(config, train, data.augment, self.ranks.place),
-            default_workers(train) if workers is None else workers,
-            self.device,
-        )
-        self._rehearse(embeddings)
-        self._make_optimizer(name, optimizer, schedule)
+        self.loader = parts.loader_of(config, data, self.ranks, workers, self.device)
+        parts.rehearse(config, train, self.sampler, self.objective, embeddings, self.ranks)
+        self._begin_optimizing(name, optimizer, schedule)
         self.patience = Patience(config.patience) if config.is_dmlap and config.patience else None
         options = search_options(config.loss, config.loss_options)
         self.violations = ClassViolations(train.num_classes, self.device, **options)
@@ -276,54 +233,21 @@ class Trainer:
             tried = self.out, config, modules, self.optimizer
             self.ranks.by_first(lambda: try_saving(*tried))
 
-    def _rehearse(self, embeddings: Tensor) -> None:
-        """Try the objective on the labels of the first batch."""
-        config, train = self.config, self.data.train
-        pinned = None
-        if config.is_dmlap:
-            amount = config.representatives_per_class
-            pinned = RepresentativeSampler(train.labels, config.seed, amount).draw(0)
-        batch = self.sampler.batch(0, pinned)
-        self.ranks.check_batch(len(batch.labels), batch.representatives)
-        with same_randomness(self.device), memory_advice(config, self.device):
-            try_objective(self.objective, config, batch, embeddings)
-
-    def _make_optimizer(
+    def _begin_optimizing(
         self, name: str, optimizer: OptimizerFactory | None, schedule: Schedule | None
     ) -> None:
-        config = self.config
-        parameters = [p for p in self.encoder.parameters() if p.requires_grad]
-        own = [p for p in self.objective.parameters() if p.requires_grad]
-        if not parameters:
-            raise ValueError(
-                f"encoder {name} must have a parameter that requires grad, but it has none to learn"
-            )
-        groups = parameter_groups(
-            self.encoder,
-            own,
-            config.loss_rate,
-            backbone_rate=config.backbone_rate,
-            decays=optimizer is None and decays_weights(config.optimizer, config.optimizer_options),
+        config, device = self.config, self.device
+        self.optimizer = parts.optimizer_of(
+            config, self.encoder, self.objective, name, optimizer, device
         )
-        if optimizer is None:
-            with same_randomness(self.device):
-                try_optimizer(config, self.device)
-            named = config.optimizer, groups, config.learning_rate, config.optimizer_options
-            self.optimizer = build_optimizer(*named)
-        else:
-            self.optimizer = optimizer(groups)
-            check_optimizer(self.optimizer, [*parameters, *own])
         if schedule is not None:
             checked_rate(schedule, 0)
-        self._sum_gradients = GradientSum(self.ranks, [*parameters, *own])
+        parameters = parts.learned(self.encoder)
+        self._sum_gradients = GradientSum(self.ranks, [*parameters, *parts.learned(self.objective)])
         self.rates = LearningRates(self.optimizer, schedule or config.schedule, config.steps)
         self.projection = Projection(parameters, config.proximal_weight, config.proximal_decay)
-        if not self.encoder.training and any(map(has_modes, self.encoder.modules())):
-            warnings.warn(
-                "the encoder is in evaluation mode and is trained so, without dropout and with "
-                "batch normalisation frozen; call encoder.train() before if that is not meant",
-                stacklevel=4,
-            )
+        # The caller of the trainer's method is told.
+        parts.warn_of_evaluation_mode(self.encoder, stacklevel=4)
 
     @property
     def observers(self) -> list[Observer]:

@@ -85,9 +85,7 @@ def test_every_method_gets_the_same_effort(trained: list[Run], tmp_path: Path) -
     assert not trained
 
 
-def test_a_search_that_is_cut_short_gives_equal_effort(
-    trained: list[Run], tmp_path: Path
-) -> None:
+def test_a_search_that_is_cut_short_gives_equal_effort(trained: list[Run], tmp_path: Path) -> None:
     make("search", tmp_path, seconds=-1.0)
     assert not trained
     make("search", tmp_path, trials=3)
