@@ -205,6 +205,31 @@ def test_triplets_of_classes_of_many_sizes(
     assert steps_made
 
 
+@pytest.mark.parametrize(("cutoff", "beyond"), [(0.0, 0.55), (0.5, 1.4)])
+def test_draws_from_many_references(cutoff: float, beyond: float, backend: str) -> None:
+    """More groups of them than are looked through at once; some anchors have nothing to draw from,
+    others more positives than are taken at once."""
+    generator = torch.Generator().manual_seed(11)
+    x, y = (torch.randn(rows, 12, generator=generator) for rows in (7, 1100))
+    labels, ref_labels = torch.tensor([0, 1, 1, 2, 3, 0, 9]), torch.arange(1100) % 150 + 10
+    for label, positives in ((0, 3), (1, 9), (2, 1), (3, 6)):
+        ref_labels[label::100][:positives] = label
+    y[4] = x[1] + 0.02
+    how = {"cutoff": cutoff, "nonzero_loss_cutoff": beyond, "seed": 5, "reduction": "mean"}
+
+    def loss(rows: Tensor, others: Tensor, name: str) -> Tensor:
+        return fused_triplet_loss(
+            rows, labels, others, ref_labels, mining="distance_weighted", backend=name, **how
+        )
+
+    assert_like_the_torch_backend(loss, [x, y], backend)
+    params = 0.2, 0.0, 0.0, cutoff, beyond, 5.0
+    spec = PairSpec("triplet_distance_weighted", params, normalize=True)
+    terms = saved_table(spec, PairProblem(x, labels, y, ref_labels))[1].tolist()
+    drawn = [3.0, 9.0, 9.0, 1.0, 6.0, 3.0, 0.0]
+    assert terms[1] == 9.0 and (terms == drawn) == (beyond > 1)
+
+
 @pytest.mark.parametrize("distance", LOSSES["triplet_hard"].distances)
 @pytest.mark.parametrize("refs", [False, True], ids=["self", "refs"])
 def test_hardest_negatives_nearer_to_positives(distance: str, refs: bool, backend: str) -> None:
