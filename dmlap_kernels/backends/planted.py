@@ -26,7 +26,8 @@ PARAMS: dict[str, tuple[float, ...]] = {
     "triplet_easy_positive_semihard": (0.2, 0.0, 0.0),
     "triplet_semihard": (0.2, 0.0, 0.0),
     "triplet_all": (0.2, 0.0, 0.0),
-    "triplet_distance_weighted": (0.2, 0.0, 0.0, 0.5, 1.4, 3.0),
+    # A cutoff and a seed by which no draw is left to rounding.
+    "triplet_distance_weighted": (0.2, 0.0, 0.0, 0.5, 1.38, 294.0),
     "contrastive": (0.3, 1.3, 0.0),
     "margin": (0.2,),
     "multi_similarity": (2.0, 10.0, 0.5, 0.0, 0.0),

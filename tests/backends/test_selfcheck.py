@@ -20,6 +20,8 @@ from dmlap_kernels.backends import cache, chips, fallback, orders, planted, regi
 from dmlap_kernels.backends.device.families import FAMILIES
 from dmlap_kernels.problem import PairProblem, PairSpec
 from tests.backends import faults
+from tests.reference.pairs import make_pairs
+from tests.reference.triplets import triplet_distance_weighted
 
 CPU = torch.device("cpu")
 NT_XENT = PairSpec("nt_xent", (0.1,), "cosine")
@@ -453,11 +455,33 @@ def test_which_negatives_are_semihard_is_no_matter_of_rounding(
             assert not gaps.numel() or gaps.min() > 4e-7
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("swap", [0.0, 1.0])
+def test_which_negatives_are_drawn_is_no_matter_of_rounding(
+    swap: float, dtype: torch.dtype
+) -> None:
+    """Sums of weights are far from the random shares, distances from that beyond which nothing is
+    drawn."""
+    loss = "triplet_distance_weighted"
+    for case in planted.cases(PairSpec(loss, (0.2, 0.0, swap), "euclidean"), dtype):
+        x, labels, y, ref_labels, _, itself, _ = case.problem
+        *_, cutoff, beyond, seed = case.spec.params
+        rows = x.double(), labels, None if y is None else y.double(), ref_labels
+        pairs = make_pairs(*rows, distance="euclidean", normalize=True, self_index=itself)
+        how = {"cutoff": cutoff, "nonzero_loss_cutoff": beyond}
+        doubts, edges, *_ = triplet_distance_weighted(pairs, seed=int(seed), **how).kinks
+        # Doubts are in units of a distance, whose error counts 4 D + 10 times.
+        assert len(doubts) > 200 and doubts.min() * (4 * x.shape[1] + 10) > 1e-5
+        assert edges.abs().min() > 3e-6
+
+
 SWAP = (0.2, 0.0, 1.0)
 
 
 @pytest.mark.parametrize("distance", ["euclidean", "cosine"])
-@pytest.mark.parametrize("loss", ["triplet_hard", "triplet_semihard", "triplet_all"])
+@pytest.mark.parametrize(
+    "loss", ["triplet_hard", "triplet_semihard", "triplet_all", "triplet_distance_weighted"]
+)
 def test_which_end_a_swapped_negative_is_near_is_no_matter_of_rounding(
     loss: str, distance: str
 ) -> None:

@@ -36,6 +36,7 @@ LOSSES: dict[str, tuple[float, ...]] = {
     "angular": (40.0,),
     "triplet_all": (0.2, 1.0, 0.0),
     "triplet_semihard": (0.2, 1.0, 0.0),
+    "triplet_distance_weighted": (0.2, 1.0, 0.0, 0.5, 1.4, 3.0),
     "lifted_structure_original": (0.0, 1.3),
 }
 
@@ -72,6 +73,7 @@ WRITTEN = (
     "lifted_structure_original",
     "triplet_all",
     "triplet_semihard",
+    "triplet_distance_weighted",
 )
 # Bytes that threads of kernels over panels may spill, next to none of them in the loop over most
 # tiles: fewer registers let more programs hide the way to the panel.
@@ -265,6 +267,21 @@ def test_first_pairs_fit(distance: str, capability: int, monkeypatch: Any, tmp_p
         assert_panels_fit(launch, tmp_path)
 
 
+@pytest.mark.parametrize(("capability", "refs", "swap"), TRIPLETS, ids=str)
+def test_drawn_triplets_fit(
+    capability: int, refs: bool, swap: float, monkeypatch: Any, tmp_path: Path
+) -> None:
+    loss = "triplet_distance_weighted"
+    monkeypatch.setitem(LOSSES, loss, (0.2, 1.0, swap, *LOSSES[loss][3:]))
+    found = launches(monkeypatch, lambda: step(loss, refs=refs), capability)
+    names = {launch.kernel.__name__ for launch in found}
+    own = {"shares_kernel", "drawn_terms_kernel", "drawn_weights_kernel"}
+    own |= {"drawn_thirds_kernel"} if swap and refs else set()
+    assert own <= names
+    for launch in found:
+        assert_fits(launch, tmp_path)
+
+
 @pytest.mark.parametrize("refs", [False, True], ids=["self", "refs"])
 def test_batches_of_every_size_share_kernels(refs: bool, monkeypatch: Any) -> None:
     """The last batch of an epoch, and another temperature, compile nothing."""
@@ -290,3 +307,20 @@ def test_triplets_of_every_size_share_kernels(loss: str, monkeypatch: Any) -> No
     alone = launches(monkeypatch, lambda: call(200), 90)
     together = launches(monkeypatch, lambda: call(200, 208, 17, 1), 90)
     assert len(together) == len(alone)
+
+
+def test_draws_of_every_size_and_seed_share_kernels(monkeypatch: Any) -> None:
+    """And steps of one size one kind, although each of them has a seed of its own."""
+    loss, seeds = "triplet_distance_weighted", (3.0, 0.0, 1.0, 2.0**53 - 1)
+
+    def call(sizes: tuple[int, ...], seeds: tuple[float, ...]) -> None:
+        for rows in sizes:
+            for seed in seeds:
+                monkeypatch.setitem(LOSSES, loss, (0.2, 0.0, 1.0, 0.5, 1.4, seed))
+                step(loss, refs=True, rows=rows)
+
+    monkeypatch.setattr(kinds, "_kinds", {})
+    alone = launches(monkeypatch, lambda: call((200,), seeds[:1]), 90)
+    together = launches(monkeypatch, lambda: call((200, 208, 17, 1), seeds), 90)
+    assert len(together) == len(alone)
+    assert len(kinds._kinds) == 4

@@ -20,6 +20,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from dmlap_kernels.backends.triton import configurations, kinds
+from dmlap_kernels.backends.triton.draws import mixed
 from dmlap_kernels.backends.triton.panel_policies import POLICIES
 from dmlap_kernels.backends.triton.plans import plan_of
 from dmlap_kernels.backends.triton.soft_triple_steps import SoftTripleStep
@@ -136,7 +137,10 @@ def triplets(mining: str, smooth: float, swap: float, rows: int = 40, backwards:
     """A step against references, some of which are the anchors."""
     x, labels = torch.randn(rows, 32), torch.arange(rows) // 4
     problem = PairProblem(x, labels, x + 1, labels, None, torch.arange(rows))
-    spec = PairSpec(f"triplet_{mining}", (0.2, smooth, swap), "euclidean")
+    params: tuple[float, ...] = (0.2, smooth, swap)
+    # A seed of their own for batches of other sizes.
+    params += (0.5, 1.4, 2.0**40 + rows) if mining == "distance_weighted" else ()
+    spec = PairSpec(f"triplet_{mining}", params, "euclidean")
     plan = plan_of(spec, False)
     assert plan is not None
     made = step_of(plan, spec, problem)
@@ -145,7 +149,32 @@ def triplets(mining: str, smooth: float, swap: float, rows: int = 40, backwards:
         made.backward(saved, torch.ones(()))
 
 
-KINDS = list(itertools.product(("all", "semihard", "hard"), (0.0, 1.0), (0.0, 1.0)))
+MININGS = ("all", "semihard", "hard", "distance_weighted")
+KINDS = list(itertools.product(MININGS, (0.0, 1.0), (0.0, 1.0)))
+
+
+def test_a_step_of_another_seed_launches_the_same(launches: Launches) -> None:
+    """But for the halves of the word that it makes."""
+    x = torch.randn(40, 32)
+
+    def seeded(seed: float) -> list[tuple[Any, ...]]:
+        spec = PairSpec("triplet_distance_weighted", (0.2, 0.0, 0.0, 0.5, 1.4, seed))
+        plan = plan_of(spec, True)
+        assert plan is not None
+        made = step_of(plan, spec, PairProblem(x, torch.arange(40) // 4, None, None))
+        _, saved = made.forward()
+        made.backward(saved, torch.ones(()))
+        done, asked = launches.taken()
+        assert bool(asked) == (seed == 0)
+        return [arguments for name, _, *arguments in done if name.startswith("drawn_")]
+
+    seeded(0.0)
+    for seed in (1.0, 16.0, 2.0**53 - 1):
+        terms, weights = seeded(seed)
+        for high, low in (terms[8:10], weights[9:11]):
+            assert (high << 32) + (low & 0xFFFFFFFF) == mixed(int(seed))
+            assert -(2**31) <= min(high, low) and max(high, low) < 2**31
+    assert len(kinds._kinds) == 1
 
 
 def test_triplets_of_every_kind_have_kernels_of_their_own(launches: Launches) -> None:

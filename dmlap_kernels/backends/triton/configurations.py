@@ -119,6 +119,9 @@ _PANELS = {
     # Some positives of an anchor.
     "triplets": Launch(4, 256, 0, 4, 1),
     "triplet_pairs": Launch(16, 64, 0, 4, 1),
+    # Groups of references; some positives of an anchor, and the references of a group.
+    "shares": Launch(16, 32, 0, 4, 1),
+    "drawn": Launch(4, 32, 0, 4, 1),
     # Pairs of two log-sums; down the columns of a panel.
     "lifted": Launch(4, 128, 0, 4, 1),
     "lifted_columns": Launch(32, 32, 0, 4, 1),
@@ -140,6 +143,8 @@ _INTERPRETED_PANELS = {
     "angular": Launch(1, 16, 0, 4, 1),
     "triplets": Launch(4, 16, 0, 4, 1),
     "triplet_pairs": Launch(16, 32, 0, 4, 1),
+    "shares": Launch(2, 16, 0, 4, 1),
+    "drawn": Launch(4, 16, 0, 4, 1),
     "lifted": Launch(16, 16, 0, 4, 1),
     "lifted_columns": Launch(16, 16, 0, 4, 1),
     "rows": Launch(16, 0, 32, 4, 1),

@@ -41,11 +41,13 @@ class Side(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """The launches of one panel: of each sweep two, and of the weights and what near pairs add."""
+    """The launches of one panel: of each sweep two, and of the weights; of what else a loss has
+    kernels for."""
 
     rows: int
     sweeps: list[tuple[Launch, Launch]]
     weights: Launch
+    besides: Launch | None = None
 
 
 class Wanted(NamedTuple):

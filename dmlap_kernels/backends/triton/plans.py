@@ -218,8 +218,8 @@ def plan_of(spec: PairSpec, self_case: bool) -> Plan | None:
         return _SOFT_TRIPLE if spec.distance in ("cosine", "dot") else None
     if spec.loss in _OTHERS:
         return _OTHERS[spec.loss]
-    if spec.loss in ("triplet_all", "triplet_semihard"):
-        _, smooth, swap = spec.params
+    if spec.loss in ("triplet_all", "triplet_semihard", "triplet_distance_weighted"):
+        _, smooth, swap = spec.params[:3]
         return _of_triplets(spec.loss, bool(smooth), bool(swap))
     if spec.loss not in _FAMILIES:
         return None

@@ -60,13 +60,13 @@ def distances_kernel(
 
 
 @triton.jit
-def _distance(at, mask, how: tl.constexpr):
+def distance_at(at, mask, how: tl.constexpr):
     d = tl.load(at, mask=mask, other=0.0)
     return tl.abs(d) if how.norms else d
 
 
 @triton.jit
-def _slope(excess, smooth: tl.constexpr):
+def slope_of(excess, smooth: tl.constexpr):
     if smooth:
         return sigmoid(excess)
     else:
@@ -74,7 +74,7 @@ def _slope(excess, smooth: tl.constexpr):
 
 
 @triton.jit
-def _term(excess, smooth: tl.constexpr):
+def term_of(excess, smooth: tl.constexpr):
     if smooth:
         return softplus(excess)
     else:
@@ -82,7 +82,7 @@ def _term(excess, smooth: tl.constexpr):
 
 
 @triton.jit
-def _partners(order, first, end, left_out, BM: tl.constexpr):
+def partners(order, first, end, left_out, BM: tl.constexpr):
     """Rows (BM,) from this place of a class on, and which there are; one may be left out."""
     place = first + tl.arange(0, BM)
     there = place < end
@@ -129,7 +129,7 @@ def _farthest_of(
     for c in range(0, columns, BN):
         column, negative = _columns(c, label, own, labels_y, columns, BN)
         place = tl.load(places + column, mask=negative, other=0).to(tl.int64)
-        best = tl.maximum(best, _farthest(_distance(at + column, negative, how), place, negative))
+        best = tl.maximum(best, _farthest(distance_at(at + column, negative, how), place, negative))
     return tl.max(best, 0)
 
 
@@ -143,7 +143,7 @@ def _mined_of(
     for c in range(0, columns, BN):
         column, negative = _columns(c, label, own, labels_y, columns, BN)
         place = tl.load(places + column, mask=negative, other=0).to(tl.int64)
-        d = _distance(at + column, negative, how)
+        d = distance_at(at + column, negative, how)
         key = _nearest(d, place, negative)[None, :]
         best = tl.minimum(best, tl.where(d[None, :] > d_ap[:, None], key, _NOTHING))
     nearest = tl.min(best, 1)
@@ -156,11 +156,11 @@ def _to_negatives(
 ):
     """Distances of negatives to the anchor (1, BN), and the lesser ones to it and its positives
     (BM, BN), with both."""
-    d = _distance(at + column, negative, how)[None, :]
+    d = distance_at(at + column, negative, how)[None, :]
     other = d
     if third:
         mask = there[:, None] & negative[None, :]
-        other = _distance(among + positive[:, None] * stride + column[None, :], mask, how)
+        other = distance_at(among + positive[:, None] * stride + column[None, :], mask, how)
     return d, other
 
 
@@ -189,8 +189,8 @@ def triplets_kernel(
     if every == 0:
         farthest = _farthest_of(at, label, own, labels_y, places, columns, BN, how)
     for first in range(begin, end, BM):
-        positive, there = _partners(order, first, end, own, BM)
-        d_ap = _distance(at + positive, there, how)
+        positive, there = partners(order, first, end, own, BM)
+        d_ap = distance_at(at + positive, there, how)
         if every:
             sums = tl.zeros((BM, BN), tl.float32)
             some = tl.zeros((BM, BN), tl.int32)
@@ -199,7 +199,7 @@ def triplets_kernel(
                 d, other = _to_negatives(
                     at, among, positive, there, column, negative, stride, third, how
                 )
-                term = _term(d_ap[:, None] - tl.minimum(d, other) + margin, smooth)
+                term = term_of(d_ap[:, None] - tl.minimum(d, other) + margin, smooth)
                 term = tl.where(there[:, None] & negative[None, :], term, 0.0)
                 sums += term
                 some += (term > 0).to(tl.int32)
@@ -210,11 +210,11 @@ def triplets_kernel(
                 at, d_ap, farthest, label, own, labels_y, order, places, columns, BM, BN, how
             )
             there &= found >= 0
-            d_an = _distance(at + found, there, how)
+            d_an = distance_at(at + found, there, how)
             if third:
-                d_pn = _distance(among + positive * stride + found, there, how)
+                d_pn = distance_at(among + positive * stride + found, there, how)
                 d_an = tl.minimum(d_an, d_pn)
-            term = tl.where(there, _term(d_ap - d_an + margin, smooth), 0.0)
+            term = tl.where(there, term_of(d_ap - d_an + margin, smooth), 0.0)
             total += tl.sum(term, 0).to(tl.float64)
             nonzero += tl.sum((term > 0).to(tl.int32), 0).to(tl.int64)
     positives, negatives = end - begin, columns - (end - begin)
@@ -232,7 +232,7 @@ def triplets_kernel(
 
 
 @triton.jit
-def _add(to, column, values, there):
+def add_at(to, column, values, there):
     """Adds values (BM,) at columns (BM,), some of which may be the same."""
     same = (column[:, None] == column[None, :]) & there[None, :]
     total = tl.sum(tl.where(same, values[None, :], 0.0), 1)
@@ -252,27 +252,27 @@ def _of_all(
     """Writes d loss / d d of an anchor's pairs to a row of weights."""
     stride = row_stride(columns)
     for first in range(begin, end, BM):
-        positive, there = _partners(order, first, end, own, BM)
-        d_ap = _distance(at + positive, there, how)[:, None]
+        positive, there = partners(order, first, end, own, BM)
+        d_ap = distance_at(at + positive, there, how)[:, None]
         slopes = tl.zeros((BM, BN), tl.float32)
         for c in range(0, columns, BN):
             column, negative = _columns(c, label, own, labels_y, columns, BN)
             d, other = _to_negatives(
                 at, among, positive, there, column, negative, stride, third, how
             )
-            slope = _slope(d_ap - tl.minimum(d, other) + margin, smooth)
+            slope = slope_of(d_ap - tl.minimum(d, other) + margin, smooth)
             slopes += tl.where(negative[None, :], slope, 0.0)
         tl.store(to + positive, weight * tl.sum(slopes, 1), mask=there)
     for c in range(0, columns, BN):
         column, negative = _columns(c, label, own, labels_y, columns, BN)
         slopes = tl.zeros((BM, BN), tl.float32)
         for first in range(begin, end, BM):
-            positive, there = _partners(order, first, end, own, BM)
-            d_ap = _distance(at + positive, there, how)[:, None]
+            positive, there = partners(order, first, end, own, BM)
+            d_ap = distance_at(at + positive, there, how)[:, None]
             d, other = _to_negatives(
                 at, among, positive, there, column, negative, stride, third, how
             )
-            slope = _slope(d_ap - tl.minimum(d, other) + margin, smooth)
+            slope = slope_of(d_ap - tl.minimum(d, other) + margin, smooth)
             if third:
                 slope = swap_share(d, other, slope)
             slopes += tl.where(there[:, None], slope, 0.0)
@@ -294,20 +294,20 @@ def _of_semihard(
         tl.store(to + column, tl.zeros((BN,), tl.float32), mask=column < columns)
     farthest = _farthest_of(at, label, own, labels_y, places, columns, BN, how)
     for first in range(begin, end, BM):
-        positive, there = _partners(order, first, end, own, BM)
-        d_ap = _distance(at + positive, there, how)
+        positive, there = partners(order, first, end, own, BM)
+        d_ap = distance_at(at + positive, there, how)
         found = _mined_of(
             at, d_ap, farthest, label, own, labels_y, order, places, columns, BM, BN, how
         )
         there &= found >= 0
-        d_an = _distance(at + found, there, how)
+        d_an = distance_at(at + found, there, how)
         if third:
-            d_pn = _distance(among + positive * row_stride(columns) + found, there, how)
-            slope = weight * _slope(d_ap - tl.minimum(d_an, d_pn) + margin, smooth)
-            _add(to, found, -swap_share(d_an, d_pn, slope), there)
+            d_pn = distance_at(among + positive * row_stride(columns) + found, there, how)
+            slope = weight * slope_of(d_ap - tl.minimum(d_an, d_pn) + margin, smooth)
+            add_at(to, found, -swap_share(d_an, d_pn, slope), there)
         else:
-            slope = weight * _slope(d_ap - d_an + margin, smooth)
-            _add(to, found, -slope, there)
+            slope = weight * slope_of(d_ap - d_an + margin, smooth)
+            add_at(to, found, -slope, there)
         tl.store(to + positive, slope, mask=there)
 
 
@@ -323,18 +323,18 @@ def _third_of_all(
     table, header, grad, grad_stride, anchors = ends
     for c in range(0, columns, BN):
         column, negative = _columns(c, label, -1, labels_y, columns, BN)
-        d = _distance(at + column, negative, how)[None, :]
+        d = distance_at(at + column, negative, how)[None, :]
         total = tl.zeros((BM, BN), tl.float32)
         for first in range(begin, end, BM):
-            anchor, there = _partners(order, first, end, -1, BM)
+            anchor, there = partners(order, first, end, -1, BM)
             own = own_of(itself, anchor, there, how)
             there &= own != row
             of_anchor = distances + anchor[:, None] * stride
-            d_ap = _distance(of_anchor + row, there[:, None], how)
+            d_ap = distance_at(of_anchor + row, there[:, None], how)
             mask = there[:, None] & negative[None, :] & (own[:, None] != column[None, :])
-            d_an = _distance(of_anchor + column[None, :], mask, how)
+            d_an = distance_at(of_anchor + column[None, :], mask, how)
             weight = weights_of(table, header, grad, grad_stride, anchors, anchor, there, reduction)
-            slope = weight[:, None] * _slope(d_ap - tl.minimum(d_an, d) + margin, smooth)
+            slope = weight[:, None] * slope_of(d_ap - tl.minimum(d_an, d) + margin, smooth)
             total += tl.where(mask, swap_share(d, d_an, slope), 0.0)
         found = -tl.sum(total, 0)
         if adds:
@@ -358,26 +358,26 @@ def _third_of_semihard(
             column = c + tl.arange(0, BN)
             tl.store(to + column, tl.zeros((BN,), tl.float32), mask=column < columns)
     for first in range(begin, end, BM):
-        anchor, there = _partners(order, first, end, -1, BM)
+        anchor, there = partners(order, first, end, -1, BM)
         own = own_of(itself, anchor, there, how)
         there &= own != row
         of_anchor = distances + anchor * stride
-        d_ap = _distance(of_anchor + row, there, how)
+        d_ap = distance_at(of_anchor + row, there, how)
         near = tl.full((BM, BN), _NOTHING, tl.int64)
         far = tl.full((BM, BN), _NEVER, tl.int64)
         for c in range(0, columns, BN):
             column, negative = _columns(c, label, -1, labels_y, columns, BN)
             place = tl.load(places + column, mask=negative, other=0).to(tl.int64)[None, :]
             mask = there[:, None] & negative[None, :] & (own[:, None] != column[None, :])
-            d_an = _distance(of_anchor[:, None] + column[None, :], mask, how)
+            d_an = distance_at(of_anchor[:, None] + column[None, :], mask, how)
             far = tl.maximum(far, _farthest(d_an, place, mask))
             near = tl.minimum(near, _nearest(d_an, place, mask & (d_an > d_ap[:, None])))
         found = _mined(tl.min(near, 1), tl.max(far, 1), order_y)
         there &= found >= 0
-        d_an, d_pn = _distance(of_anchor + found, there, how), _distance(at + found, there, how)
+        d_an, d_pn = distance_at(of_anchor + found, there, how), distance_at(at + found, there, how)
         weight = weights_of(table, header, grad, grad_stride, anchors, anchor, there, reduction)
-        slope = weight * _slope(d_ap - tl.minimum(d_an, d_pn) + margin, smooth)
-        _add(to, found, -swap_share(d_pn, d_an, slope), there)
+        slope = weight * slope_of(d_ap - tl.minimum(d_an, d_pn) + margin, smooth)
+        add_at(to, found, -swap_share(d_pn, d_an, slope), there)
 
 
 @triton.jit(do_not_specialize=["stride", "top", "anchors", "columns"])

@@ -119,23 +119,25 @@ class TripletKind(Kind):
         sizes = 0, count, count, self.width, span, splits, count
         grid = blocks * splits, 1, 1
         distances = Launch(grid, (*sizes, self._among(pairs)), pairs.options)
-        launch = configurations.panel_launch("triplets")
-        every, smooth, _ = self._which()
-        others = (
-            self.anchors, count, float(self.spec.params[0]), every, smooth, self.spec.reduction,
-            launch.BM, launch.BN, self._tiling(launch),
-        )  # fmt: skip
-        weights = Launch((count, 1, 1), others, launch.options)
         near = configurations.panel_launch("panel_near")
         chunks = blocks_in(self.width, near.held(self.width))
         # Added to what pairs of anchors brought.
         added = 1, 0, count, count, self.width, span, splits, 0, count, self._among(near)
         return References(
             distances,
-            weights,
+            self._weights_of_references(),
             self._coefficients_of(0, count, count, self._among),
             Launch((blocks_in(count, near.BM), chunks, 1), added, near.options),
         )
+
+    def _weights_of_references(self) -> Launch:
+        launch = configurations.panel_launch("triplets")
+        every, smooth, _ = self._which()
+        others = (
+            self.anchors, self.columns, float(self.spec.params[0]), every, smooth,
+            self.spec.reduction, launch.BM, launch.BN, self._tiling(launch),
+        )  # fmt: skip
+        return Launch((self.columns, 1, 1), others, launch.options)
 
     def _among(self, launch: configurations.Launch) -> Tiling:
         """Of pairs of two references."""
@@ -159,6 +161,8 @@ class TripletStep(Step):
 
     made = TripletKind
     kind: TripletKind
+    # Of a panel's terms, of its weights, and of those of pairs of two references.
+    kernels: tuple[Any, Any, Any] = triplets_kernel, triplet_weights_kernel, third_weights_kernel
     # References, and with swap also anchors, class by class.
     orders: list[Tensor]
     # Distances among references, while they are that.
@@ -178,7 +182,9 @@ class TripletStep(Step):
             )  # fmt: skip
         super()._pack(launch, at)
 
-    def _measure(self, launch: Launcher, panel: Panel, pairs: tuple[Any, ...]) -> None:
+    def _measure(
+        self, launch: Launcher, at: list[Any], panel: Panel, pairs: tuple[Any, ...]
+    ) -> None:
         """Makes distances of products."""
         distances, _ = panel.sweeps[0]
         launch("distances", distances_kernel, distances, *pairs[:5], pairs[-1])
@@ -203,9 +209,17 @@ class TripletStep(Step):
     def _classes(self, launch: Launcher, at: list[Any]) -> tuple[Any, ...]:
         """What kernels read of classes."""
         rows = self.labels, self.ref_labels, self.itself
+        return (*self._runs(launch, at), *map(launch.pointer, rows))
+
+    def _runs(self, launch: Launcher, at: list[Any]) -> tuple[Any, ...]:
+        """The order of references, places in it, and where there the classes of anchors are."""
         runs, _ = self.kind.runs
-        point = launch.pointer
-        return (point(self.orders[0]), *[at[number] for number in runs], *map(point, rows))
+        return (launch.pointer(self.orders[0]), *[at[number] for number in runs])
+
+    def _classes_of_references(self, launch: Launcher, at: list[Any]) -> tuple[Any, ...]:
+        """What the kernel of pairs of two references reads of classes, after those of anchors."""
+        order, places, *_ = self._runs(launch, at)
+        return (order, places, *map(launch.pointer, (self.ref_labels, self.itself)))
 
     def _sweep(
         self,
@@ -216,11 +230,11 @@ class TripletStep(Step):
         ends: tuple[Any, Any, Any],
     ) -> None:
         assert self.panel is not None
-        self._measure(launch, panel, pairs)
+        self._measure(launch, at, panel, pairs)
         among = launch.pointer(self._measured_among(launch, at, self.panel))
         _, sums = panel.sweeps[0]
         classes = self._classes(launch, at)
-        launch("sums", triplets_kernel, sums, pairs[0], among, *classes, ends[0])
+        launch("sums", self.kernels[0], sums, pairs[0], among, *classes, ends[0])
 
     def backward(self, saved: Tensor, grad: Tensor) -> Gradients:
         kind, wanted = self.kind, self.kind.wanted(self.wanted)
@@ -248,11 +262,11 @@ class TripletStep(Step):
             kept, distances = self.kept, self.panel if self.kept else self._product(top)
             assert distances is not None
             if not kept:
-                self._measure(launch, panel, self._pairs(launch, at, distances))
+                self._measure(launch, at, panel, self._pairs(launch, at, distances))
             among = self._measured_among(launch, at, distances)
             classes, point = self._classes(launch, at), launch.pointer
             launch(
-                "weights", triplet_weights_kernel, panel.weights,
+                "weights", self.kernels[1], panel.weights,
                 point(distances), point(among), to[number], *classes, *ends,
             )  # fmt: skip
             if of_references and self.wanted[1]:
@@ -312,12 +326,11 @@ class TripletStep(Step):
         kind, point = self.kind, launch.pointer
         assert kind.references is not None
         number, _ = kind.pieces[self.wanted][1]
-        (places, *_), _ = kind.runs
         (_, begins, ends_of), _ = kind.runs_of_anchors
         launch(
-            "references", third_weights_kernel, kind.references.weights,
+            "references", self.kernels[2], kind.references.weights,
             *map(point, panels), to[number], point(self.orders[1]), at[begins], at[ends_of],
-            point(self.orders[0]), at[places], point(self.ref_labels), point(self.itself), *ends,
+            *self._classes_of_references(launch, at), *ends,
         )  # fmt: skip
 
     def _add_references(

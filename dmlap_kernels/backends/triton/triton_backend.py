@@ -174,7 +174,8 @@ def _plan(spec: PairSpec, problem: PairProblem) -> Plan | None:
 
 def _third_served(spec: PairSpec, problem: PairProblem) -> bool:
     """Whether distances among references, where they count, are one panel, as is all else then."""
-    if spec.loss not in ("triplet_all", "triplet_semihard") or not spec.params[2]:
+    mined = "triplet_all", "triplet_semihard", "triplet_distance_weighted"
+    if spec.loss not in mined or not spec.params[2]:
         return True
     return max(problem.x.shape[0], problem.num_refs) <= configurations.panel_height(
         problem.num_refs
@@ -189,6 +190,7 @@ def _in_pairs(spec: PairSpec, problem: PairProblem) -> bool:
 def step_of(plan: Plan, spec: PairSpec, problem: PairProblem) -> Any:
     from dmlap_kernels.backends.triton.angular_reference_steps import AngularReferenceStep
     from dmlap_kernels.backends.triton.angular_steps import AngularStep
+    from dmlap_kernels.backends.triton.drawn_steps import DrawnStep
     from dmlap_kernels.backends.triton.hard_swap_steps import HardSwapStep
     from dmlap_kernels.backends.triton.lifted_steps import LiftedStep
     from dmlap_kernels.backends.triton.n_pairs_steps import NPairsStep
@@ -206,6 +208,7 @@ def step_of(plan: Plan, spec: PairSpec, problem: PairProblem) -> Any:
         "lifted_structure_original": LiftedStep,
         "triplet_all": TripletStep,
         "triplet_semihard": TripletStep,
+        "triplet_distance_weighted": DrawnStep,
     }
     made = own.get(spec.loss, Step)
     return made(plan, spec, problem)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import triton
 import triton.language as tl
 
 from dmlap_kernels.backends.triton.coefficients import coefficient_of
+from dmlap_kernels.backends.triton.draws import (
+    log_weight,
+    mixed_words,
+    squares_drawn,
+    uniform,
+)
 from dmlap_kernels.backends.triton.keys import ordered
 from dmlap_kernels.backends.triton.policies import sigmoid, softplus
 from dmlap_kernels.backends.triton.positives import (
@@ -83,55 +87,14 @@ def semihard(pairs, window, span, how: tl.constexpr):
         tl.atomic_max(window.fallback + anchors, far, mask=anchor_in)
 
 
-class Density(NamedTuple):
-    """One over the density of distances between unit rows: the squared distance that counts at
-    least, that from which on nothing is drawn, and two exponents."""
-
-    low: float
-    high: float
-    closeness: float
-    farness: float
-
-    @staticmethod
-    def of(cutoff: float, beyond: float, features: int) -> Density:
-        return Density(cutoff**2, beyond**2, (2 - features) / 2, (3 - features) / 2)
-
-
-def mixed(seed: int) -> int:
-    """`_mixed` of a number on the host, as int64."""
-    mask = (1 << 64) - 1
-    z = (seed + 0x9E3779B97F4A7C15) & mask
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
-    z ^= z >> 31
-    return z - (1 << 64) if z >> 63 else z
-
-
-@triton.jit
-def _mixed(z):
-    """The finaliser of splitmix64; int64 that wraps around stands for uint64."""
-    z = z - 7046029254386353131
-    z = (z ^ ((z >> 30) & 0x3FFFFFFFF)) * -4658895280553007687
-    z = (z ^ ((z >> 27) & 0x1FFFFFFFFF)) * -7723592293110705685
-    return z ^ ((z >> 31) & 0x1FFFFFFFF)
-
-
 @triton.jit
 def _log_weights(pairs, window, own, anchors, anchor_in, columns, density, how: tl.constexpr):
     """log of one over the density of a tile's distances, float64; -inf where it is 0."""
     column_in = columns < columns_of(pairs)
-    squared = distances(pairs, anchors, columns, how).to(tl.float64)
-    possible = negatives_of(pairs, window, own, anchors, anchor_in, columns, column_in, how)
-    if how.distance == "euclidean":
-        squared = squared * squared
-    elif how.distance == "cosine":
-        squared = tl.maximum(2 * squared, 0.0)
-    clipped = tl.where(squared > density.low, squared, density.low)
-    rest = 1 - clipped / 4
-    possible = possible & (squared < density.high) & (rest > 0) & (clipped > 0)
-    weight = density.closeness * tl.log(tl.where(possible, clipped, 1.0))
-    weight += density.farness * tl.log(tl.where(possible, rest, 1.0))
-    return tl.where(possible, weight, float("-inf"))
+    d = distances(pairs, anchors, columns, how)
+    negative = negatives_of(pairs, window, own, anchors, anchor_in, columns, column_in, how)
+    squared, possible = squares_drawn(d, negative, density, how)
+    return log_weight(squared, possible, density)
 
 
 @triton.jit(do_not_specialize=["seed"])
@@ -147,7 +110,7 @@ def draw(pairs, window, order, seed, density, how: tl.constexpr):
     most = tl.max(count, 0)
     if most > 0:
         own = tl.load(window.x_class + anchors, mask=anchor_in, other=-2)
-        numbers = _mixed(tl.load(order + anchors, mask=anchor_in, other=0) ^ seed)
+        numbers = mixed_words(tl.load(order + anchors, mask=anchor_in, other=0) ^ seed)
         top = tl.full((how.BM,), float("-inf"), tl.float64)
         total = tl.zeros((how.BM,), tl.float64)
         for c in range(0, columns_of(pairs), how.BN):
@@ -170,8 +133,7 @@ def draw(pairs, window, order, seed, density, how: tl.constexpr):
             final = tl.maximum(final, tl.max(possible, 1))
             for k in range(0, most):
                 there = k < count
-                word = _mixed(numbers ^ (window.base + k))
-                number = ((word >> 11) & 0x1FFFFFFFFFFFFF).to(tl.float64) * 1.1102230246251565e-16
+                number = uniform(numbers, window.base + k)
                 passed = (share > 0) & (sums > (number * total)[:, None])
                 found = tl.min(tl.where(passed, columns[None, :], NOTHING), 1)
                 at = anchors * window.size + k

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dmlap_kernels.backends.device.packing import Sides
 from dmlap_kernels.backends.device.sweeps import Both, Triplets
-from dmlap_kernels.backends.triton import window_mining
+from dmlap_kernels.backends.triton import draws, window_mining
 from dmlap_kernels.backends.triton.configurations import (
     POSITIVES,
     Launch,
@@ -185,8 +185,8 @@ class _Call:
             self.pairs,
             window,
             sides.numbers,
-            window_mining.mixed(triplets.seed),
-            window_mining.Density.of(triplets.cutoff, triplets.beyond, sides.features),
+            draws.mixed(triplets.seed),
+            draws.Density.of(triplets.cutoff, triplets.beyond, sides.features),
             how,
             **launch.options,
         )

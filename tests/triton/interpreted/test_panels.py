@@ -49,6 +49,7 @@ BY_PANELS = (
     "soft_triple",
     "triplet_all",
     "triplet_semihard",
+    "triplet_distance_weighted",
 )
 EACH = pytest.mark.parametrize("loss", BY_PANELS)
 CASES = [case for loss in BY_PANELS for case in selection(loss)]
@@ -125,7 +126,7 @@ def test_many_tiles(case: Case, backend: str) -> None:
     compare(case.loss, make_problem(case), backend)
 
 
-TRIPLETS = ("triplet_all", "triplet_semihard")
+TRIPLETS = ("triplet_all", "triplet_semihard", "triplet_distance_weighted")
 SWAPPED = [
     replace(usual(loss, rows=29, features=19, refs=refs, distance=distance), options=options)
     for loss in TRIPLETS
@@ -164,7 +165,7 @@ def triplet_sides(refs: str) -> tuple[list[Tensor], list[Any]]:
     return [x, y], [labels, ref_labels, itself]
 
 
-@pytest.mark.parametrize("mining", ["all", "semihard", "hard"])
+@pytest.mark.parametrize("mining", ["all", "semihard", "hard", "distance_weighted"])
 @pytest.mark.parametrize("refs", ["self", "named"])
 @pytest.mark.parametrize(
     ("distance", "smooth", "swap", "panels"),
@@ -191,6 +192,7 @@ def test_triplets_of_classes_of_many_sizes(
     sides, (labels, ref_labels, itself) = triplet_sides(refs)
     how: dict[str, Any] = {"smooth": smooth, "distance": distance, "mining": mining, "swap": swap}
     how["reduction"] = "none" if smooth else "mean_nonzero"
+    how |= {"seed": 2**40 + 5} if mining == "distance_weighted" else {}
 
     def loss(x: Tensor, *rest: Any) -> Tensor:
         *y, name = rest
@@ -201,6 +203,31 @@ def test_triplets_of_classes_of_many_sizes(
 
     assert_like_the_torch_backend(loss, sides, backend)
     assert steps_made
+
+
+@pytest.mark.parametrize(("cutoff", "beyond"), [(0.0, 0.55), (0.5, 1.4)])
+def test_draws_from_many_references(cutoff: float, beyond: float, backend: str) -> None:
+    """More groups of them than are looked through at once; some anchors have nothing to draw from,
+    others more positives than are taken at once."""
+    generator = torch.Generator().manual_seed(11)
+    x, y = (torch.randn(rows, 12, generator=generator) for rows in (7, 1100))
+    labels, ref_labels = torch.tensor([0, 1, 1, 2, 3, 0, 9]), torch.arange(1100) % 150 + 10
+    for label, positives in ((0, 3), (1, 9), (2, 1), (3, 6)):
+        ref_labels[label::100][:positives] = label
+    y[4] = x[1] + 0.02
+    how = {"cutoff": cutoff, "nonzero_loss_cutoff": beyond, "seed": 5, "reduction": "mean"}
+
+    def loss(rows: Tensor, others: Tensor, name: str) -> Tensor:
+        return fused_triplet_loss(
+            rows, labels, others, ref_labels, mining="distance_weighted", backend=name, **how
+        )
+
+    assert_like_the_torch_backend(loss, [x, y], backend)
+    params = 0.2, 0.0, 0.0, cutoff, beyond, 5.0
+    spec = PairSpec("triplet_distance_weighted", params, normalize=True)
+    terms = saved_table(spec, PairProblem(x, labels, y, ref_labels))[1].tolist()
+    drawn = [3.0, 9.0, 9.0, 1.0, 6.0, 3.0, 0.0]
+    assert terms[1] == 9.0 and (terms == drawn) == (beyond > 1)
 
 
 @pytest.mark.parametrize("distance", LOSSES["triplet_hard"].distances)
@@ -310,7 +337,7 @@ def test_self_index(case: Case, labels_agree: bool, backend: str) -> None:
 @pytest.mark.parametrize(
     "loss",
     [
-        *TRIPLETS,
+        *TRIPLETS[:2],
         "triplet_hard",
         "margin",
         "lifted_structure",
