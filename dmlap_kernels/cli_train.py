@@ -16,6 +16,7 @@ from dmlap_kernels.trainer.class_mining import SEARCHES
 from dmlap_kernels.trainer.config import (
     CLASS_CHOICES,
     METHODS,
+    PROXIMAL_FORMS,
     REPRESENTATIVE_CHOICES,
 )
 from dmlap_kernels.trainer.config_files import CONFIGS
@@ -130,6 +131,14 @@ DMLAP = (
         float,
         "FACTOR",
         "what it is multiplied by with each projection after the second",
+    ),
+    Option(
+        "--proximal-form",
+        "proximal_form",
+        str,
+        None,
+        "in the gradient, or back after the step, whatever the optimizer makes of gradients",
+        PROXIMAL_FORMS,
     ),
     Option(
         "--in-batch-weight", "in_batch_weight", float, "W", "weight of the ordinary in-batch loss"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from benchmarks.evidence.settings import Run
+from dmlap_kernels.trainer.config import PROXIMAL_FORMS
 
 SEEDS = (1, 2, 3, 4, 5)
 SEARCH_SEED = 0  # never among those of the final runs
@@ -49,6 +51,7 @@ _COMMON: dict[str, Draw] = {
     "freeze_batch_norm": _among(True, False),
 }
 _DMLAP: dict[str, Draw] = {
+    "proximal_form": _among("gradient", "decoupled"),
     "proximal_weight": _between(1e-2, 10.0),
     "projection_steps": _among(25, 50, 100, 250, 500),
     "in_batch_weight": _among(0.3, 1.0, 3.0),
@@ -119,12 +122,13 @@ def lambda_runs(chosen: list[dict[str, Any]]) -> Iterator[Run]:
         loss, batch, method, number = parts(entry)
         if method != "dmlap":
             continue
-        for weight in LAMBDAS:
-            for fold in FOLDS:
-                config = {**own(entry["config"]), "proximal_weight": weight}
-                config |= {"seed": SEARCH_SEED, "validation_fold": fold}
-                end = f"trial={number} lambda={weight:g} fold={fold}"
-                yield _named(loss, batch, method, config, end)
+        for fold, form, weight in itertools.product(FOLDS, PROXIMAL_FORMS, LAMBDAS):
+            if not weight and form != PROXIMAL_FORMS[0]:
+                continue  # No term has one form.
+            config = {**own(entry["config"]), "proximal_form": form, "proximal_weight": weight}
+            config |= {"seed": SEARCH_SEED, "validation_fold": fold}
+            end = f"trial={number} {form} lambda={weight:g} fold={fold}"
+            yield _named(loss, batch, method, config, end)
 
 
 def parts(entry: dict[str, Any]) -> tuple[str, str, str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from benchmarks.evidence.table import markdown_table, shown, values
 from benchmarks.photographs.choice import chosen, equal_effort
 from benchmarks.photographs.settings import KEPT_TRIALS, METHODS, TRIALS, own, parts
 from dmlap_kernels.report.comparison import mean_interval
+from dmlap_kernels.trainer.config import PROXIMAL_FORMS
 
 Entries = list[dict[str, Any]]
 METRICS = ("recall@1", "map@r")
@@ -111,17 +113,25 @@ def _curve(curve: Entries) -> str:
     weights = sorted({entry["config"]["proximal_weight"] for entry in curve})
     rows = []
     for (loss, _), entries in _groups(curve).items():
-        for metric in METRICS:
+        for form, metric in itertools.product(PROXIMAL_FORMS, METRICS):
             cells = []
             for weight in weights:
-                own_entries = [e for e in entries if e["config"]["proximal_weight"] == weight]
-                cells.append(f"{_mean(own_entries, metric):.4f}" if own_entries else "–")
-            rows.append((loss, metric, *cells))
+                made = [e for e in entries if _tied(e, form, weight)]
+                cells.append(f"{_mean(made, metric):.4f}" if made else "–")
+            rows.append((loss, form, metric, *cells))
+    folds = sorted({entry["config"]["validation_fold"] for entry in curve})
+    header = ("loss and batch", "form", "metric", *(f"{w:g}" for w in weights))
     return (
-        "## Lambda\n\nWhat was chosen for `dmlap` with other lambdas: means of the four folds "
-        "of the training classes.\n\n"
-        + markdown_table(("loss and batch", "metric", *(f"{w:g}" for w in weights)), rows)
+        f"## Lambda\n\nWhat was chosen for `dmlap` with other lambdas, in either form: means of "
+        f"{len(folds)} folds of the training classes. Lambda 0 has no form.\n\n"
+        + markdown_table(header, rows)
     )
+
+
+def _tied(entry: dict[str, Any], form: str, weight: float) -> bool:
+    config = entry["config"]
+    same = config["proximal_form"] == form or not weight
+    return config["proximal_weight"] == weight and same
 
 
 def _mean(entries: Iterable[dict[str, Any]], metric: str) -> float:

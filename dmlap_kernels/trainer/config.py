@@ -36,6 +36,7 @@ _FLAGS = (
 )
 
 METHODS = ("dmlap", "plain")
+PROXIMAL_FORMS = ("gradient", "decoupled")
 CLASS_CHOICES = ("uniform", "hard")
 REPRESENTATIVE_CHOICES = ("random", *CHOICES)
 
@@ -46,6 +47,7 @@ DMLAP_FIELDS = (
     "monitor_every",
     "proximal_weight",
     "proximal_decay",
+    "proximal_form",
     "in_batch_weight",
     "between_weight",
     "representatives",
@@ -133,6 +135,9 @@ class TrainConfig:
         monitor_every: steps between these evaluations.
         proximal_weight: lambda of the second projection; it is 0 in the first.
         proximal_decay: what lambda is multiplied by with each further projection, 0 to 1.
+        proximal_form: ``"gradient"`` adds lambda's term to the gradient, which adaptive optimizers
+            scale with all others; ``"decoupled"`` moves the weights back after the step, by about
+            lambda of the way that a projection of L batches has made (`Projection`).
         in_batch_weight: weight of the ordinary in-batch loss beside the constraints between
             representatives and samples.
         between_weight: weight of the loss over the pairs of representatives.
@@ -191,6 +196,7 @@ class TrainConfig:
     monitor_every: int = 20
     proximal_weight: float = defaults.PROXIMAL_WEIGHT
     proximal_decay: float = defaults.PROXIMAL_DECAY
+    proximal_form: str = defaults.PROXIMAL_FORM
     in_batch_weight: float = defaults.IN_BATCH_WEIGHT
     between_weight: float = defaults.BETWEEN_WEIGHT
     representatives: str = defaults.SIDE
@@ -220,6 +226,7 @@ class TrainConfig:
         checks.choice("classes", self.classes, CLASS_CHOICES)
         checks.choice("representatives", self.representatives, SIDES)
         checks.choice("representative_choice", self.representative_choice, REPRESENTATIVE_CHOICES)
+        checks.choice("proximal_form", self.proximal_form, PROXIMAL_FORMS)
         checks.choice("hard_search", self.hard_search, SEARCHES)
         checks.choice("optimizer", self.optimizer, tuple(OPTIMIZERS))
         checks.choice("schedule", self.schedule, tuple(SCHEDULES))

@@ -245,7 +245,12 @@ class Trainer:
         parameters = parts.learned(self.encoder)
         self._sum_gradients = GradientSum(self.ranks, [*parameters, *parts.learned(self.objective)])
         self.rates = LearningRates(self.optimizer, schedule or config.schedule, config.steps)
-        self.projection = Projection(parameters, config.proximal_weight, config.proximal_decay)
+        self.projection = Projection(
+            parameters,
+            config.proximal_weight,
+            config.proximal_decay,
+            config.projection_steps if config.proximal_form == "decoupled" else None,
+        )
         # The caller of the trainer's method is told.
         parts.warn_of_evaluation_mode(self.encoder, stacklevel=4)
 
@@ -332,6 +337,7 @@ class Trainer:
         self.projection.step()
         rate = self.rates.set(self.step)
         self.precision.step(self.optimizer)
+        self.projection.pull(self.rates.share)
         self._same_buffers()
         self.step += 1
         if self.log.full or self._logs_now:

@@ -141,6 +141,9 @@ class LearningRates:
         optimizer: with its groups as they were made.
         schedule: a name in `SCHEDULES`, or a function.
         total: steps of the run.
+
+    Attributes:
+        share: the rate that `set` has set last, over its peak, 1 at most.
     """
 
     def __init__(
@@ -156,6 +159,7 @@ class LearningRates:
                 f"scale the others, got {rates}"
             )
         self._first = first
+        self.share = 1.0
 
     def set(self, step: int) -> float:
         """Set the rates of ``step``; that of the first group without its factor."""
@@ -175,7 +179,9 @@ class LearningRates:
                 group["lr"].fill_(value)
             else:
                 group["lr"] = value
-        return found[0] if found else 0.0
+        rate = found[0] if found else 0.0
+        self.share = min(1.0, rate / self._first) if self._first else 1.0
+        return rate
 
 
 def checked_rate(schedule: Schedule, step: int) -> float:

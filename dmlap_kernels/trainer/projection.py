@@ -25,12 +25,19 @@ class Projection:
             loss(model(batch.images), batch.labels).backward()
             projection.step()
             optimizer.step()
+            projection.pull()  # what the decoupled form does instead
+
+    Adaptive optimizers scale that gradient with all others, so what a lambda does depends on the
+    size of the gradients. Decoupled, as AdamW decays weights, it does not: `pull` after
+    ``optimizer.step()`` moves the weights back towards where they were, by ``weight / over`` of the
+    way each step; over a projection of ``over`` steps, by about ``weight`` of the way.
 
     Args:
         parameters: the weights; those that need no gradient are left out.
         weight: lambda, at least 0. Its default and that of the first projection follow the authors'
             later public code (arXiv 2209.09060).
         decay: what the weight is multiplied by with each projection after the second, 0 to 1.
+        over: steps of a projection, for the decoupled form; None: the term is in the gradient.
 
     Attributes:
         index: number of the projection, 0 for the first.
@@ -42,6 +49,7 @@ class Projection:
         parameters: Iterable[Tensor],
         weight: float = defaults.PROXIMAL_WEIGHT,
         decay: float = defaults.PROXIMAL_DECAY,
+        over: int | None = None,
     ) -> None:
         if not 0 <= weight < float("inf"):
             raise ValueError(f"weight must be finite and at least 0, got {weight!r}")
@@ -50,6 +58,7 @@ class Projection:
         self.parameters = [p for p in parameters if p.requires_grad]
         self.weight = weight
         self.decay = decay
+        self.over = over
         self.index = 0
         self.centers: list[Tensor] = []
 
@@ -62,7 +71,7 @@ class Projection:
     def step(self) -> None:
         """Add ``present_weight * (theta - theta_(k-1))`` to the gradients."""
         weight = self.present_weight
-        if not weight:
+        if not weight or self.over is not None:
             return
         pairs = [
             (p.grad, p, center)
@@ -73,6 +82,19 @@ class Projection:
             gradients, parameters, centers = (list(side) for side in zip(*pairs, strict=True))
             moved = torch._foreach_sub(parameters, centers)
             torch._foreach_add_(gradients, moved, alpha=weight)
+
+    @torch.no_grad()
+    def pull(self, share: float = 1.0) -> None:
+        """Move the weights ``share * present_weight / over`` of the way back to the centers.
+
+        Args:
+            share: of the learning rate's peak that this step had.
+        """
+        if self.over is None or not self.centers:
+            return
+        part = min(1.0, share * self.present_weight / self.over)
+        if part:
+            torch._foreach_lerp_(self.parameters, self.centers, part)
 
     @torch.no_grad()
     def end_projection(self) -> None:

@@ -77,6 +77,7 @@ def test_the_proximal_term_is_in_the_gradient_of_a_step() -> None:
     """The same step with and without lambda: the gradients differ by lambda x difference."""
     gradients, moved = {}, None
     for weight in (0.0, 0.01):
+        torch.manual_seed(0)  # of the encoder's weights
         trainer = Trainer(quick_config(proximal_weight=0.0), tiny_data(), encoder=TinyEncoder())
         for _ in range(8):
             trainer.train_step()
@@ -89,6 +90,26 @@ def test_the_proximal_term_is_in_the_gradient_of_a_step() -> None:
     assert max(m.abs().max() for m in moved) > 1e-4
     for without, with_term, m in zip(gradients[0.0], gradients[0.01], moved, strict=True):
         torch.testing.assert_close(with_term - without, 0.01 * m, rtol=1e-3, atol=1e-7)
+
+
+def test_the_decoupled_term_moves_weights_by_the_share_of_the_rate() -> None:
+    """The same step with and without lambda, whatever the optimizer makes of gradients."""
+    after = {}
+    for weight in (0.0, 0.5):
+        torch.manual_seed(0)
+        config = quick_config(proximal_weight=0.0, proximal_form="decoupled")
+        trainer = Trainer(config, tiny_data(), encoder=TinyEncoder())
+        for _ in range(8):
+            trainer.train_step()
+        trainer.projection.weight = weight
+        trainer.train_step()
+        after[weight] = [p.detach().clone() for p in trainer.encoder.parameters()]
+    share = trainer.optimizer.param_groups[0]["lr"] / config.learning_rate
+    part = share * 0.5 / config.projection_steps
+    assert 0 < part < 1
+    for free, tied, center in zip(after[0.0], after[0.5], trainer.projection.centers, strict=True):
+        assert (free - center).abs().max() > 1e-5
+        torch.testing.assert_close(tied, free + part * (center - free))
 
 
 @pytest.mark.parametrize("choice", ["k_center", "medoid"])

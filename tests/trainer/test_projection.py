@@ -99,3 +99,36 @@ def test_bad_decay_is_named(decay: float) -> None:
 def test_bad_weight_is_named(weight: float) -> None:
     with pytest.raises(ValueError, match="weight must be finite and at least 0"):
         Projection(_model().parameters(), weight=weight)
+
+
+def test_decoupled_moves_weights_back_by_a_share_of_the_way() -> None:
+    model = _model()
+    projection = Projection(model.parameters(), weight=0.5, decay=0.5, over=10)
+    projection.pull()  # nothing to be tied to yet
+    for weight in (0.5, 0.25):
+        centers = [p.detach().clone() for p in model.parameters()]
+        projection.end_projection()
+        with torch.no_grad():
+            for p in model.parameters():
+                p += torch.randn_like(p)
+        moved = [(p - c).detach() for p, c in zip(model.parameters(), centers, strict=True)]
+        gradients = _set_gradients(model)
+        projection.step()  # the gradient stays as it is
+        assert all(
+            torch.equal(p.grad, g) for p, g in zip(model.parameters(), gradients, strict=True)
+        )
+        projection.pull(0.6)
+        for p, center, way in zip(model.parameters(), centers, moved, strict=True):
+            torch.testing.assert_close(p.detach(), center + (1 - 0.6 * weight / 10) * way)
+
+
+def test_in_the_gradient_nothing_is_moved() -> None:
+    model = _model()
+    projection = Projection(model.parameters(), weight=0.5)
+    projection.end_projection()
+    with torch.no_grad():
+        for p in model.parameters():
+            p += 1
+    before = [p.detach().clone() for p in model.parameters()]
+    projection.pull()
+    assert all(map(torch.equal, before, (p.detach() for p in model.parameters())))
