@@ -85,6 +85,8 @@ WEIGHTED = {"margin": 0.2, "cutoff": 0.5, "nonzero_loss_cutoff": 1.4}
 MULTI = {"alpha": 2.0, "beta": 50.0, "base": 0.5}
 # From B^3 > 2^31 on, triplets are listed anchor by anchor; smaller batches say nothing about it.
 ONE_BY_ONE = (1, 4)
+# Those of 2010.04592.
+HARD = {"temperature": 0.5, "hardness": 1.0}
 LIFTED = {"pos_margin": 0.0, "neg_margin": 1.0}
 # All candidates compute on the rows as they are, and reduce by the mean of all terms.
 RAW = {"normalize": False, "reduction": "mean"}
@@ -93,6 +95,13 @@ RAW = {"normalize": False, "reduction": "mean"}
 LOSSES: dict[str, Loss] = {
     "triplet-hard": Loss(
         "fused_triplet_loss", eager.triplet_hard, peers.triplet_hard, TRIPLET, compiled=True),
+    "triplet-easy-positive": Loss(
+        "fused_triplet_loss", eager.triplet_easy_positive, peers.triplet_easy_positive, TRIPLET,
+        {"mining": "easy_positive"}),
+    "triplet-easy-positive-semihard": Loss(
+        "fused_triplet_loss", eager.triplet_easy_positive_semihard,
+        peers.triplet_easy_positive_semihard, TRIPLET, {"mining": "easy_positive_semihard"},
+        tolerance=0.05),
     "triplet-semihard": Loss(
         "fused_triplet_loss", eager.triplet_semihard, peers.triplet_semihard, TRIPLET,
         {"mining": "semihard"}, tolerance=0.05),
@@ -129,9 +138,13 @@ LOSSES: dict[str, Loss] = {
     "n-pairs": Loss("fused_n_pairs_loss", eager.n_pairs, peers.n_pairs, own=RAW),
     "nt-xent": Loss(
         "fused_nt_xent_loss", eager.nt_xent, peers.nt_xent, {"temperature": 0.07}),
+    "nt-xent-hardness": Loss(
+        "fused_nt_xent_loss", eager.nt_xent_hardness, peers.none, HARD),
     "sup-con": Loss(
         "fused_sup_con_loss", eager.sup_con, peers.sup_con, {"temperature": 0.1},
         {"reduction": "mean"}, compiled=True),
+    "sup-con-hardness": Loss(
+        "fused_sup_con_loss", eager.sup_con_hardness, peers.none, HARD, {"reduction": "mean"}),
     "angular": Loss("fused_angular_loss", eager.angular, peers.angular, {"alpha": 40.0}),
     "circle": Loss(
         "fused_circle_loss", eager.circle, peers.circle, {"m": 0.4, "gamma": 80.0},

@@ -79,6 +79,22 @@ def triplet_hard(x: Tensor, labels: Tensor, *, margin: float) -> Tensor:
     return (farthest - closest + margin).relu().mean()
 
 
+def triplet_easy_positive(x: Tensor, labels: Tensor, *, margin: float) -> Tensor:
+    d = torch.cdist(x, x)
+    positive, negative = masks(labels)
+    closest = [d.masked_fill(~some, torch.inf).amin(1) for some in (positive, negative)]
+    return (closest[0] - closest[1] + margin).relu().mean()
+
+
+def triplet_easy_positive_semihard(x: Tensor, labels: Tensor, *, margin: float) -> Tensor:
+    """The closest positive with the closest negative beyond it, where there is one."""
+    d = torch.cdist(x, x)
+    positive, negative = masks(labels)
+    closest = d.masked_fill(~positive, torch.inf).amin(1)
+    beyond = d.masked_fill(~negative | (d <= closest[:, None]), torch.inf).amin(1)
+    return (closest - beyond + margin).relu().sum() / beyond.isfinite().sum()
+
+
 def triplet_semihard(x: Tensor, labels: Tensor, *, margin: float) -> Tensor:
     """Each positive pair with the closest negative beyond it, found in sorted rows."""
     d = torch.cdist(x, x)
@@ -198,6 +214,19 @@ def nt_xent(x: Tensor, labels: Tensor, *, temperature: float) -> Tensor:
     return F.softplus(against[:, None] - logits)[positive].mean()
 
 
+def of_hard_negatives(logits: Tensor, negative: Tensor, hardness: float) -> Tensor:
+    """Log-sums of negatives that count e^(hardness logit) times, over the mean of that."""
+    weights = log_sum_exp(hardness * logits, negative) - negative.sum(1).log()
+    return log_sum_exp((1 + hardness) * logits, negative) - weights
+
+
+def nt_xent_hardness(x: Tensor, labels: Tensor, *, temperature: float, hardness: float) -> Tensor:
+    logits = similarities(x, x) / temperature
+    positive, negative = masks(labels)
+    against = of_hard_negatives(logits, negative, hardness)
+    return F.softplus(against[:, None] - logits)[positive].mean()
+
+
 def info_nce(
     x: Tensor, labels: Tensor, y: Tensor, y_labels: Tensor, *, temperature: float
 ) -> Tensor:
@@ -218,6 +247,14 @@ def sup_con(x: Tensor, labels: Tensor, *, temperature: float) -> Tensor:
     logits = similarities(x, x) / temperature
     positive, negative = masks(labels)
     log_prob = logits - log_sum_exp(logits, positive | negative)[:, None]
+    return -((log_prob * positive).sum(1) / positive.sum(1)).mean()
+
+
+def sup_con_hardness(x: Tensor, labels: Tensor, *, temperature: float, hardness: float) -> Tensor:
+    logits = similarities(x, x) / temperature
+    positive, negative = masks(labels)
+    against = of_hard_negatives(logits, negative, hardness)
+    log_prob = logits - torch.logaddexp(log_sum_exp(logits, positive), against)[:, None]
     return -((log_prob * positive).sum(1) / positive.sum(1)).mean()
 
 

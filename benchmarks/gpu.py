@@ -47,7 +47,7 @@ from dmlap_kernels import info
 from dmlap_kernels.backends import orders, selfcheck
 from dmlap_kernels.backends.device.families import FAMILIES
 from dmlap_kernels.backends.precision import matmul_precision as precision_now
-from dmlap_kernels.backends.registry import backends
+from dmlap_kernels.backends.registry import backends, why_not
 from dmlap_kernels.calibration import spec_of
 
 ROWS = LOSSES | PAIRED
@@ -169,28 +169,30 @@ def measurements(
     *,
     compile_all: bool = False,
 ) -> Iterator[Result]:
-    """Shape by shape and op by op, so that what was begun is finished when time runs out."""
+    """Shape by shape and op by op, so that what was begun is finished when time runs out;
+    torch.compile after all ops, as it takes the time of many."""
     precisions = sorted({_precision(op) for op in ops})
+    turns = [(op, name) for op in ops for name in (*device.ours, *PLAIN) if name != "compile"]
+    turns += [(op, "compile") for op in ops]
     ranked: Ranked = {}
     for shape in shapes:
         sizes = dict(zip(("rows", "features"), shape, strict=True))
         if device.clock() < until:
             for precision in precisions:
                 yield sizes | product(device, *shape, precision)
-        for op in ops:
-            for candidate in (*device.ours, *PLAIN):
-                about = {"op": op, "candidate": candidate, "precision": _precision(op)} | sizes
-                if reason := absent(device, op, candidate, shape, compile_all):
-                    yield about | {"absent": reason}
-                    continue
-                if device.clock() > until:
-                    yield about | {"absent": NO_TIME}
-                    continue
-                if words := foretold(op, candidate, shape, ranked, until - device.clock()):
-                    yield about | words
-                    continue
-                for found in tried(device, op, candidate, shape, ranked):
-                    yield about | found
+        for op, candidate in turns:
+            about = {"op": op, "candidate": candidate, "precision": _precision(op)} | sizes
+            if reason := absent(device, op, candidate, shape, compile_all):
+                yield about | {"absent": reason}
+                continue
+            if device.clock() > until:
+                yield about | {"absent": NO_TIME}
+                continue
+            if words := foretold(op, candidate, shape, ranked, until - device.clock()):
+                yield about | words
+                continue
+            for found in tried(device, op, candidate, shape, ranked):
+                yield about | found
 
 
 def tried(
@@ -243,7 +245,8 @@ def absent(device: Device, op: str, candidate: str, shape: Shape, compile_all: b
             return "compiled with --compile-all only"
     if candidate not in backends():
         return None
-    if reason := backends()[candidate].unavailable():
+    call = spec_of(loss_of(op)), device.type, torch.float32
+    if reason := why_not(backends()[candidate], *call):
         return reason
     return unproved(device.type, op, candidate)
 

@@ -25,14 +25,6 @@ from dmlap_kernels.backends import orders
 from dmlap_kernels.backends.ranking import Shape, Times, entries
 from dmlap_kernels.backends.registry import NAMES
 
-# Options of another loss, which have no op of their own: `auto` goes by the rule for them.
-NOT_MEASURED = frozenset(
-    (
-        *("nt_xent_hardness", "sup_con_hardness"),
-        *("triplet_easy_positive", "triplet_easy_positive_semihard"),
-    )
-)
-
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])

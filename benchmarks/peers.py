@@ -70,6 +70,21 @@ def triplet_hard(batch: Batch, *, margin: float) -> Loss:
     return _with_miner(loss, _pml().miners.BatchHardMiner(distance=loss.distance))
 
 
+def triplet_easy_positive(batch: Batch, *, margin: float) -> Loss:
+    return _easy_positive("hard", margin)
+
+
+def triplet_easy_positive_semihard(batch: Batch, *, margin: float) -> Loss:
+    return _easy_positive("semihard", margin)
+
+
+def _easy_positive(negatives: str, margin: float) -> Loss:
+    loss = _mean("TripletMarginLoss", euclidean=True, margin=margin)
+    strategies = {"pos_strategy": "easy", "neg_strategy": negatives}
+    miner = _pml().miners.BatchEasyHardMiner(**strategies, distance=loss.distance)
+    return _with_miner(loss, miner)
+
+
 def triplet_semihard(batch: Batch, *, margin: float) -> Loss:
     try:
         from sentence_transformers.sentence_transformer.losses import BatchSemiHardTripletLoss

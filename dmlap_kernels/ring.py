@@ -30,6 +30,7 @@ from dmlap_kernels.ring_triplets import Hard
 LOSSES = (
     *("contrastive", "margin", "siglip", "multi_similarity", "lifted_structure", "nt_xent"),
     *("sup_con", "circle", "proxy_anchor", "lifted_structure_original", "n_pairs"),
+    *("nt_xent_hardness", "sup_con_hardness"),
     *("triplet_hard", "triplet_semihard", "triplet_all", "triplet_distance_weighted", "angular"),
 )
 _FAMILIES: dict[str, Family] = {**families.FAMILIES, "triplet_hard": Hard()}
@@ -147,6 +148,7 @@ class _RingLoss:
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         problem, sides, nonfinite = self.problem, self.call.sides, self.nonfinite
         self.sweeps.refs_wanted = refs_wanted or problem.y is None
+        self.sweeps.at_references = None
         weights = self.weights * (grad if grad.ndim == 0 else grad[sides.order_x])
         found = self.family.backward(self.call, self.kept, weights.to(compute_dtype(grad.dtype)))
         assert found.x is not None

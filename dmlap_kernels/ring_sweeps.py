@@ -92,7 +92,7 @@ class RingSweeps:
     own block, of which the anchors count. Exchanged sides stand for the own references against the
     anchors of all ranks, which then go round.
 
-    Gradients at the references are not returned but kept in ``at_references`` (E, D), those of
+    Gradients at the references are not returned but added up in ``at_references`` (E, D), those of
     the rows of this rank.
     """
 
@@ -198,7 +198,8 @@ class RingSweeps:
             total.append(total.pop() + gx if total else gx)
             return None if gy is None else unpacked(one, gy, block, True, gy.new_zeros(()))
 
-        self.at_references = self.ring.turn(visit, carry=self.refs_wanted)
+        found, before = self.ring.turn(visit, carry=self.refs_wanted), self.at_references
+        self.at_references = found if found is None or before is None else before + found
         return total[0], None
 
     def triplet_sums(self, sides: Sides, triplets: Triplets) -> Tensor:

@@ -37,7 +37,7 @@ from dmlap_kernels.losses import (
 from dmlap_kernels.memory import CrossBatchMemory
 from dmlap_kernels.ring_sweeps import Ring
 from tests.distributed import processes
-from tests.losses.losses_table import LOSSES
+from tests.losses.losses_table import LOSSES, Row
 
 SIZES = (5, 2, 8, 3)
 FEATURES, CLASSES = 6, 4
@@ -225,6 +225,11 @@ class Largest(TorchDispatchMode):
         return found
 
 
+def options_of(row: Row) -> dict[str, Any]:
+    """What makes the public function this loss."""
+    return row.fixed | ({"hardness": 0.5} if "hardness" in row.levels else {})
+
+
 def held(rank: int) -> dict[str, float]:
     """Of the ring of each loss the largest tensor, in blocks of a rank."""
     rows, features = 24, 16
@@ -234,7 +239,7 @@ def held(rank: int) -> dict[str, float]:
     for name in ("gather", *ring.LOSSES):
         exchange, loss = ("gather", "contrastive") if name == "gather" else ("ring", name)
         row = LOSSES[loss]
-        options = dict(row.fixed, swap=True) if row.variant_of == "triplet" else row.fixed
+        options = options_of(row) | ({"swap": True} if row.variant_of == "triplet" else {})
         call = global_batch(getattr(dmlap_kernels, row.function), exchange=exchange)
         leaf = x.clone().requires_grad_()
         inputs = (x[:12].clone(), torch.arange(12), leaf, labels) if row.proxies else (leaf, labels)
@@ -263,7 +268,7 @@ def turns(rank: int) -> dict[str, tuple[int, int]]:
             loss = global_batch(getattr(dmlap_kernels, row.function), exchange="ring")
             inputs = (x[:4].detach(), labels[:4], x, labels) if row.proxies else (x, labels)
             counted.clear()
-            value = loss(*inputs, backend="torch", **row.fixed)
+            value = loss(*inputs, backend="torch", **options_of(row))
             forward = len(counted)
             value.backward()
             found[name] = forward, len(counted) - forward
@@ -356,7 +361,7 @@ def as_nccl(rank: int) -> dict[str, Any]:
             inputs = (x[:1].detach(), labels[:1], leaf, labels) if row.proxies else (leaf, labels)
             with pytest.MonkeyPatch.context() as patch, torch.device("meta"):
                 strict = AsNCCL(patch)
-                loss(*inputs, backend="torch", **row.fixed).backward()
+                loss(*inputs, backend="torch", **options_of(row)).backward()
             found[f"{name} {exchange}"] = strict.calls
     return found
 

@@ -38,6 +38,8 @@ LOSSES: dict[str, tuple[float, ...]] = {
     "triplet_semihard": (0.2, 1.0, 0.0),
     "triplet_distance_weighted": (0.2, 1.0, 0.0, 0.5, 1.4, 3.0),
     "lifted_structure_original": (0.0, 1.3),
+    "nt_xent_hardness": (0.1, 1.0),
+    "sup_con_hardness": (0.1, 1.0),
 }
 
 
@@ -85,7 +87,15 @@ def assert_panels_fit(launch: Launch, folder: Path) -> None:
 
 
 # One of every policy and every kind of weights.
-KINDS = ("triplet_hard", "contrastive", "multi_similarity", "nt_xent", "circle")
+KINDS = (
+    "triplet_hard",
+    "contrastive",
+    "multi_similarity",
+    "nt_xent",
+    "circle",
+    "nt_xent_hardness",
+    "sup_con_hardness",
+)
 
 
 @pytest.mark.parametrize("capability", [80, 90, 100])
@@ -122,6 +132,8 @@ INSTRUCTIONS: dict[tuple[str, str], tuple[int, ...]] = {
     ("triplet_hard", "euclidean"): (36, 40),
     ("multi_similarity", "cosine"): (26, 36, 57),
     ("nt_xent", "cosine"): (32, 45),
+    ("sup_con_hardness", "cosine"): (38, 40),
+    ("nt_xent_hardness", "cosine"): (38, 42),
 }
 
 

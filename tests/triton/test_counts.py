@@ -23,7 +23,9 @@ ROWS = (128, 1024, 4096, 32768)
 # of up to 4,096 rows of 128 features may take; 32,768 are many panels.
 SMALL = {
     "nt_xent": ((0.1,), "cosine", False, 10),
+    "nt_xent_hardness": ((0.1, 1.0), "cosine", False, 10),
     "sup_con": ((0.1,), "cosine", False, 8),
+    "sup_con_hardness": ((0.1, 1.0), "cosine", False, 8),
     "circle": ((0.25, 256.0), "cosine", False, 8),
     "multi_similarity": ((2.0, 50.0, 0.5, 0.0, 0.1), "cosine", False, 8),
     "contrastive": ((0.0, 1.0, 0.0), "euclidean", False, 9),
@@ -63,8 +65,6 @@ LIFTED = ((0.0, 1.3), "euclidean", 11, 10)
 SWEEPS = {
     "triplet_easy_positive": ((0.2, 0.0, 0.0), "euclidean", 69),
     "triplet_easy_positive_semihard": ((0.2, 0.0, 0.0), "euclidean", 81),
-    "nt_xent_hardness": ((0.1, 1.0), "cosine", 77),
-    "sup_con_hardness": ((0.1, 1.0), "cosine", 71),
 }
 MINED = {"multi_similarity": ((2.0, 50.0, 0.5, 1.0, 0.1), "cosine", False, 10)}
 TABLE = [(loss, *row) for part in (SMALL, SELF, SWAP, MINED) for loss, row in part.items()]

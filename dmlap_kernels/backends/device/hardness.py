@@ -31,6 +31,11 @@ class Hardness(NamedTuple):
         """Of e(d) = rate d."""
         return Hardness(Exponent(rate * (1 + hardness)), Exponent(rate * hardness))
 
+    @property
+    def share(self) -> float:
+        """The exponent of a weight over that of what is weighted, below 1."""
+        return self.weight.rate / self.weighted.rate
+
 
 def negative_lse(call: Call, sides: Sides, exponent: Exponent) -> Tensor:
     """(B,), over the negatives of each anchor alone."""

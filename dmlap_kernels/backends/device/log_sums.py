@@ -19,7 +19,7 @@ from dmlap_kernels.backends.device.hardness import (
     log_mean_weight,
     negative_lse,
 )
-from dmlap_kernels.backends.device.sweeps import Exponent, LogSums, PairGradient
+from dmlap_kernels.backends.device.sweeps import Both, Exponent, LogSums, PairGradient
 from dmlap_kernels.backends.device.terms import (
     Call,
     Family,
@@ -198,11 +198,7 @@ class LogSumLoss:
         if policy.epsilon is not None:
             nearest, farthest = call.extremes.negative, call.extremes.positive
             bounds = nearest - policy.epsilon, farthest + policy.epsilon
-        above, below = bounds or (None, None)
-        exponents = policy.positive, policy.negative
-        sums: Sums = call.sweeps.log_sums(call.sides, *exponents, above, below, policy.read)
-        if policy.hardness is not None:
-            sums = *sums, negative_lse(call, call.sides, policy.hardness.weight)
+        sums = self._log_sums(call, policy, bounds)
         if torch.is_grad_enabled():
             groups = _groups(call, policy, sums)
         else:
@@ -219,16 +215,27 @@ class LogSumLoss:
         slopes = torch.autograd.grad(
             totals, leaves, weights.unbind(), retain_graph=True, allow_unused=True
         )
-        by_weight_lse, bounds = (slopes[3], ()) if policy.hardness else (None, kept[3:])
+        return PackedGradients(*self._gradient(call, policy, kept, slopes))
+
+    def _log_sums(self, call: Call, policy: Policy, bounds: tuple[Tensor, ...]) -> Sums:
+        above, below = bounds or (None, None)
+        exponents = policy.positive, policy.negative
+        sums = call.sweeps.log_sums(call.sides, *exponents, above, below, policy.read)
+        if policy.hardness is None:
+            return sums
+        return *sums, negative_lse(call, call.sides, policy.hardness.weight)
+
+    def _gradient(self, call: Call, policy: Policy, kept: Tensor, slopes: Sums) -> Both:
+        """``slopes`` are the derivatives of the terms by their sums."""
+        bounds = () if policy.hardness else kept[3:]
         coefficients = call.rows(*kept[:2], *slopes[:3], *bounds)
         kind = "exponential" if policy.epsilon is None else "mined"
         pair_gradient = PairGradient(kind, coefficients, None, policy.positive, policy.negative)
-        found = call.sweeps.gradient(call.sides, pair_gradient)
-        if policy.hardness is not None:
-            assert by_weight_lse is not None
-            part = kept[3], by_weight_lse, policy.hardness.weight
-            found = added(found, gradient_of_negatives(call, call.sides, *part))
-        return PackedGradients(*found)
+        gradient = call.sweeps.gradient(call.sides, pair_gradient)
+        if policy.hardness is None:
+            return gradient
+        part = kept[3], slopes[3], policy.hardness.weight
+        return added(gradient, gradient_of_negatives(call, call.sides, *part))
 
 
 FAMILIES: dict[str, Family] = {

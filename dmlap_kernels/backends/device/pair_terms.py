@@ -59,26 +59,38 @@ class NTXentHardness(_PairTermLoss):
         return 3
 
     def forward(self, call: Call) -> Found:
-        sides, (positive, by_hardness) = call.sides, self._exponents(call)
-        weight_lse = negative_lse(call, sides, by_hardness.weight)
-        weighted_lse = negative_lse(call, sides, by_hardness.weighted)
+        positive, by_hardness = self._exponents(call)
+        weighted_lse, weight_lse = self._log_sums(call, positive, by_hardness)
         neg_lse = self._neg_lse(call, weighted_lse, weight_lse)
-        terms = call.sweeps.pair_terms(sides, "nt_xent", positive, neg_lse, **_read(call))
+        terms = call.sweeps.pair_terms(call.sides, "nt_xent", positive, neg_lse, **_read(call))
         group = Group(terms.total, call.positives, terms.nonzero)
-        return found((group,), torch.stack((weighted_lse, weight_lse, terms.by_neg_lse)))
+        return found((group,), (weighted_lse, weight_lse, terms.by_neg_lse))
 
     def backward(self, call: Call, kept: Tensor, weights: Tensor) -> PackedGradients:
-        sides, (positive, by_hardness) = call.sides, self._exponents(call)
         (weighted_lse, weight_lse, by_neg_lse), (weight,) = kept, weights
-        neg_lse = self._neg_lse(call, weighted_lse, weight_lse)
+        lses = self._neg_lse(call, weighted_lse, weight_lse), weighted_lse, weight_lse
+        return PackedGradients(*self._gradient(call, lses, weight, weight * by_neg_lse))
+
+    def _log_sums(
+        self, call: Call, positive: Exponent, by_hardness: Hardness
+    ) -> tuple[Tensor, Tensor]:
+        """Of what is weighted, and of the weights."""
+        weight_lse = negative_lse(call, call.sides, by_hardness.weight)
+        return negative_lse(call, call.sides, by_hardness.weighted), weight_lse
+
+    def _gradient(
+        self, call: Call, lses: tuple[Tensor, Tensor, Tensor], weight: Tensor, push: Tensor
+    ) -> Both:
+        """``lses`` are `_neg_lse` and what it is made of, ``push`` the derivative by it."""
+        sides, (positive, by_hardness) = call.sides, self._exponents(call)
+        neg_lse, weighted_lse, weight_lse = lses
         of_terms = call.rows(neg_lse, weight, torch.zeros_like(weight))
         pair_gradient = PairGradient("nt_xent", of_terms, None, positive, NOTHING)
-        push = weight * by_neg_lse
         parts = (
             gradient_of_negatives(call, sides, weighted_lse, push, by_hardness.weighted),
             gradient_of_negatives(call, sides, weight_lse, -push, by_hardness.weight),
         )
-        return PackedGradients(*added(call.sweeps.gradient(sides, pair_gradient), *parts))
+        return added(call.sweeps.gradient(sides, pair_gradient), *parts)
 
     def _neg_lse(self, call: Call, weighted_lse: Tensor, weight_lse: Tensor) -> Tensor:
         return (weighted_lse - log_mean_weight(call, weight_lse)).clamp(min=_LOWEST)

@@ -38,6 +38,19 @@ def _exponential(gradient, d, alike, own, other):
 
 
 @triton.jit
+def _hardness(gradient, d, alike, own, other):
+    """`_exponential`, but for negatives, whose weights have a log-sum of their own."""
+    pe, ne = gradient.exponents.positive, gradient.exponents.negative
+    p, n = gradient.exponents.slope(pe, d), gradient.exponents.slope(ne, d)
+    e_n, ratio = n * (d - ne[1]), coefficient(own, 6)
+    e_p = p * (d - pe[1]) - coefficient(own, 0)
+    share = exp_or_0(tl.where(alike, e_p, e_n - coefficient(own, 1)))
+    of_weight = exp_or_0(ratio * e_n - coefficient(own, 5))
+    pull = (share * coefficient(own, 2) + coefficient(own, 4)) * p
+    return tl.where(alike, pull, (share - ratio * of_weight) * (coefficient(own, 3) * n))
+
+
+@triton.jit
 def _mined(gradient, d, alike, own, other):
     kept = tl.where(alike, d > coefficient(own, 5), d < coefficient(own, 6))
     return tl.where(kept, _exponential(gradient, d, alike, own, other), 0.0)
@@ -52,6 +65,19 @@ def _nt_xent(gradient, d, alike, own, other):
     share = exp_or_0(tl.where(alike, -tl.abs(t), n * (d - ne[1]) - neg_lse))
     pull = tl.where(t > 0, 1.0, share) * reciprocal(1.0 + share) * (coefficient(own, 1) * p)
     return tl.where(alike, pull, share * (coefficient(own, 2) * n))
+
+
+@triton.jit
+def _nt_xent_hardness(gradient, d, alike, own, other):
+    """`_nt_xent`, but for negatives, likewise. Where e^-t is infinite the sigmoid is 0."""
+    pe, ne = gradient.exponents.positive, gradient.exponents.negative
+    p, n = gradient.exponents.slope(pe, d), gradient.exponents.slope(ne, d)
+    e_n, ratio = n * (d - ne[1]), coefficient(own, 5)
+    t = p * (d - pe[1]) + coefficient(own, 0)
+    share = exp_or_0(tl.where(alike, -t, e_n - coefficient(own, 2)))
+    of_weight = exp_or_0(ratio * e_n - coefficient(own, 3))
+    pull = reciprocal(1.0 + share) * (coefficient(own, 1) * p)
+    return tl.where(alike, pull, (share - ratio * of_weight) * (coefficient(own, 4) * n))
 
 
 @triton.jit
@@ -85,8 +111,10 @@ PANEL_GRADIENTS = {
     "squared_hinge": _squared_hinge,
     "logistic": _logistic,
     "exponential": _exponential,
+    "hardness": _hardness,
     "mined": _mined,
     "nt_xent": _nt_xent,
+    "nt_xent_hardness": _nt_xent_hardness,
     "lifted": _lifted,
     "hard": _hard,
     "hard_swap": _hard_swap,

@@ -228,6 +228,54 @@ def _finish_log_sums(state):
 
 
 @triton.jit
+def _begin_hardness(rows: tl.constexpr, columns: tl.constexpr):
+    """Log-sums, and that of the weights of negatives."""
+    least = tl.full((rows, columns // _GROUP), _LEAST, tl.float32)
+    zeros = tl.zeros((rows, columns // _GROUP), tl.float32)
+    return least, zeros, least, zeros, zeros, least, zeros
+
+
+@triton.jit
+def _visit_hardness(exponents, own, d, alike, within, state):
+    ne = exponents.negative
+    e = exponents.slope(ne, d) * (d - ne[1]) * coefficient(own, 0)
+    e = _grouped(tl.where((alike == 0) & within, e, float("-inf")))
+    top = tl.maximum(state[5], tl.max(e, 2))
+    total = state[6] * exp_or_0(state[5] - top) + tl.sum(exp_or_0(e - top[:, :, None]), 2)
+    sums = state[0], state[1], state[2], state[3], state[4]
+    sums = _visit_log_sums(exponents, own, d, alike, within, sums)
+    return sums[0], sums[1], sums[2], sums[3], sums[4], top, total
+
+
+@triton.jit
+def _reduce_hardness(state, labels):
+    top_p, total_p = _log_sum(state[0], state[1])
+    top_n, total_n = _log_sum(state[2], state[3])
+    top, total = _log_sum(state[5], state[6])
+    return top_p, total_p, top_n, total_n, tl.sum(state[4], 1), top, total
+
+
+@triton.jit
+def _empty_hardness(count: tl.constexpr):
+    nothing, zeros = tl.full((count,), float("-inf"), tl.float32), tl.zeros((count,), tl.float32)
+    return nothing, zeros, nothing, zeros, zeros, nothing, zeros
+
+
+@triton.jit
+def _merge_hardness(state, other):
+    top_p, total_p = soft.merged_log_sum(state[0], state[1], other[0], other[1])
+    top_n, total_n = soft.merged_log_sum(state[2], state[3], other[2], other[3])
+    top, total = soft.merged_log_sum(state[5], state[6], other[5], other[6])
+    return top_p, total_p, top_n, total_n, state[4] + other[4], top, total
+
+
+@triton.jit
+def _finish_hardness(state):
+    pos_lse, neg_lse = state[0] + tl.log(state[1]), state[2] + tl.log(state[3])
+    return pos_lse, neg_lse, state[4], state[5] + tl.log(state[6])
+
+
+@triton.jit
 def _empty_terms(count: tl.constexpr):
     """Sums of terms, how many are positive, sums of derivatives by neg_lse."""
     zeros = tl.zeros((count,), tl.float32)
@@ -391,6 +439,15 @@ POLICIES = {
         _SOFT.merge,
         _finish_log_sums,
         5,
+    ),
+    "hardness_sums": PanelPolicy(
+        _begin_hardness,
+        _visit_hardness,
+        _reduce_hardness,
+        _empty_hardness,
+        _merge_hardness,
+        _finish_hardness,
+        7,
     ),
     "nt_xent": PanelPolicy(
         _begin_terms,

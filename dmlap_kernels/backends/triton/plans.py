@@ -24,6 +24,10 @@ from dmlap_kernels.backends.device.sweeps import (
 )
 from dmlap_kernels.backends.device.terms import Call, Family
 from dmlap_kernels.backends.triton.hard_of_panels import HardOfPanels
+from dmlap_kernels.backends.triton.hardness_of_panels import (
+    NTXentHardnessOfPanels,
+    SupConHardnessOfPanels,
+)
 from dmlap_kernels.backends.triton.tracing import (
     FLOAT,
     WHOLE,
@@ -56,17 +60,23 @@ _FAMILIES: dict[str, Family] = {
         "arcface",
         "proxy_anchor",
     )
-} | {"triplet_hard": HardOfPanels()}
+} | {
+    "triplet_hard": HardOfPanels(),
+    "nt_xent_hardness": NTXentHardnessOfPanels(),
+    "sup_con_hardness": SupConHardnessOfPanels(),
+}
 _NOTHING = Exponent(0.0)
 
 
 class Sweep:
-    """One sweep: what it keeps, by the name of a policy in `panel_policies`, and what it reads."""
+    """One sweep: what it keeps, by the name of a policy in `panel_policies`, and what it reads;
+    and by its name, what its formula stores that is made of what was found."""
 
     def __init__(
         self, policy: str, own: tuple[Symbol, ...], exponents: tuple[Exponent, Exponent]
     ) -> None:
         self.policy, self.own, self.exponents = policy, own, exponents
+        self.held: dict[str, Symbol] = {}
 
 
 class _Recorder:
@@ -117,6 +127,10 @@ class _Recorder:
         bounds = positive_above, negative_below
         return LogSums(*self._record("mined_log_sums", "fff", bounds, exponents))
 
+    def hardness_sums(self, exponents: tuple[Exponent, Exponent], share: float) -> Any:
+        """`LogSums`, and the log-sum of weights, of ``share`` times the exponents of negatives."""
+        return self._record("hardness_sums", "ffff", (share,), exponents)
+
     def pair_terms(self, sides: Any, kind: str, exponent: Exponent, neg_lse: Any) -> Any:
         total, nonzero, by_neg_lse = self._record(kind, "fif", (neg_lse,), (exponent, _NOTHING))
         return PairTerms(total, nonzero, by_neg_lse)
@@ -124,6 +138,14 @@ class _Recorder:
     def of_mined(self, positive: Any, negative: Any) -> Any:
         """Distances of a negative from its anchor, and from the positive."""
         return self._record("of_mined", "ff", (positive, negative))
+
+    def hold(self, value: Any) -> Any:
+        """A row that is stored as it is: what comes after the last sweep need not make it again,
+        as weights do for each tile of pairs."""
+        held = self.sweeps[-1].held
+        name = f"{len(self.sweeps) - 1}.held{len(held)}"
+        held[name] = value
+        return Symbol.row(name)
 
     def gradient(self, sides: Any, pair_gradient: PairGradient) -> Any:
         self.pair_gradient = pair_gradient
@@ -273,7 +295,8 @@ def _planned(recorder: _Recorder, groups: Any, at_params: Any) -> Plan | None:
     last = [one for group in groups for one in group]
     backward = [*coefficients, *([] if at_params is None else [at_params])]
     read = [list(sweep.own) for sweep in sweeps]
-    numbers = numbers_of([*(one for some in read for one in some), *last, *backward])
+    needed = [[*sweep.own, *sweep.held.values()] for sweep in sweeps]
+    numbers = numbers_of([*(one for some in needed for one in some), *last, *backward])
     if len(numbers) > OPERANDS:
         return None
     texts = [in_python(number) for number in numbers]
@@ -282,11 +305,12 @@ def _planned(recorder: _Recorder, groups: Any, at_params: Any) -> Plan | None:
     for k, reads in enumerate(read):
         own.append(_function(reads, _given(table, None), texts) if reads else None)
         results = last if k == len(read) - 1 else []
-        later = leaves_of([*backward, *last, *(one for some in read[k + 1 :] for one in some)])
+        later = leaves_of([*backward, *last, *(one for some in needed[k + 1 :] for one in some)])
         if k == len(read) - 1:
             later = leaves_of(backward)
-        new = [name for name in _found_by(k) if name in later and name not in table]
-        rows = [_row_of(name) for name in new]
+        held = sweeps[k].held
+        new = [name for name in (*_found_by(k), *held) if name in later and name not in table]
+        rows = [held.get(name, _row_of(name)) for name in new]
         formulas.append(_function([*rows, *results], _given(table, k), texts))
         stored.append(new)
         table += new

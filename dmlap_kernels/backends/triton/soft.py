@@ -32,7 +32,7 @@ def _empty(count: tl.constexpr):
 
 
 @triton.jit
-def _log_add(top, total, other_top, other_total):
+def merged_log_sum(top, total, other_top, other_total):
     new = tl.maximum(top, other_top)
     new_or_0 = tl.where(new > float("-inf"), new, 0.0)
     return new, total * tl.exp(top - new_or_0) + other_total * tl.exp(other_top - new_or_0)
@@ -40,8 +40,8 @@ def _log_add(top, total, other_top, other_total):
 
 @triton.jit
 def _merge(state, other):
-    top_p, total_p = _log_add(state[0], state[1], other[0], other[1])
-    top_n, total_n = _log_add(state[2], state[3], other[2], other[3])
+    top_p, total_p = merged_log_sum(state[0], state[1], other[0], other[1])
+    top_n, total_n = merged_log_sum(state[2], state[3], other[2], other[3])
     return top_p, total_p, top_n, total_n, state[4] + other[4]
 
 

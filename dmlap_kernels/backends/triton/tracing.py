@@ -271,13 +271,10 @@ def leaves_of(symbols: Iterable[Symbol]) -> set[str]:
 
 def numbers_of(symbols: Iterable[Symbol]) -> list[Symbol]:
     """The largest numbers in expressions of rows, each once; constants are none."""
-    found: dict[str, Symbol] = {}
-    for node in _sorted(symbols):
-        parts = node.parts if not node.is_number else ()
-        for one in (node, *parts) if node.op == "param" else parts:
-            if one.is_number and one.op != "const":
-                found.setdefault(in_python(one), one)
-    return list(found.values())
+    roots = list(symbols)
+    used = [part for node in _sorted(roots) if not node.is_number for part in node.parts]
+    numbers = [one for one in (*roots, *used) if one.is_number and one.op != "const"]
+    return list({in_python(one): one for one in numbers}.values())
 
 
 def in_python(number: Symbol) -> str:

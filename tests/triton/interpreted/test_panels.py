@@ -40,7 +40,9 @@ BY_PANELS = (
     "lifted_structure_original",
     "nt_xent",
     "n_pairs",
+    "nt_xent_hardness",
     "sup_con",
+    "sup_con_hardness",
     "circle",
     "proxy_nca",
     "cosface",
@@ -113,7 +115,8 @@ def many_tiles() -> list[Case]:
     cases = []
     for loss in BY_PANELS:
         ends, row = variants(loss), LOSSES[loss]
-        every = row.distances if loss in ("contrastive", "sup_con") else ()
+        some = ("contrastive", "sup_con", "nt_xent_hardness", "sup_con_hardness")
+        every = row.distances if loss in some else ()
         for i, refs in enumerate(("more",) if row.proxies else ("self", "more")):
             for distance in every or (row.default_distance,):
                 case = usual(loss, rows=37, features=19, refs=refs, distance=distance)
@@ -343,6 +346,8 @@ def test_self_index(case: Case, labels_agree: bool, backend: str) -> None:
         "lifted_structure",
         "lifted_structure_original",
         "nt_xent",
+        "nt_xent_hardness",
+        "sup_con_hardness",
     ],
 )
 @pytest.mark.parametrize("refs", [False, True], ids=["self", "refs"])
@@ -398,7 +403,7 @@ def test_lazily_negated(loss: str, backend: str) -> None:
 
 @pytest.mark.parametrize("length", checks.LENGTHS)
 @pytest.mark.parametrize("refs", [False, True], ids=["self", "refs"])
-@pytest.mark.parametrize("loss", ["nt_xent", "sup_con", "contrastive"])
+@pytest.mark.parametrize("loss", ["nt_xent", "sup_con", "sup_con_hardness", "contrastive"])
 def test_lengths(loss: str, length: float, refs: bool, backend: str) -> None:
     checks.check_lengths(loss, length, refs, backend)
 
