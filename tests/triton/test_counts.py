@@ -30,6 +30,8 @@ SMALL = {
     "margin": ((0.2,), "euclidean", False, 9),
     "lifted_structure": ((0.0, 1.0), "euclidean", False, 9),
     "triplet_hard": ((0.2, 0.0, 0.0), "euclidean", False, 9),
+    "triplet_easy_positive": ((0.2, 1.0, 0.0), "euclidean", False, 9),
+    "triplet_easy_positive_semihard": ((0.2, 0.0, 0.0), "euclidean", False, 11),
     "siglip": ((10.0, 1.0), "cosine", False, 8),
     "n_pairs": ((), "dot", True, 11),
     "proxy_nca": ((8.0,), "sqeuclidean", True, 10),
@@ -50,7 +52,11 @@ TRIPLETS = {
     ("triplet_all", "refs", True): 22,
     ("triplet_semihard", "refs", True): 22,
 }
-SWAP = {"triplet_hard": ((0.2, 0.0, 1.0), "euclidean", False, 12)}
+SWAP = {
+    "triplet_hard": ((0.2, 0.0, 1.0), "euclidean", False, 12),
+    "triplet_easy_positive": ((0.2, 0.0, 1.0), "euclidean", False, 12),
+    "triplet_easy_positive_semihard": ((0.2, 1.0, 1.0), "euclidean", False, 14),
+}
 # Of one panel alone: of a batch with itself, and with as many references.
 ANGULAR = ((40.0,), "cosine", {False: 10, True: 15})
 # Whose terms need what all panels say: most operations of one panel, and of each of several.
@@ -59,8 +65,6 @@ LIFTED = ((0.0, 1.3), "euclidean", 11, 10)
 # to window.
 SWEEPS = {
     "triplet_distance_weighted": ((0.2, 0.0, 0.0, 0.5, 1.4, 3.0), "euclidean", 90),
-    "triplet_easy_positive": ((0.2, 0.0, 0.0), "euclidean", 69),
-    "triplet_easy_positive_semihard": ((0.2, 0.0, 0.0), "euclidean", 81),
     "nt_xent_hardness": ((0.1, 1.0), "cosine", 77),
     "sup_con_hardness": ((0.1, 1.0), "cosine", 71),
 }
