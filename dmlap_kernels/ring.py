@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dmlap_kernels.backends import registry
-from dmlap_kernels.backends.device import families
+from dmlap_kernels.backends.device import families, hard
 from dmlap_kernels.backends.device.backend import DeviceBackend
 from dmlap_kernels.backends.device.packing import unpacked
 from dmlap_kernels.backends.device.terms import Call, Family, parts, reduce
@@ -31,9 +31,13 @@ LOSSES = (
     *("contrastive", "margin", "siglip", "multi_similarity", "lifted_structure", "nt_xent"),
     *("sup_con", "circle", "proxy_anchor", "lifted_structure_original", "n_pairs"),
     *("nt_xent_hardness", "sup_con_hardness"),
-    *("triplet_hard", "triplet_semihard", "triplet_all", "triplet_distance_weighted", "angular"),
+    *("triplet_hard", "triplet_easy_positive", "triplet_easy_positive_semihard"),
+    *("triplet_semihard", "triplet_all", "triplet_distance_weighted", "angular"),
 )
-_FAMILIES: dict[str, Family] = {**families.FAMILIES, "triplet_hard": Hard()}
+_FAMILIES: dict[str, Family] = {
+    name: Hard() if isinstance(family, hard.Hard) else family
+    for name, family in families.FAMILIES.items()
+}
 
 
 def ring_loss(

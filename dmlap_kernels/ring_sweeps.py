@@ -109,11 +109,25 @@ class RingSweeps:
 
     def extremes(self, sides: Sides, sums: bool) -> Extremes:
         """Columns are numbers of rows among those of all ranks."""
+        return self._extremes(lambda one: self.sweeps.extremes(one, sums))
+
+    def nearest_pairs(self, sides: Sides, negative_above: Tensor | None = None) -> Extremes:
+        """Columns as well."""
+
+        def sweep(one: Sides) -> Extremes:
+            found = self.sweeps.nearest_pairs(one, negative_above)
+            return found._replace(positive=-found.positive)
+
+        found = self._extremes(sweep)
+        return found._replace(positive=-found.positive)
+
+    def _extremes(self, sweep: Callable[[Sides], Extremes]) -> Extremes:
+        """Those of all blocks."""
         merged: list[Extremes] = []
 
         def visit(owner: int, block: Tensor) -> None:
             one_sides = self._sides(owner, block)
-            one = self.sweeps.extremes(one_sides, sums)
+            one = sweep(one_sides)
             start = self.ring.start(owner)
             one = one._replace(
                 positive_column=_numbered(one.positive_column, one_sides, start),

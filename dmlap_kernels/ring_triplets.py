@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dmlap_kernels.backends.device.hard import excess_of, term_of
+from dmlap_kernels.backends.device.hard import excess_of, mined_columns, term_of
 from dmlap_kernels.backends.device.packing import norms
 from dmlap_kernels.backends.device.sweeps import Triplets
 from dmlap_kernels.backends.device.terms import (
@@ -370,11 +370,11 @@ def _share_of_anchors(panel: Panel, p: Tensor) -> Tensor:
     return nearer.sign_().add_(1).div_(2)
 
 
-# The hardest triplet of each anchor.
+# One mined triplet of each anchor.
 
 
 class Hard:
-    """The loss ``triplet_hard``, as `backends.device.hard`, whose mined rows are fetched."""
+    """The losses of `backends.device.hard`, whose mined rows are fetched."""
 
     def groups(self, spec: PairSpec) -> int:
         return 1
@@ -384,8 +384,7 @@ class Hard:
 
     def forward(self, call: Call) -> Found:
         lists, order = call.sweeps.lists, call.sides.order_x  # type: ignore[attr-defined]
-        extremes = call.extremes
-        mined = torch.stack((extremes.positive_column, extremes.negative_column))
+        mined = torch.stack(mined_columns(call))
         margin, smooth, swap = call.spec.params
         with torch.enable_grad():
             x = lists.rows_of_anchors(lambda x: x[order]).requires_grad_()

@@ -49,6 +49,8 @@ PARAMS: dict[str, tuple[float, ...]] = {
 }
 # Flags of triplets, by their places among the params; with them other kernels run.
 FLAGS = {1: "smooth", 2: "swap"}
+# Whose negatives are those beyond a positive.
+SEMIHARD = ("triplet_semihard", "triplet_easy_positive_semihard")
 # Which have no batch without references.
 PROXIES = ("proxy_nca", "cosface", "arcface", "proxy_anchor", "soft_triple")
 # Beyond twice the error of plain PyTorch in the same dtype, relative to the largest element.
@@ -115,7 +117,7 @@ def cases(spec: PairSpec, dtype: torch.dtype) -> Iterator[Case]:
     x, labels, y, ref_labels, itself = (tensor.clone() for tensor in _drawn())
     if "swap" in _flags(spec).values():
         x, y = _apart(x), _apart(y)
-    if spec.loss == "triplet_semihard":
+    if spec.loss in SEMIHARD:
         labels, ref_labels = _in_one_class(x, labels, y, ref_labels)
     x, y = x.to(dtype), y.to(dtype)
     beta = None

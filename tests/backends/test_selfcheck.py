@@ -433,11 +433,12 @@ def test_everything_is_planted() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("distance", ["euclidean", "sqeuclidean", "cosine", "dot"])
+@pytest.mark.parametrize("loss", planted.SEMIHARD)
 def test_which_negatives_are_semihard_is_no_matter_of_rounding(
-    distance: str, dtype: torch.dtype
+    loss: str, distance: str, dtype: torch.dtype
 ) -> None:
     """Products of a GPU round an anchor's distances to two equal rows apart."""
-    for case in planted.cases(PairSpec("triplet_semihard", (), distance), dtype):
+    for case in planted.cases(PairSpec(loss, (), distance), dtype):
         x, labels, y, ref_labels, _, itself, _ = case.problem
         x = x.double()
         y, ref_labels = (x, labels) if y is None else (y.double(), ref_labels)
@@ -480,7 +481,11 @@ SWAP = (0.2, 0.0, 1.0)
 
 @pytest.mark.parametrize("distance", ["euclidean", "cosine"])
 @pytest.mark.parametrize(
-    "loss", ["triplet_hard", "triplet_semihard", "triplet_all", "triplet_distance_weighted"]
+    "loss",
+    [
+        *("triplet_hard", "triplet_easy_positive", "triplet_semihard", "triplet_all"),
+        "triplet_distance_weighted",
+    ],
 )
 def test_which_end_a_swapped_negative_is_near_is_no_matter_of_rounding(
     loss: str, distance: str

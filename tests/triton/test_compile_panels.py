@@ -19,6 +19,8 @@ from tests.triton.aot import CHECKED, Launch, assert_fits, launches, main_loop
 # The numbers of each loss, those with the longest kernels.
 LOSSES: dict[str, tuple[float, ...]] = {
     "triplet_hard": (0.2, 1.0, 0.0),
+    "triplet_easy_positive": (0.2, 1.0, 0.0),
+    "triplet_easy_positive_semihard": (0.2, 1.0, 0.0),
     "contrastive": (0.0, 1.0, 1.0),
     "margin": (0.2,),
     "siglip": (10.0, 1.0),
@@ -89,6 +91,8 @@ def assert_panels_fit(launch: Launch, folder: Path) -> None:
 # One of every policy and every kind of weights.
 KINDS = (
     "triplet_hard",
+    "triplet_easy_positive",
+    "triplet_easy_positive_semihard",
     "contrastive",
     "multi_similarity",
     "nt_xent",
@@ -130,6 +134,8 @@ INSTRUCTIONS: dict[tuple[str, str], tuple[int, ...]] = {
     ("contrastive", "euclidean"): (33, 41),
     ("sup_con", "cosine"): (32, 41),
     ("triplet_hard", "euclidean"): (36, 40),
+    ("triplet_easy_positive", "euclidean"): (36, 40),
+    ("triplet_easy_positive_semihard", "euclidean"): (27, 35),
     ("multi_similarity", "cosine"): (26, 36, 57),
     ("nt_xent", "cosine"): (32, 45),
     ("sup_con_hardness", "cosine"): (38, 40),
@@ -216,11 +222,12 @@ TRIPLETS = [(80, False, 0.0), (90, True, 0.0), (90, False, 1.0), (100, True, 1.0
 
 @pytest.mark.parametrize("capability", [80, 90, 100])
 @pytest.mark.parametrize(("distance", "refs"), [("euclidean", False), ("cosine", True)])
-def test_hardest_with_swap_fit(
-    distance: str, refs: bool, capability: int, monkeypatch: Any, tmp_path: Path
+@pytest.mark.parametrize("loss", ["triplet_hard", "triplet_easy_positive_semihard"])
+def test_one_mined_triplet_with_swap_fits(
+    loss: str, distance: str, refs: bool, capability: int, monkeypatch: Any, tmp_path: Path
 ) -> None:
-    monkeypatch.setitem(LOSSES, "triplet_hard", (0.2, 1.0, 1.0))
-    found = launches(monkeypatch, lambda: step("triplet_hard", distance, refs), capability)
+    monkeypatch.setitem(LOSSES, loss, (0.2, 1.0, 1.0))
+    found = launches(monkeypatch, lambda: step(loss, distance, refs), capability)
     assert {"of_mined_kernel", "swapped_kernel"} <= {launch.kernel.__name__ for launch in found}
     for launch in found:
         assert_panels_fit(launch, tmp_path)

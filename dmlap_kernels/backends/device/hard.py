@@ -36,7 +36,7 @@ class Hard:
         return 2
 
     def forward(self, call: Call) -> Found:
-        mined = torch.stack(_mined(call))
+        mined = torch.stack(mined_columns(call))
         for_numbers = torch.is_grad_enabled()
         made = _made(call, mined)
         group, excess = made.group, made.excess.detach()
@@ -69,7 +69,7 @@ class Hard:
         return PackedGradients(gx, gy)
 
 
-def _mined(call: Call) -> tuple[Tensor, Tensor]:
+def mined_columns(call: Call) -> tuple[Tensor, Tensor]:
     """Columns (B,) of the positives and of the negatives, -1 for none."""
     if call.spec.loss == "triplet_hard":
         return call.extremes.positive_column, call.extremes.negative_column

@@ -1,4 +1,4 @@
-"""Hardest triplets with swap, whose negatives may be nearer to the positive than to the anchor."""
+"""One mined triplet an anchor with swap: negatives may be nearer to positives than to anchors."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from dmlap_kernels.backends.triton.formulas import function
 from dmlap_kernels.backends.triton.hard_swap_kernels import of_mined_kernel, swapped_kernel
 from dmlap_kernels.backends.triton.kinds import Kind, Panel, Wanted, blocks_in
 from dmlap_kernels.backends.triton.launching import Launch, Launcher
-from dmlap_kernels.backends.triton.panel_kernels import sweep_kernel
 from dmlap_kernels.backends.triton.row_kernels import formula_kernel
 from dmlap_kernels.backends.triton.steps import Step
 
 
 class HardSwapKind(Kind):
-    """Its second sweep goes over anchors, and a launch of its own over pairs of references."""
+    """Its last sweep goes over anchors, and a launch of its own over pairs of references."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -34,7 +33,7 @@ class HardSwapKind(Kind):
 
     def _sweep(self, number: int, top: int, rows: int, prefix: int) -> Launch:
         own = self.plan.own[number]
-        if own is None:
+        if own is None or self.plan.sweeps[number].policy != "of_mined":
             return super()._sweep(number, top, rows, prefix)
         launch, _, _, blocks = self._cut("panel_of_mined", rows)
         others = (
@@ -58,10 +57,9 @@ class HardSwapStep(Step):
         pairs: tuple[Any, ...],
         ends: tuple[Any, Any, Any],
     ) -> None:
-        (mine, of_mine), (measure, of_pairs) = panel.sweeps
+        *mining, (measure, of_pairs) = panel.sweeps
+        super()._sweep(launch, at, panel._replace(sweeps=mining), pairs, ends)
         table, params, partials = ends
-        launch("mined", sweep_kernel, mine, *pairs, *ends)
-        launch("formula of mined", formula_kernel, of_mine, partials, table, params)
         launch("pairs", of_mined_kernel, measure, *pairs[1:3], *ends)
         launch("formula of pairs", formula_kernel, of_pairs, partials, table, params)
 

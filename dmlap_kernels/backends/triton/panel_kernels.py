@@ -225,7 +225,7 @@ def sweep_kernel(
             # Not given names, as functions cannot be assigned.
             state = visit(
                 Exponents(slope, (p0, p1, p2, p3), (n0, n1, n2, n3)),
-                (column,) if kind == "extremes" else (values, rows[:, None]),
+                (values, column),
                 rooted(q, how),
                 alike,
                 within,
@@ -238,7 +238,7 @@ def sweep_kernel(
     found = _any_bits(bits)
     again = False
     if kind == "extremes":
-        again = tl.max(tl.max(state[4], 1), 0) > 0
+        again = tl.max(tl.max(state[-1], 1), 0) > 0
         if again:
             rows_state = empty(how.BM)
     for t in range(first, end):
@@ -273,7 +273,7 @@ def sweep_kernel(
             positive += tl.sum(found_positive.to(tl.int32), 1)
             found_state = visit(
                 Exponents(slope, (p0, p1, p2, p3), (n0, n1, n2, n3)),
-                (column,) if kind == "extremes" else (values, rows[:, None]),
+                (values, column),
                 rooted(q, how),
                 alike,
                 within,

@@ -15,8 +15,8 @@ and of the states of rows, tuples of vectors of 32 bits:
     merge(state, other)     what both hold; states are merged in a fixed order
     finish(state)           what the `Sweeps` of `backends/device` return
 
-An end ``own`` (`coefficient`) is the numbers themselves, and the index. Sums are written as a
-condition between two sums, of which compilers make one conditional addition.
+An end ``own`` (`coefficient`) is the numbers themselves, and here the columns of the tile. Sums are
+written as a condition between two sums, of which compilers make one conditional addition.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ _GROUP = tl.constexpr(4)
 
 class PanelPolicy(NamedTuple):
     """The functions, and how many vectors a state of rows has; ``kind`` says which pairs a sweep
-    visits, and what it reads."""
+    visits: of ``extremes`` the last part of a place's state marks equal distances, for which all
+    pairs are visited again."""
 
     begin: Any
     visit: Any
@@ -349,23 +350,24 @@ def _merge_extremes(state, other):
 
 @triton.jit
 def _begin_extremes(rows: tl.constexpr, columns: tl.constexpr):
-    """Distance and column of the farthest positive and of the nearest negative; whether equal
-    distances were met, which wants another look at labels."""
+    """Distance and column of the farthest or nearest positive, and of the nearest negative; whether
+    equal distances were met, which wants another look at labels."""
     some = tl.full((rows, columns), float("inf"), tl.float32)
     none = tl.full((rows, columns), _NONE, tl.int32)
     return some, none, some, none, tl.zeros((rows, columns), tl.int32)
 
 
 @triton.jit
-def _visit_extremes(exponents, own, d, alike, within, state):
-    columns = tl.broadcast_to(own[0], d.shape)
+def _visit_both(columns, key, d, alike, within, state):
+    """``key`` is that of positives, of which the least is kept."""
+    columns = tl.broadcast_to(columns, d.shape)
     p, p_column, n, n_column, tied = state
     positive, negative = alike & within, (alike == 0) & within
-    farther, nearer = positive & (-d < p), negative & (d < n)
-    equal = (positive & (-d == p)) | (negative & (d == n))
+    before, nearer = positive & (key < p), negative & (d < n)
+    equal = (positive & (key == p)) | (negative & (d == n))
     return (
-        tl.where(farther, -d, p),
-        tl.where(farther, columns, p_column),
+        tl.where(before, key, p),
+        tl.where(before, columns, p_column),
         tl.where(nearer, d, n),
         tl.where(nearer, columns, n_column),
         tl.where(equal, 1, tied),
@@ -373,24 +375,124 @@ def _visit_extremes(exponents, own, d, alike, within, state):
 
 
 @triton.jit
-def _reduce_extremes(state, labels):
-    p, p_column, n, n_column, _ = state
-    farthest, nearest = tl.min(p, 1), tl.min(n, 1)
-    p_column = tl.min(tl.where(p == farthest[:, None], p_column, _NONE), 1)
+def _visit_extremes(exponents, own, d, alike, within, state):
+    return _visit_both(own[1], -d, d, alike, within, state)
+
+
+@triton.jit
+def _visit_nearest(exponents, own, d, alike, within, state):
+    return _visit_both(own[1], d, d, alike, within, state)
+
+
+@triton.jit
+def _reduce_positive(p, p_column):
+    least = tl.min(p, 1)
+    return least, tl.min(tl.where(p == least[:, None], p_column, _NONE), 1)
+
+
+@triton.jit
+def _reduce_negative(n, n_column, labels):
+    nearest = tl.min(n, 1)
     at = (n == nearest[:, None]) & (n_column != _NONE)
     label = tl.load(labels + n_column, mask=at, other=9223372036854775807)
     least = tl.min(label, 1)
     n_column = tl.min(tl.where(at & (label == least[:, None]), n_column, _NONE), 1)
     # The lower half is kept in the order of signed numbers.
     high, low = (least >> 32).to(tl.int32), ((least & 0xFFFFFFFF) - 2147483648).to(tl.int32)
-    return farthest, p_column, nearest, n_column, high, low
+    return nearest, n_column, high, low
+
+
+@triton.jit
+def _reduce_extremes(state, labels):
+    p, p_column = _reduce_positive(state[0], state[1])
+    n, n_column, high, low = _reduce_negative(state[2], state[3], labels)
+    return p, p_column, n, n_column, high, low
+
+
+@triton.jit
+def _or_none(column):
+    return tl.where(column == _NONE, -1, column)
 
 
 @triton.jit
 def _finish_extremes(state):
-    p = tl.where(state[1] == _NONE, -1, state[1])
-    n = tl.where(state[3] == _NONE, -1, state[3])
-    return -state[0], p, state[2], n
+    return -state[0], _or_none(state[1]), state[2], _or_none(state[3])
+
+
+@triton.jit
+def _finish_nearest(state):
+    return state[0], _or_none(state[1]), state[2], _or_none(state[3])
+
+
+@triton.jit
+def _empty_positive(count: tl.constexpr):
+    """Distance and column of the nearest positive: those of a row have one label."""
+    some = tl.full((count,), float("inf"), tl.float32)
+    return some, tl.full((count,), _NONE, tl.int32)
+
+
+@triton.jit
+def _merge_positive(state, other):
+    zero = tl.zeros_like(state[1])
+    p, p_column, _, _ = _nearer((state[0], state[1], zero, zero), (other[0], other[1], zero, zero))
+    return p, p_column
+
+
+@triton.jit
+def _begin_positive(rows: tl.constexpr, columns: tl.constexpr):
+    some = tl.full((rows, columns), float("inf"), tl.float32)
+    return some, tl.full((rows, columns), _NONE, tl.int32)
+
+
+@triton.jit
+def _visit_positive(exponents, own, d, alike, within, state):
+    """Of a tile that has positives, each with a state of its own."""
+    nearer = alike & within & (d < state[0])
+    columns = tl.broadcast_to(own[1], d.shape)
+    return tl.where(nearer, d, state[0]), tl.where(nearer, columns, state[1])
+
+
+@triton.jit
+def _reduce_of_positive(state, labels):
+    return _reduce_positive(state[0], state[1])
+
+
+@triton.jit
+def _finish_one(state):
+    return state[0], _or_none(state[1])
+
+
+@triton.jit
+def _empty_beyond(count: tl.constexpr):
+    """Distance and column of the nearest negative beyond a bound, with the halves of its label."""
+    some = tl.full((count,), float("inf"), tl.float32)
+    none = tl.full((count,), _NONE, tl.int32)
+    return some, none, none, none
+
+
+@triton.jit
+def _begin_beyond(rows: tl.constexpr, columns: tl.constexpr):
+    some = tl.full((rows, columns), float("inf"), tl.float32)
+    none = tl.full((rows, columns), _NONE, tl.int32)
+    return some, none, tl.zeros((rows, columns), tl.int32)
+
+
+@triton.jit
+def _visit_beyond(exponents, own, d, alike, within, state):
+    columns = tl.broadcast_to(own[1], d.shape)
+    n, n_column, tied = state
+    negative = (alike == 0) & within & (d > coefficient(own, 0))
+    nearer = negative & (d < n)
+    return (
+        tl.where(nearer, d, n),
+        tl.where(nearer, columns, n_column),
+        tl.where(negative & (d == n), 1, tied),
+    )
+
+
+@triton.jit
+def _reduce_beyond(state, labels):
+    return _reduce_negative(state[0], state[1], labels)
 
 
 @triton.jit
@@ -467,6 +569,36 @@ POLICIES = {
         _merge_extremes,
         _finish_extremes,
         6,
+        "extremes",
+    ),
+    "nearest": PanelPolicy(
+        _begin_extremes,
+        _visit_nearest,
+        _reduce_extremes,
+        _empty_extremes,
+        _merge_extremes,
+        _finish_nearest,
+        6,
+        "extremes",
+    ),
+    "nearest_positive": PanelPolicy(
+        _begin_positive,
+        _visit_positive,
+        _reduce_of_positive,
+        _empty_positive,
+        _merge_positive,
+        _finish_one,
+        2,
+        "positives",
+    ),
+    "nearest_beyond": PanelPolicy(
+        _begin_beyond,
+        _visit_beyond,
+        _reduce_beyond,
+        _empty_beyond,
+        _nearer,
+        _finish_one,
+        4,
         "extremes",
     ),
     # No tiles are visited: `hard_swap_kernels` has the kernel.

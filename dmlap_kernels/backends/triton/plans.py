@@ -23,7 +23,7 @@ from dmlap_kernels.backends.device.sweeps import (
     PairTerms,
 )
 from dmlap_kernels.backends.device.terms import Call, Family
-from dmlap_kernels.backends.triton.hard_of_panels import HardOfPanels
+from dmlap_kernels.backends.triton.hard_of_panels import HARD, HardOfPanels
 from dmlap_kernels.backends.triton.hardness_of_panels import (
     NTXentHardnessOfPanels,
     SupConHardnessOfPanels,
@@ -61,7 +61,7 @@ _FAMILIES: dict[str, Family] = {
         "proxy_anchor",
     )
 } | {
-    "triplet_hard": HardOfPanels(),
+    **dict.fromkeys(HARD, HardOfPanels()),
     "nt_xent_hardness": NTXentHardnessOfPanels(),
     "sup_con_hardness": SupConHardnessOfPanels(),
 }
@@ -134,6 +134,20 @@ class _Recorder:
     def pair_terms(self, sides: Any, kind: str, exponent: Exponent, neg_lse: Any) -> Any:
         total, nonzero, by_neg_lse = self._record(kind, "fif", (neg_lse,), (exponent, _NOTHING))
         return PairTerms(total, nonzero, by_neg_lse)
+
+    # Sweeps that there are for panels alone.
+
+    def nearest_pairs(self, sides: Any) -> Any:
+        p, p_column, n, n_column = self._record("nearest", "fifi")
+        return Extremes(p, p_column, n, n_column, None, None)
+
+    def nearest_positive(self, sides: Any) -> Any:
+        """Its distance and its column."""
+        return self._record("nearest_positive", "fi")
+
+    def nearest_negative_beyond(self, sides: Any, bound: Any) -> Any:
+        """Its distance, more than that of the bound, and its column."""
+        return self._record("nearest_beyond", "fi", (bound,))
 
     def of_mined(self, positive: Any, negative: Any) -> Any:
         """Distances of a negative from its anchor, and from the positive."""

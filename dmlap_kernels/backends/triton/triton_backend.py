@@ -191,6 +191,7 @@ def step_of(plan: Plan, spec: PairSpec, problem: PairProblem) -> Any:
     from dmlap_kernels.backends.triton.angular_reference_steps import AngularReferenceStep
     from dmlap_kernels.backends.triton.angular_steps import AngularStep
     from dmlap_kernels.backends.triton.drawn_steps import DrawnStep
+    from dmlap_kernels.backends.triton.hard_of_panels import HARD
     from dmlap_kernels.backends.triton.hard_swap_steps import HardSwapStep
     from dmlap_kernels.backends.triton.lifted_steps import LiftedStep
     from dmlap_kernels.backends.triton.n_pairs_steps import NPairsStep
@@ -200,7 +201,7 @@ def step_of(plan: Plan, spec: PairSpec, problem: PairProblem) -> Any:
 
     if _in_pairs(spec, problem):
         return NPairsStep(plan, spec, problem)
-    if spec.loss == "triplet_hard" and spec.params[2]:
+    if spec.loss in HARD and spec.params[2]:
         return HardSwapStep(plan, spec, problem)
     own: dict[str, type[Step]] = {
         "soft_triple": SoftTripleStep,

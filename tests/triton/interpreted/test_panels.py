@@ -19,6 +19,7 @@ from dmlap_kernels import (
 )
 from dmlap_kernels.backends import registry
 from dmlap_kernels.backends.triton import configurations, kinds, steps
+from dmlap_kernels.backends.triton.hard_of_panels import HARD
 from dmlap_kernels.backends.triton.plans import plan_of
 from dmlap_kernels.backends.triton.triton_backend import step_of
 from dmlap_kernels.problem import PairProblem, PairSpec
@@ -31,7 +32,7 @@ from tests.losses.test_self_index import containing_the_batch, few_cases
 from tests.triton.selection import selection
 
 BY_PANELS = (
-    "triplet_hard",
+    *HARD,
     "contrastive",
     "margin",
     "siglip",
@@ -79,7 +80,7 @@ def by_panels(loss: str, problem: Problem) -> bool:
     if problem.keywords.get("swap"):
         columns = len(problem.x if problem.y is None else problem.y)
         one_panel = max(len(problem.x), columns) <= configurations.panel_height(columns)
-        return loss == "triplet_hard" or (loss in TRIPLETS and one_panel)
+        return loss in HARD or (loss in TRIPLETS and one_panel)
     return not (loss == "n_pairs" and problem.y is None and len(problem.x) < 2)
 
 
@@ -168,7 +169,13 @@ def triplet_sides(refs: str) -> tuple[list[Tensor], list[Any]]:
     return [x, y], [labels, ref_labels, itself]
 
 
-@pytest.mark.parametrize("mining", ["all", "semihard", "hard", "distance_weighted"])
+@pytest.mark.parametrize(
+    "mining",
+    [
+        *("all", "semihard", "hard", "distance_weighted"),
+        *("easy_positive", "easy_positive_semihard"),
+    ],
+)
 @pytest.mark.parametrize("refs", ["self", "named"])
 @pytest.mark.parametrize(
     ("distance", "smooth", "swap", "panels"),
