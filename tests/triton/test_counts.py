@@ -88,6 +88,7 @@ def operations(
     shape: tuple[int, int],
     launched: list[str],
     classes: int | None = None,
+    stats: bool = False,
 ) -> list[str]:
     """Names of all that a step asks for, where there are references if there are ``classes``."""
     rows, features = shape
@@ -103,7 +104,7 @@ def operations(
     backend = TritonBackend()
     launched.clear()
     with Operations() as seen, torch.no_grad():
-        done = backend.forward(spec, problem, False, False)
+        done = backend.forward(spec, problem, stats, False)
         grad = torch.empty((), device="meta")
         found = backend.backward(spec, problem, done.saved, grad, done.context)
     assert found.x is not None and found.x.shape == x.shape
@@ -170,9 +171,63 @@ def test_operations_of_sweeps(loss: str, rows: int, launched: list[str]) -> None
     assert len(found) <= most, " ".join(found)
 
 
+# With statistics each panel is swept once more, and what anchors have of it is added up: three
+# operations of one panel. Of pairs in a batch, which are half of its rows, the batch is packed and
+# multiplied as well. What goes by sweeps that make their own products goes by them again, and where
+# several panels do not serve, by windows.
+STATISTICS = 3
+STATISTICS_OF_PAIRS = 5
+STATISTICS_OF_SWEEPS = {
+    "triplet_distance_weighted": 135,
+    "triplet_easy_positive": 116,
+    "triplet_easy_positive_semihard": 128,
+    "nt_xent_hardness": 118,
+    "sup_con_hardness": 115,
+}
+
+
+def with_statistics() -> list[tuple[str, tuple[float, ...], str, str, int]]:
+    """Of each loss its numbers, its distance, its references, and the most operations of a step of
+    one panel."""
+    rows = []
+    for loss, params, distance, proxies, most in TABLE:
+        more = STATISTICS_OF_PAIRS if loss == "n_pairs" and not proxies else STATISTICS
+        rows.append((loss, params, distance, "proxies" if proxies else "self", most + more))
+    for (loss, refs, swap), most in TRIPLETS.items():
+        rows.append((loss, (0.2, 0.0, float(swap)), "euclidean", refs, most + STATISTICS))
+    for with_refs, most in ANGULAR[2].items():
+        rows.append(("angular", *ANGULAR[:2], "refs" if with_refs else "self", most + STATISTICS))
+    for refs in ("self", "refs"):
+        loss = "lifted_structure_original"
+        rows.append((loss, *LIFTED[:2], refs, LIFTED[2] + STATISTICS))
+    for loss, most in STATISTICS_OF_SWEEPS.items():
+        rows.append((loss, *SWEEPS[loss][:2], "self", most))
+    return rows
+
+
+@pytest.mark.parametrize("rows", ROWS[:3])
+@pytest.mark.parametrize("row", with_statistics(), ids=lambda row: f"{row[0]}-{row[3]}-{row[4]}")
+def test_operations_with_statistics(row: tuple[Any, ...], rows: int, launched: list[str]) -> None:
+    loss, params, distance, refs, most = row
+    columns = {"self": None, "proxies": 100, "refs": rows}[refs]
+    found = operations(loss, params, distance, (rows, 128), launched, columns, True)
+    assert len(found) <= most, " ".join(found)
+    # 22 of swap of all triplets against references are without statistics.
+    assert most <= 25 or loss in STATISTICS_OF_SWEEPS
+
+
+@pytest.mark.parametrize("loss", ["contrastive", "sup_con", "triplet_hard", "margin"])
+def test_operations_with_statistics_of_many_panels(loss: str, launched: list[str]) -> None:
+    params, distance, _, _ = SMALL[loss]
+    found = operations(loss, params, distance, (32768, 128), launched, None, True)
+    plain = operations(loss, params, distance, (32768, 128), launched)
+    assert len(found) <= len(plain) + 2 * 64 + 1, " ".join(found)
+
+
 def test_every_loss_is_counted() -> None:
     counted = {row[0] for row in (*TABLE, *TRIPLETS)} | set(SWEEPS)
     assert counted | {"angular", "lifted_structure_original"} == set(FAMILIES)
+    assert {row[0] for row in with_statistics()} == set(FAMILIES)
 
 
 @pytest.mark.parametrize(
