@@ -368,8 +368,8 @@ def _begin_statistics(rows: tl.constexpr, columns: tl.constexpr):
 
 @triton.jit
 def _visit_statistics(exponents, own, d, alike, within, state):
-    tied = (state[0], state[1], state[2], state[3], state[4])
-    p, p_column, n, n_column, tied = _visit_extremes(exponents, own, d, alike, within, tied)
+    before = (state[0], state[1], state[2], state[3], state[4])
+    p, p_column, n, n_column, tied = _visit_extremes(exponents, own, d, alike, within, before)
     positive = tl.sum(_grouped(tl.where(alike & within, d, 0.0)), 2)
     negative = tl.sum(_grouped(tl.where((alike == 0) & within, d, 0.0)), 2)
     return p, p_column, n, n_column, tied, state[5] + positive, state[6] + negative
@@ -377,10 +377,9 @@ def _visit_statistics(exponents, own, d, alike, within, state):
 
 @triton.jit
 def _reduce_statistics(state, labels):
-    tied = (state[0], state[1], state[2], state[3], state[4])
-    p, p_column, n, n_column, high, low = _reduce_extremes(tied, labels)
-    sums = tl.sum(state[5], 1), tl.sum(state[6], 1)
-    return p, p_column, n, n_column, high, low, sums[0], sums[1]
+    extremes = (state[0], state[1], state[2], state[3], state[4])
+    p, p_column, n, n_column, high, low = _reduce_extremes(extremes, labels)
+    return p, p_column, n, n_column, high, low, tl.sum(state[5], 1), tl.sum(state[6], 1)
 
 
 @triton.jit

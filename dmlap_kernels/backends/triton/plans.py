@@ -218,7 +218,8 @@ _OTHERS = {name: Plan.written([], of_table(0)) for name in ("angular", "lifted_s
 @functools.cache
 def _of_triplets(loss: str, smooth: bool, swap: bool) -> Plan:
     """One for each set of kernels, as steps of a plan share what was compiled."""
-    return Plan.written([], "")
+    told = loss in ("triplet_all", "triplet_semihard")
+    return Plan.written([], "" if told else None)
 
 
 _flags: dict[str, tuple[int, ...]] = {}

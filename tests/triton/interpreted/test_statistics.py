@@ -116,6 +116,27 @@ def test_hinges_of_smooth_triplets(
     assert_same(f"triplet_{mining}", problem, backend)
 
 
+def test_more_triplets_than_a_float_tells_apart(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an anchor, whose row of the table is float32."""
+    monkeypatch.setattr(configurations, "PANEL_BYTES", ONE_PANEL)
+    monkeypatch.setattr(configurations, "ROWS_OF_FORMULAS", 1024)
+    table, tiles = configurations._INTERPRETED_PANELS, {"triplets": (256, 4096), "rows": (1024, 0)}
+    tiles |= dict.fromkeys(("panel_statistics", "triplet_pairs"), (16, 4096))
+    for name, (rows, columns) in tiles.items():
+        monkeypatch.setitem(table, name, table[name]._replace(BM=rows, BN=columns))
+    positives, negatives = 4099, 4101
+    x, y = torch.zeros(1, 16), torch.zeros(positives + negatives, 16)
+    y[:, 0] = torch.rand(len(y)) + 1.0
+    labels = torch.tensor([1]), (torch.arange(len(y)) < positives).long()
+    how = {"mining": "all", "margin": 2.0, "backend": backend}
+    _, found = fused_triplet_loss(x, labels[0], y, labels[1], return_stats=True, **how)
+    assert found.constraints == found.violated == positives * negatives
+    torch.testing.assert_close(found.mean_positive_distance, y[:positives, 0].mean())
+    torch.testing.assert_close(found.mean_negative_distance, y[positives:, 0].mean())
+
+
 @pytest.mark.parametrize("squared", [False, True])
 def test_ties_go_to_the_lower_label_then_the_lower_index(
     squared: bool, backend: str, monkeypatch: pytest.MonkeyPatch
