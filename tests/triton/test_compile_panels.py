@@ -11,7 +11,9 @@ import torch
 pytest.importorskip("triton")
 
 from dmlap_kernels.backends.triton import configurations, kinds
+from dmlap_kernels.backends.triton.panel_policies import POLICIES
 from dmlap_kernels.backends.triton.plans import plan_of
+from dmlap_kernels.backends.triton.statistics_steps import forward_with_statistics
 from dmlap_kernels.backends.triton.triton_backend import step_of
 from dmlap_kernels.problem import PairProblem, PairSpec
 from tests.triton.aot import CHECKED, Launch, assert_fits, launches, main_loop
@@ -52,8 +54,9 @@ def step(
     rows: int = 200,
     reduction: str = "mean_nonzero",
     dtype: torch.dtype = torch.float32,
+    statistics: bool = False,
 ) -> None:
-    """Forward and backward."""
+    """Forward and backward, or forward with statistics."""
     x, labels = torch.randn(rows, 64, dtype=dtype), torch.arange(rows) // 4
     columns = rows + 100
     y = torch.randn(columns, 64, dtype=dtype) if refs else None
@@ -65,6 +68,9 @@ def step(
     plan = plan_of(spec, not refs)
     assert plan is not None
     made = step_of(plan, spec, problem)
+    if statistics:
+        forward_with_statistics(made, problem)
+        return
     _, saved = made.forward()
     made.backward(saved, torch.ones(rows if reduction == "none" else ()))
 
@@ -299,6 +305,41 @@ def test_drawn_triplets_fit(
     assert own <= names
     for launch in found:
         assert_fits(launch, tmp_path)
+
+
+@pytest.mark.parametrize("capability", [80, 90, 100])
+@pytest.mark.parametrize(
+    ("loss", "distance", "refs"),
+    [
+        ("contrastive", "euclidean", False),
+        ("margin", "euclidean", True),
+        ("sup_con", "cosine", True),
+        ("proxy_anchor", "sqeuclidean", True),
+        ("triplet_all", "euclidean", True),
+        ("triplet_semihard", "cosine", False),
+        ("angular", "dot", False),
+        ("n_pairs", "dot", False),
+    ],
+)
+def test_statistics_fit(
+    loss: str, distance: str, refs: bool, capability: int, monkeypatch: Any, tmp_path: Path
+) -> None:
+    """Without spills, and with no number that passes between threads in the loop over most
+    tiles."""
+    found = launches(monkeypatch, lambda: step(loss, distance, refs, statistics=True), capability)
+    (sweep,) = [launch for launch in found if _sweeps_for_statistics(launch)]
+    own = {"anchor_statistics_kernel", "sum_statistics_kernel", "triplets_kernel"}
+    told = [launch for launch in found if launch.kernel.__name__ in own]
+    assert len(told) == 2 + loss.startswith("triplet_")
+    for launch in (sweep, *told):
+        assert_fits(launch, tmp_path)
+    if CHECKED:
+        loop = "\n".join(main_loop(sweep, tmp_path))
+        assert not any(slow in loop for slow in ("BAR", "SHFL", "LDS", "STS"))
+
+
+def _sweeps_for_statistics(launch: Launch) -> bool:
+    return launch.arguments.get("visit") is POLICIES["statistics"].visit
 
 
 @pytest.mark.parametrize("refs", [False, True], ids=["self", "refs"])

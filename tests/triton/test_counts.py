@@ -91,6 +91,7 @@ def operations(
     shape: tuple[int, int],
     launched: list[str],
     classes: int | None = None,
+    stats: bool = False,
 ) -> list[str]:
     """Names of all that a step asks for, where there are references if there are ``classes``."""
     rows, features = shape
@@ -106,7 +107,7 @@ def operations(
     backend = TritonBackend()
     launched.clear()
     with Operations() as seen, torch.no_grad():
-        done = backend.forward(spec, problem, False, False)
+        done = backend.forward(spec, problem, stats, False)
         grad = torch.empty((), device="meta")
         found = backend.backward(spec, problem, done.saved, grad, done.context)
     assert found.x is not None and found.x.shape == x.shape
@@ -126,16 +127,19 @@ def test_operations_of_a_step(row: tuple[Any, ...], rows: int, launched: list[st
     assert len(found) <= bound, " ".join(found)
 
 
+def of_triplets(loss: str, swap: bool) -> tuple[float, ...]:
+    drawn = (0.5, 1.4, 3.0) if loss == "triplet_distance_weighted" else ()
+    return (0.2, 0.0, float(swap), *drawn)
+
+
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("row", TRIPLETS, ids=str)
 def test_operations_of_triplets(row: tuple[str, str, bool], rows: int, launched: list[str]) -> None:
     loss, refs, swap = row
     if swap and rows > 4096:
         pytest.skip("by windows of positives")
-    params: tuple[float, ...] = (0.2, 0.0, float(swap))
-    params += (0.5, 1.4, 3.0) if loss == "triplet_distance_weighted" else ()
     columns = rows if refs == "refs" else None
-    found = operations(loss, params, "euclidean", (rows, 128), launched, columns)
+    found = operations(loss, of_triplets(loss, swap), "euclidean", (rows, 128), launched, columns)
     panels = 1 if rows <= 4096 else 64
     # All but sorting, runs, packing, the reduction and unpacking are done for each panel, whose
     # distances are made again for the backward half, and with them the weights of draws.
@@ -168,9 +172,53 @@ def test_operations_of_the_original_lifted_structure(
     assert len(found) <= bound, " ".join(found)
 
 
+# With statistics each panel is swept once more, and what anchors have of it is added up: three
+# operations of one panel. Of pairs in a batch, which are half of its rows, the batch is packed and
+# multiplied as well.
+STATISTICS = 3
+STATISTICS_OF_PAIRS = 5
+
+
+def with_statistics() -> list[tuple[str, tuple[float, ...], str, str, int]]:
+    """Of each loss its numbers, its distance, its references, and the most operations of a step of
+    one panel."""
+    rows = []
+    for loss, params, distance, proxies, most in TABLE:
+        more = STATISTICS_OF_PAIRS if loss == "n_pairs" and not proxies else STATISTICS
+        rows.append((loss, params, distance, "proxies" if proxies else "self", most + more))
+    for (loss, refs, swap), most in TRIPLETS.items():
+        rows.append((loss, of_triplets(loss, swap), "euclidean", refs, most + STATISTICS))
+    for with_refs, most in ANGULAR[2].items():
+        rows.append(("angular", *ANGULAR[:2], "refs" if with_refs else "self", most + STATISTICS))
+    for refs in ("self", "refs"):
+        loss = "lifted_structure_original"
+        rows.append((loss, *LIFTED[:2], refs, LIFTED[2] + STATISTICS))
+    return rows
+
+
+@pytest.mark.parametrize("rows", ROWS[:3])
+@pytest.mark.parametrize("row", with_statistics(), ids=lambda row: f"{row[0]}-{row[3]}-{row[4]}")
+def test_operations_with_statistics(row: tuple[Any, ...], rows: int, launched: list[str]) -> None:
+    loss, params, distance, refs, most = row
+    columns = {"self": None, "proxies": 100, "refs": rows}[refs]
+    found = operations(loss, params, distance, (rows, 128), launched, columns, True)
+    assert len(found) <= most, " ".join(found)
+    # With swap distances among references are a panel as well.
+    assert most <= 24 or refs == "refs"
+
+
+@pytest.mark.parametrize("loss", ["contrastive", "sup_con", "triplet_hard", "margin"])
+def test_operations_with_statistics_of_many_panels(loss: str, launched: list[str]) -> None:
+    params, distance, _, _ = SMALL[loss]
+    found = operations(loss, params, distance, (32768, 128), launched, None, True)
+    plain = operations(loss, params, distance, (32768, 128), launched)
+    assert len(found) <= len(plain) + 2 * 64 + 1, " ".join(found)
+
+
 def test_every_loss_is_counted() -> None:
     counted = {row[0] for row in (*TABLE, *TRIPLETS)}
     assert counted | {"angular", "lifted_structure_original"} == set(FAMILIES)
+    assert {row[0] for row in with_statistics()} == set(FAMILIES)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from dmlap_kernels.backends.triton.draws import mixed
 from dmlap_kernels.backends.triton.panel_policies import POLICIES
 from dmlap_kernels.backends.triton.plans import plan_of
 from dmlap_kernels.backends.triton.soft_triple_steps import SoftTripleStep
+from dmlap_kernels.backends.triton.statistics_steps import forward_with_statistics
 from dmlap_kernels.backends.triton.steps import Step
 from dmlap_kernels.backends.triton.triplet_steps import TripletStep
 from dmlap_kernels.backends.triton.triton_backend import step_of
@@ -203,6 +204,28 @@ def test_distances_are_made_again(kind: tuple[str, float, float], launches: Laun
     triplets(*kind, backwards=2)
     again, asked = launches.taken()
     assert not asked and len(again) == len(done)
+
+
+@pytest.mark.parametrize("loss", ["contrastive", "sup_con", "triplet_all", "n_pairs"])
+def test_statistics_are_asked_for_once(loss: str, launches: Launches) -> None:
+    """Beside steps without them."""
+    numbers = {"contrastive": (0.0, 1.0, 0.0), "sup_con": (0.1,), "triplet_all": (0.2, 0.0, 0.0)}
+    counts = []
+    for rows in (40, 41, 40):
+        problem = PairProblem(torch.randn(rows, 32), torch.arange(rows) // 4, None, None)
+        spec = PairSpec(loss, numbers.get(loss, ()), "euclidean")
+        plan = plan_of(spec, True)
+        assert plan is not None
+        step_of(plan, spec, problem).forward()
+        plain, asked = launches.taken()
+        assert bool(asked) == (not counts)
+        forward_with_statistics(step_of(plan, spec, problem), problem)
+        told, asked = launches.taken()
+        assert bool(asked) == (not counts)
+        counts.append((len(plain), len(told)))
+    assert len(set(counts)) == 1
+    # One more where the batch is packed anew.
+    assert counts[0][1] - counts[0][0] == 3 + (loss == "n_pairs")
 
 
 @pytest.mark.parametrize("other", ["dtype", "alignment", "stride", "features", "grad", "refs"])

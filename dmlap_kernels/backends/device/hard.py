@@ -46,7 +46,7 @@ class Hard:
 
         def statistics() -> Statistics:
             hinge = torch.where(group.number, excess.relu(), 0)
-            return Statistics(group.number.sum(), (hinge > 0).sum(), hinge.double().sum())
+            return Statistics(group.number, hinge > 0, hinge.double())
 
         kept = mined.to(_WHOLE[excess.dtype]).view(excess.dtype)
         return Found((group,), kept, statistics)

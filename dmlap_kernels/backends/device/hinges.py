@@ -139,6 +139,6 @@ def _found(
         if counted is not None:
             some = counted()
             parts = [torch.where(some, part, 0) for part in parts]
-        return Statistics(*(part.sum() for part in parts))
+        return Statistics(*parts)
 
     return Found(groups, kept, statistics)

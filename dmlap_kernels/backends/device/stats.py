@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dmlap_kernels.backends.device.packing import pack
+from dmlap_kernels.backends.device.packing import Sides, pack
+from dmlap_kernels.backends.device.sweeps import Sweeps
 from dmlap_kernels.backends.device.terms import Call, Found, filled, rows_at
-from dmlap_kernels.problem import ClassScores, PairProblem, PairStats
+from dmlap_kernels.problem import ClassScores, PairProblem, PairSpec, PairStats
 
 
 def pair_stats(call: Call, found: Found, problem: PairProblem, scores: bool) -> PairStats:
@@ -18,15 +19,19 @@ def pair_stats(call: Call, found: Found, problem: PairProblem, scores: bool) -> 
     negative = extremes.negative_sum.double().sum() / call.negatives.sum()
     constraints, violated, violation = found.statistics()
     real = sides.x.dtype
+    classes = None
+    if scores:
+        bounds = thresholds(call.spec, call.anchor_params, extremes.positive)
+        classes = _class_scores(call, problem, bounds)
     return PairStats(
-        constraints=constraints,
-        violated=violated,
-        violation=violation.to(real),
+        constraints=constraints.sum().long(),
+        violated=violated.sum().long(),
+        violation=violation.sum(dtype=torch.float64).to(real),
         mean_positive_distance=positive.to(real),
         mean_negative_distance=negative.to(real),
         hardest_positive=_original(call, extremes.positive_column),
         hardest_negative=_original(call, extremes.negative_column),
-        class_scores=_class_scores(call, problem) if scores else None,
+        class_scores=classes,
     )
 
 
@@ -38,24 +43,28 @@ def _original(call: Call, columns: Tensor) -> Tensor:
     return call.sides.to_caller(indices)
 
 
-def thresholds(call: Call) -> Tensor:
-    """The bound (B,) of each anchor's negatives in the scores of classes."""
-    loss, params = call.spec.loss, call.spec.params
+def thresholds(spec: PairSpec, anchor_params: Tensor | None, hardest: Tensor) -> Tensor:
+    """The bound (B,) of each anchor's negatives in the scores of classes; ``hardest`` is the
+    distance (B,) of its farthest positive."""
+    loss, params = spec.loss, spec.params
     if loss == "contrastive":
-        return filled(call.sides.x.new_empty(call.sides.anchors), params[1])
+        return filled(hardest, params[1])
     if loss == "margin":
-        assert call.anchor_params is not None
-        return call.anchor_params + params[0]
-    hardest = call.extremes.positive
+        assert anchor_params is not None
+        return anchor_params + params[0]
     return hardest + params[0] if loss.startswith("triplet") else hardest
 
 
-def _class_scores(call: Call, problem: PairProblem) -> ClassScores:
-    """How many classes there are depends on the data: this waits for the device."""
-    sides, bounds = call.sides, thresholds(call)
-    if not sides.in_label_order:
-        sides = pack(call.spec, problem)
-        bounds = sides.from_caller(bounds)
+def _class_scores(call: Call, problem: PairProblem, bounds: Tensor) -> ClassScores:
+    if call.sides.in_label_order:
+        return class_scores(call.sweeps, call.sides, problem, bounds)
+    sides = pack(call.spec, problem)
+    return class_scores(call.sweeps, sides, problem, sides.from_caller(bounds))
+
+
+def class_scores(sweeps: Sweeps, sides: Sides, problem: PairProblem, bounds: Tensor) -> ClassScores:
+    """Of sides in label order, as are the ``bounds`` (B,) of the anchors' negatives. How many
+    classes there are depends on the data: this waits for the device."""
     labels, ref_labels = problem.labels[sides.order_x], problem.ref_side[1][sides.order_y]
     classes, of_x, sizes = _classes(labels)
     ref_classes, of_y, ref_sizes = _classes(ref_labels)
@@ -64,7 +73,7 @@ def _class_scores(call: Call, problem: PairProblem) -> ClassScores:
         empty = sides.x.new_zeros(shape)
         return ClassScores(classes, ref_classes, empty, torch.full_like(empty, torch.inf))
     ends = sizes.cumsum(0), ref_sizes.cumsum(0)
-    sums, smallest = call.sweeps.class_scores(sides, bounds, *ends)
+    sums, smallest = sweeps.class_scores(sides, bounds, *ends)
     pairs = torch.outer(sizes, ref_sizes)
     if sides.itself is not None:
         named = sides.itself >= 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, cast
@@ -56,7 +58,8 @@ class PackedGradients(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    """Numbers of terms and of positive ones, and their sum, for `PairStats`; all ()."""
+    """Of each anchor (B,) how many terms there are, how many are positive, and their sum: what
+    `PairStats` has of the call, and kernels of the panels that they go through."""
 
     constraints: Tensor
     violated: Tensor
@@ -189,12 +192,15 @@ def found(groups: tuple[Group, ...], kept: Tensor | tuple[Tensor, ...] | None) -
     """Terms that each are a constraint, and their own violation."""
 
     def statistics() -> Statistics:
-        constraints = torch.stack([group.number.sum() for group in groups]).sum()
-        violated = torch.stack([group.positive.sum() for group in groups]).sum()
-        violation = torch.stack([group.total for group in groups]).double().sum()
-        return Statistics(constraints, violated, violation)
+        constraints = _sum([group.number.long() for group in groups])
+        violated = _sum([group.positive.long() for group in groups])
+        return Statistics(constraints, violated, _sum([group.total.double() for group in groups]))
 
     return Found(groups, kept, statistics)
+
+
+def _sum(rows: list[Tensor]) -> Tensor:
+    return functools.reduce(operator.add, rows)
 
 
 def reduce(

@@ -24,7 +24,7 @@ class Mined:
         group = Group(total.to(call.sides.x.dtype), terms, nonzero)
 
         def statistics() -> Statistics:
-            return Statistics(terms.sum().long(), violated.sum().long(), hinges.sum())
+            return Statistics(terms.long(), violated.long(), hinges)
 
         return Found((group,), None, statistics)
 

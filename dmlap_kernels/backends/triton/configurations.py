@@ -106,6 +106,7 @@ _PANELS = {
     "panel_sums": Launch(16, 64, 0, 4, 1, registers=128),
     "panel_positives": Launch(16, 64, 0, 4, 1, registers=128),
     "panel_extremes": Launch(16, 64, 0, 4, 1, registers=128),
+    "panel_statistics": Launch(16, 64, 0, 4, 1, registers=168),
     "panel_weights": Launch(32, 64, 0, 4, 1, registers=128),
     # An anchor and two columns: one program sees all columns.
     "panel_of_mined": Launch(16, 1 << 30, 64, 4, 1),
@@ -135,6 +136,7 @@ _INTERPRETED_PANELS = {
     "panel_sums": Launch(16, 32, 0, 4, 1),
     "panel_positives": Launch(16, 32, 0, 4, 1),
     "panel_extremes": Launch(16, 32, 0, 4, 1),
+    "panel_statistics": Launch(16, 32, 0, 4, 1),
     "panel_weights": Launch(16, 32, 0, 4, 1),
     "panel_of_mined": Launch(16, 1 << 30, 32, 4, 1),
     "swapped": Launch(16, 16, 0, 4, 1, 32),

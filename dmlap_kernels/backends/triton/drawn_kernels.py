@@ -175,8 +175,9 @@ def drawn_terms_kernel(
     among,  # as `triplets_kernel` has it
     sums, order, places, begins, ends, itself, seed_high, seed_low,
     table,  # (3, anchors): of each anchor the sum of terms, how many there are and are positive
+    statistics,  # as `triplets_kernel` has it
     top, anchors, columns, margin, low, high, closeness, farness,
-    smooth: tl.constexpr, third: tl.constexpr,
+    smooth: tl.constexpr, third: tl.constexpr, told: tl.constexpr,
     BM: tl.constexpr,  # positives at a time
     BN: tl.constexpr,  # as `shares_kernel` has it
     how: tl.constexpr,
@@ -191,6 +192,8 @@ def drawn_terms_kernel(
     total = tl.zeros((), tl.float64)
     terms = tl.zeros((), tl.int32)
     nonzero = tl.zeros((), tl.int32)
+    hinges = tl.zeros((), tl.float64)
+    violated = tl.zeros((), tl.int32)
     for first in range(begin, end, BM):
         positive, there = partners(order, first, end, own, BM)
         found = _drawn(
@@ -200,14 +203,24 @@ def drawn_terms_kernel(
         there &= found >= 0
         d_ap, d_an = distance_at(at + positive, there, how), distance_at(at + found, there, how)
         d_pn = _to_negative(d_an, among, positive, found, there, columns, third, how)
-        term = term_of(d_ap - tl.minimum(d_an, d_pn) + margin, smooth)
-        term = tl.where(there, term, 0.0)
+        excess = d_ap - tl.minimum(d_an, d_pn) + margin
+        term = tl.where(there, term_of(excess, smooth), 0.0)
         total += tl.sum(term, 0).to(tl.float64)
         terms += tl.sum(there.to(tl.int32), 0)
         nonzero += tl.sum((term > 0).to(tl.int32), 0)
+        if told and smooth:
+            hinge = tl.where(there, tl.maximum(excess, 0.0), 0.0)
+            hinges += tl.sum(hinge, 0).to(tl.float64)
+            violated += tl.sum((hinge > 0).to(tl.int32), 0)
     tl.store(table + row, total.to(tl.float32))
     tl.store(table + anchors + row, terms.to(tl.float32))
     tl.store(table + 2 * anchors + row, nonzero.to(tl.float32))
+    if told:
+        if smooth == 0:
+            hinges, violated = total, nonzero
+        tl.store(statistics + row, terms.to(tl.float64))
+        tl.store(statistics + anchors + row, violated.to(tl.float64))
+        tl.store(statistics + 2 * anchors + row, hinges)
 
 
 @triton.jit

@@ -41,10 +41,15 @@ class DrawnKind(TripletKind):
         )
         numbers = top, self.anchors, self.columns, *self._numbers()
         blocks = drawn.BM, drawn.BN, self._tiling(drawn)
-        terms = Launch((rows, 1, 1), (*numbers, smooth, third, *blocks), drawn.options)
+        # Without statistics, and with them.
+        terms = [
+            Launch((rows, 1, 1), (*numbers, smooth, third, told, *blocks), drawn.options)
+            for told in (False, True)
+        ]
         which = smooth, third, self.spec.reduction
         weights = Launch((rows, 1, 1), (*numbers, *which, *blocks), drawn.options)
-        return Panel(rows, [(self._distances(top), terms)], weights, shares)
+        sweeps = [(self._distances(top), one) for one in terms]
+        return Panel(rows, sweeps, weights, shares)
 
     def _weights_of_references(self) -> Launch:
         launch = configurations.panel_launch("drawn")

@@ -10,7 +10,13 @@ from torch import Tensor
 
 from dmlap_kernels.backends.device.hard import term_of
 from dmlap_kernels.backends.device.sweeps import PairGradient
-from dmlap_kernels.backends.device.terms import Call, Found, PackedGradients, anchor_group, found
+from dmlap_kernels.backends.device.terms import (
+    Call,
+    Found,
+    PackedGradients,
+    Statistics,
+    anchor_group,
+)
 from dmlap_kernels.problem import PairProblem, PairSpec
 
 # Losses of one mined triplet an anchor.
@@ -38,7 +44,9 @@ class HardOfPanels:
         with torch.enable_grad():
             excess = (positive - negative + margin).detach().requires_grad_()
             group = anchor_group(term_of(excess, smooth), counted)
-        return found((group,), (*columns, excess, group.total, *third))
+        hinge: Any = torch.where(counted, excess.relu(), 0)
+        told = Statistics(counted, hinge > 0, hinge)
+        return Found((group,), (*columns, excess, group.total, *third), lambda: told)
 
     def backward(self, call: Call, kept: Any, weights: Tensor) -> PackedGradients:
         positive, negative, excess, total, *third = kept

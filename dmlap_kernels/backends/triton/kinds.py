@@ -87,6 +87,8 @@ class Kind:
         self.plan, self.spec, self.more = plan, spec, more
         # What Triton compiled, by half of a step and place in it.
         self.known = known
+        # Of `statistics_steps`, once they were asked for.
+        self.statistics: Any = None
         x, y = problem.x, problem.y
         self.self_case = y is None
         self.ones = spec.distance in ("euclidean", "sqeuclidean")
@@ -121,6 +123,10 @@ class Kind:
 
     def _splits(self) -> bool:
         return configurations.splits_products(self.device, self.precision)
+
+    @property
+    def table_anchors(self) -> int:
+        return self.anchors
 
     @property
     def one_panel(self) -> bool:
@@ -225,7 +231,7 @@ class Kind:
         others = (
             top,
             self.anchors,
-            self._cut(f"panel_{policy.kind}", rows)[1],
+            self.splits_of(plan.sweeps[number].policy, rows),
             *self.numbers,
             function(plan.formulas[number]),
             policy.empty,
@@ -238,6 +244,10 @@ class Kind:
             block,
         )
         return Launch((blocks_in(rows, block), 1, 1), others, {"num_warps": 4})
+
+    def splits_of(self, policy: str, rows: int) -> int:
+        """Of the columns, of which a sweep over so many rows leaves states."""
+        return self._cut(f"panel_{POLICIES[policy].kind}", rows)[1]
 
     def _weights(self, top: int, rows: int) -> Launch:
         launch, splits, span, blocks = self._cut("panel_weights", rows)

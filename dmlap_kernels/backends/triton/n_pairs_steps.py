@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from dmlap_kernels.backends.triton.launching import Launch, Launcher
 from dmlap_kernels.backends.triton.plans import Plan
 from dmlap_kernels.backends.triton.steps import Step, plain
 from dmlap_kernels.problem import Gradients, PairProblem, PairSpec
+
+if TYPE_CHECKING:
+    from dmlap_kernels.backends.triton.statistics_steps import PanelStatistics
 
 
 class NPairsKind(Kind):
@@ -99,8 +102,8 @@ class NPairsStep(Step):
             at[y.norms], at[x.lengths], at[y.lengths], at[self.kind.flags],
         )  # fmt: skip
 
-    def forward(self) -> tuple[Tensor, Tensor]:
-        loss, saved = super().forward()
+    def forward(self, told: PanelStatistics | None = None) -> tuple[Tensor, Tensor]:
+        loss, saved = super().forward(told)
         if self.spec.reduction == "none":
             # Of rows that are first in no pair it is 0, or NaN as everywhere.
             rows = torch.arange(len(self.raw), device=loss.device)

@@ -496,6 +496,43 @@ def _reduce_beyond(state, labels):
 
 
 @triton.jit
+def _empty_statistics(count: tl.constexpr):
+    """Of extremes, and sums of the distances of positives and of negatives."""
+    p, p_column, n, n_column, high, low = _empty_extremes(count)
+    zeros = tl.zeros((count,), tl.float32)
+    return p, p_column, n, n_column, high, low, zeros, zeros
+
+
+@triton.jit
+def _merge_statistics(state, other):
+    p, p_column, n, n_column, high, low = _merge_extremes(state, other)
+    return p, p_column, n, n_column, high, low, state[6] + other[6], state[7] + other[7]
+
+
+@triton.jit
+def _begin_statistics(rows: tl.constexpr, columns: tl.constexpr):
+    p, p_column, n, n_column, tied = _begin_extremes(rows, columns)
+    zeros = tl.zeros((rows, columns // _GROUP), tl.float32)
+    return p, p_column, n, n_column, tied, zeros, zeros
+
+
+@triton.jit
+def _visit_statistics(exponents, own, d, alike, within, state):
+    before = (state[0], state[1], state[2], state[3], state[4])
+    p, p_column, n, n_column, tied = _visit_extremes(exponents, own, d, alike, within, before)
+    positive = tl.sum(_grouped(tl.where(alike & within, d, 0.0)), 2)
+    negative = tl.sum(_grouped(tl.where((alike == 0) & within, d, 0.0)), 2)
+    return p, p_column, n, n_column, tied, state[5] + positive, state[6] + negative
+
+
+@triton.jit
+def _reduce_statistics(state, labels):
+    extremes = (state[0], state[1], state[2], state[3], state[4])
+    p, p_column, n, n_column, high, low = _reduce_extremes(extremes, labels)
+    return p, p_column, n, n_column, high, low, tl.sum(state[5], 1), tl.sum(state[6], 1)
+
+
+@triton.jit
 def _empty_of_mined(count: tl.constexpr):
     """Two distances, which one program finds."""
     zeros = tl.zeros((count,), tl.float32)
@@ -599,6 +636,17 @@ POLICIES = {
         _nearer,
         _finish_one,
         4,
+        "extremes",
+    ),
+    # Not of a loss: `statistics_steps` has what it is for.
+    "statistics": PanelPolicy(
+        _begin_statistics,
+        _visit_statistics,
+        _reduce_statistics,
+        _empty_statistics,
+        _merge_statistics,
+        None,
+        8,
         "extremes",
     ),
     # No tiles are visited: `hard_swap_kernels` has the kernel.

@@ -193,6 +193,9 @@ class Plan:
         coefficients: how many coefficients an anchor has.
         anchor_params: whether there is a gradient at them.
         clipped: for each sweep, and for the gradient, whether exponents have a side.
+        statistics: the text of the formula of an anchor's `terms.Statistics`, which reads the last
+            sweep and the whole table; "" where kernels of the loss find them, and None where no
+            panels do.
         numbers: a function of the params: the numbers that formulas read, and for each sweep and
             the gradient the eight of its exponents.
     """
@@ -208,14 +211,16 @@ class Plan:
     anchor_params: bool
     clipped: list[bool]
     numbers: Any
+    statistics: str | None = None
 
     @staticmethod
-    def written(stored: list[str]) -> Plan:
+    def written(stored: list[str], statistics: str | None = None) -> Plan:
         """Of one sweep, with a group of terms, whose formulas are in kernels."""
         sweep = Sweep("", (), (_NOTHING, _NOTHING))
         clipped = [False, False]
         params = lambda p: (p,)  # noqa: E731
-        return Plan([sweep], [stored], [None], [""], 1, "", "", 0, False, clipped, params)
+        gradient = "", "", 0, False
+        return Plan([sweep], [stored], [None], [""], 1, *gradient, clipped, params, statistics)
 
     def outputs(self, sweep: int) -> int:
         """Of its formula."""
@@ -232,15 +237,24 @@ class Plan:
         return self.prefix + 3 * self.groups
 
 
+def of_table(prefix: int) -> str:
+    """The text of the statistics of terms that each are a constraint, and their own violation: of
+    the group in the table."""
+    rows = ", ".join(f"table[{prefix + k}]" for k in (1, 2, 0))
+    return f"def formula({_NAMES}):\n    return ({rows})\n"
+
+
+# What formulas are given.
+_NAMES = "found, counts, weights, table, anchor_param, numbers"
 # Losses whose steps are written down, each in a file of its own: here what other code asks of them.
-_SOFT_TRIPLE = Plan.written(["other", "own"])
-_OTHERS = {name: Plan.written([]) for name in ("angular", "lifted_structure_original")}
+_SOFT_TRIPLE = Plan.written(["other", "own"], of_table(2))
+_OTHERS = {name: Plan.written([], of_table(0)) for name in ("angular", "lifted_structure_original")}
 
 
 @functools.cache
 def _of_triplets(loss: str, smooth: bool, swap: bool) -> Plan:
     """One for each set of kernels, as steps of a plan share what was compiled."""
-    return Plan.written([])
+    return Plan.written([], "")
 
 
 _flags: dict[str, tuple[int, ...]] = {}
@@ -297,11 +311,14 @@ def _traced(spec: PairSpec, self_case: bool, flags: set[int]) -> Plan | None:
         kept = kept if isinstance(kept, tuple) else () if kept is None else (kept,)
         weights: Any = _Rows(Symbol.row(f"weight.{g}") for g in range(len(found.groups)))
         at_params: Any = family.backward(call, kept, weights).anchor_params
+        statistics: Any = list(found.statistics())
     groups: Any = [(g.total, g.number, g.positive) for g in found.groups]
-    return _planned(recorder, groups, at_params)
+    return _planned(recorder, groups, at_params, statistics)
 
 
-def _planned(recorder: _Recorder, groups: Any, at_params: Any) -> Plan | None:
+def _planned(
+    recorder: _Recorder, groups: Any, at_params: Any, statistics: list[Symbol]
+) -> Plan | None:
     sweeps, pair_gradient = recorder.sweeps, recorder.pair_gradient
     if not sweeps or pair_gradient is None or pair_gradient.columns is not None:
         return None
@@ -310,7 +327,8 @@ def _planned(recorder: _Recorder, groups: Any, at_params: Any) -> Plan | None:
     backward = [*coefficients, *([] if at_params is None else [at_params])]
     read = [list(sweep.own) for sweep in sweeps]
     needed = [[*sweep.own, *sweep.held.values()] for sweep in sweeps]
-    numbers = numbers_of([*(one for some in needed for one in some), *last, *backward])
+    every = [*(one for some in needed for one in some), *last, *backward, *statistics]
+    numbers = numbers_of(every)
     if len(numbers) > OPERANDS:
         return None
     texts = [in_python(number) for number in numbers]
@@ -328,6 +346,10 @@ def _planned(recorder: _Recorder, groups: Any, at_params: Any) -> Plan | None:
         formulas.append(_function([*rows, *results], _given(table, k), texts))
         stored.append(new)
         table += new
+    given = _given(table, len(sweeps) - 1) | {"positives": "counts[0]", "negatives": "counts[1]"}
+    told = None
+    if leaves_of(statistics) <= set(given):
+        told = _function(statistics, given, texts)
     used = [(s.exponents, s.policy) for s in sweeps]
     used.append(((pair_gradient.positive, pair_gradient.negative), pair_gradient.kind))
     exponents = [_exponents_text(pair) for pair, _ in used]
@@ -345,6 +367,7 @@ def _planned(recorder: _Recorder, groups: Any, at_params: Any) -> Plan | None:
         at_params is not None,
         [bool(p.side or n.side) for (p, n), _ in used],
         eval(source, {"float": float}),
+        told,
     )
 
 
@@ -378,9 +401,8 @@ def _given(table: list[str], sweep: int | None) -> dict[str, str]:
 def _function(outputs: list[Symbol], given: dict[str, str], numbers: list[str]) -> str:
     """The text of a formula, a tuple of outputs."""
     lines, results = in_kernels(outputs, given, numbers)
-    names = "found, counts, weights, table, anchor_param, numbers"
     body = [*lines, f"return ({''.join(f'{one}, ' for one in results).rstrip()})"]
-    return "\n".join([f"def formula({names}):", *(f"    {line}" for line in body), ""])
+    return "\n".join([f"def formula({_NAMES}):", *(f"    {line}" for line in body), ""])
 
 
 def _exponents_text(exponents: tuple[Exponent, Exponent]) -> str:

@@ -2,6 +2,7 @@
 launches besides.
 
     forward     pack; for each panel a product, and for each sweep the sweep and its formula; reduce
+                (with statistics also what `statistics_steps` adds)
     backward    for each panel the product unless it was kept, its weights, what near pairs add
                 (of Euclidean distances), and a product for each side; unpack
 
@@ -11,7 +12,7 @@ needs for itself lies in one buffer, and kernels are launched by a `Launcher`.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -28,6 +29,9 @@ from dmlap_kernels.backends.triton.row_kernels import (
     unpack_kernel,
 )
 from dmlap_kernels.problem import Gradients, PairProblem, PairSpec
+
+if TYPE_CHECKING:
+    from dmlap_kernels.backends.triton.statistics_steps import PanelStatistics
 
 
 class Step:
@@ -58,6 +62,8 @@ class Step:
         self.plan, self.spec = plan, spec
         self.buffer = self.x.new_empty(self.kind.layout.floats, dtype=torch.float32)
         self.panel: Tensor | None = None
+        # What statistics a forward half fills meanwhile.
+        self.told: PanelStatistics | None = None
         # Whether the panel holds products.
         self.kept = False
         # Which gradients are wanted.
@@ -71,10 +77,10 @@ class Step:
         """What else the sizes of the kind follow from."""
         return None
 
-    def forward(self) -> tuple[Tensor, Tensor]:
-        """The loss, and what is saved: the header, and the table."""
-        kind = self.kind
-        launch = Launcher(kind.known.setdefault("forward", {}))
+    def forward(self, told: PanelStatistics | None = None) -> tuple[Tensor, Tensor]:
+        """The loss, and what is saved: the header, and the table. Fills the statistics ``told``."""
+        kind, self.told = self.kind, told
+        launch = Launcher(kind.known.setdefault(("forward", told is not None), {}))
         at = launch.pieces(kind.layout, self.buffer)
         self._pack(launch, at)
         saved = self.buffer.new_empty(kind.saved)
@@ -83,14 +89,24 @@ class Step:
         partials = at[kind.partials]
         params = self._params(launch, at)
         self._before_sweeps(launch, at)
+        if told is not None:
+            told.begin(launch)
         for top, panel in kind.panels.items():
             pairs = self._pairs(launch, at, self._product(top))
+            # Some sweeps of losses leave something else in the place of products.
+            if told is not None:
+                told.sweep(launch, top, pairs)
             self._sweep(launch, at, panel, pairs, (table, params, partials))
+            if told is not None:
+                told.gather(launch, top, (table, params, partials))
         launch(
             "reduce", reduce_kernel, kind.reduce,
             table, at[kind.flags], launch.pointer(saved), launch.pointer(loss),
         )  # fmt: skip
+        if told is not None:
+            told.sum_up(launch)
         launch.done()
+        self.told = None
         if not kind.one_panel:
             self.panel = None
         return loss, saved
@@ -145,6 +161,10 @@ class Step:
         panel = self.panel if rows == kind.height else self.panel[:rows]
         self.kept = kind.one_panel
         return self._product_of(kind.x, kind.y, panel, top)
+
+    def product_into(self, out: Tensor, top: int) -> Tensor:
+        """The panel from row ``top`` on, in memory of the caller."""
+        return self._product_of(self.kind.x, self.kind.y, out, top)
 
     def _product_of(self, x: Side, y: Side, out: Tensor, top: int = 0) -> Tensor:
         """Products of rows of ``x`` from ``top`` on with those of ``y``."""

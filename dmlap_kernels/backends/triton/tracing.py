@@ -56,10 +56,18 @@ class Symbol:
         return Symbol("detach", (self,), self.dtype)
 
     def to(self, dtype: str) -> Symbol:
-        return self if dtype == self.dtype else Symbol("cast", (self,), dtype)
+        if dtype == self.dtype:
+            return self
+        if self.op == "const":
+            return _symbol({FLOAT: float, WHOLE: int, TRUTH: bool}[dtype](self.key))
+        return Symbol("cast", (self,), dtype)
 
     def long(self) -> Symbol:
         return self.to(WHOLE)
+
+    def double(self) -> Symbol:
+        """Kernels add up in float64 what they compute in float32."""
+        return self
 
     def relu(self) -> Symbol:
         return _where(self > 0, self, 0.0)

@@ -171,9 +171,11 @@ def triplets_kernel(
     order, places, begins, ends,  # as `runs_kernel` has them
     labels_x, labels_y, itself,
     table,  # (3, anchors): of each anchor the sum of terms, how many there are and are positive
+    statistics,  # (3, anchors) float64: how many terms there are, hinges above 0, and their sum
     top, anchors, columns, margin,
     every: tl.constexpr,  # all triplets, or semi-hard ones
     smooth: tl.constexpr, third: tl.constexpr,
+    told: tl.constexpr,  # whether statistics are wanted
     BM: tl.constexpr,  # positives
     BN: tl.constexpr, how: tl.constexpr,
 ):  # fmt: skip
@@ -185,6 +187,8 @@ def triplets_kernel(
     own = own_of(itself, row, True, how)
     total = tl.zeros((), tl.float64)
     nonzero = tl.zeros((), tl.int64)
+    hinges = tl.zeros((), tl.float64)
+    violated = tl.zeros((), tl.int64)
     farthest = tl.zeros((), tl.int64)
     if every == 0:
         farthest = _farthest_of(at, label, own, labels_y, places, columns, BN, how)
@@ -194,17 +198,27 @@ def triplets_kernel(
         if every:
             sums = tl.zeros((BM, BN), tl.float32)
             some = tl.zeros((BM, BN), tl.int32)
+            plain = tl.zeros((BM, BN), tl.float32)
+            above = tl.zeros((BM, BN), tl.int32)
             for c in range(0, columns, BN):
                 column, negative = _columns(c, label, own, labels_y, columns, BN)
                 d, other = _to_negatives(
                     at, among, positive, there, column, negative, stride, third, how
                 )
-                term = term_of(d_ap[:, None] - tl.minimum(d, other) + margin, smooth)
-                term = tl.where(there[:, None] & negative[None, :], term, 0.0)
+                excess = d_ap[:, None] - tl.minimum(d, other) + margin
+                mask = there[:, None] & negative[None, :]
+                term = tl.where(mask, term_of(excess, smooth), 0.0)
                 sums += term
                 some += (term > 0).to(tl.int32)
+                if told and smooth:
+                    hinge = tl.where(mask, tl.maximum(excess, 0.0), 0.0)
+                    plain += hinge
+                    above += (hinge > 0).to(tl.int32)
             total += tl.sum(tl.sum(sums, 1), 0).to(tl.float64)
             nonzero += tl.sum(tl.sum(some, 1), 0).to(tl.int64)
+            if told and smooth:
+                hinges += tl.sum(tl.sum(plain, 1), 0).to(tl.float64)
+                violated += tl.sum(tl.sum(above, 1), 0).to(tl.int64)
         else:
             found = _mined_of(
                 at, d_ap, farthest, label, own, labels_y, order, places, columns, BM, BN, how
@@ -214,9 +228,14 @@ def triplets_kernel(
             if third:
                 d_pn = distance_at(among + positive * stride + found, there, how)
                 d_an = tl.minimum(d_an, d_pn)
-            term = tl.where(there, term_of(d_ap - d_an + margin, smooth), 0.0)
+            excess = d_ap - d_an + margin
+            term = tl.where(there, term_of(excess, smooth), 0.0)
             total += tl.sum(term, 0).to(tl.float64)
             nonzero += tl.sum((term > 0).to(tl.int32), 0).to(tl.int64)
+            if told and smooth:
+                hinge = tl.where(there, tl.maximum(excess, 0.0), 0.0)
+                hinges += tl.sum(hinge, 0).to(tl.float64)
+                violated += tl.sum((hinge > 0).to(tl.int32), 0).to(tl.int64)
     positives, negatives = end - begin, columns - (end - begin)
     if how.itself != APART:
         if own >= 0:
@@ -229,6 +248,12 @@ def triplets_kernel(
     terms = positives.to(tl.float64) * negatives.to(tl.float64)
     tl.store(table + anchors + row, terms.to(tl.float32))
     tl.store(table + 2 * anchors + row, nonzero.to(tl.float32))
+    if told:
+        if smooth == 0:
+            hinges, violated = total, nonzero
+        tl.store(statistics + row, terms)
+        tl.store(statistics + anchors + row, violated.to(tl.float64))
+        tl.store(statistics + 2 * anchors + row, hinges)
 
 
 @triton.jit

@@ -84,9 +84,13 @@ class TripletKind(Kind):
         launch = configurations.panel_launch("triplets")
         kind = top, self.anchors, self.columns, float(self.spec.params[0]), *self._which()
         blocks = launch.BM, launch.BN, self._tiling(launch)
-        sums = Launch((rows, 1, 1), (*kind, *blocks), launch.options)
         weights = Launch((rows, 1, 1), (*kind, self.spec.reduction, *blocks), launch.options)
-        return Panel(rows, [(self._distances(top), sums)], weights)
+        # Without statistics, and with them.
+        sweeps = [
+            (self._distances(top), Launch((rows, 1, 1), (*kind, told, *blocks), launch.options))
+            for told in (False, True)
+        ]
+        return Panel(rows, sweeps, weights)
 
     def _distances(self, top: int) -> Launch:
         rows = min(self.height, self.anchors - top)
@@ -232,9 +236,10 @@ class TripletStep(Step):
         assert self.panel is not None
         self._measure(launch, at, panel, pairs)
         among = launch.pointer(self._measured_among(launch, at, self.panel))
-        _, sums = panel.sweeps[0]
+        _, sums = panel.sweeps[self.told is not None]
         classes = self._classes(launch, at)
-        launch("sums", self.kernels[0], sums, pairs[0], among, *classes, ends[0])
+        statistics = ends[0] if self.told is None else self.told.terms
+        launch("sums", self.kernels[0], sums, pairs[0], among, *classes, ends[0], statistics)
 
     def backward(self, saved: Tensor, grad: Tensor) -> Gradients:
         kind, wanted = self.kind, self.kind.wanted(self.wanted)

@@ -6,6 +6,7 @@ on CPU tensors: slow, and meant for tests.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib.util
 import os
@@ -18,6 +19,8 @@ from torch import Tensor
 
 from dmlap_kernels import versions
 from dmlap_kernels.backends.device.backend import DeviceBackend
+from dmlap_kernels.backends.device.packing import pack
+from dmlap_kernels.backends.device.stats import class_scores, thresholds
 from dmlap_kernels.backends.device.sweeps import Sweeps
 from dmlap_kernels.backends.precision import products_in
 from dmlap_kernels.backends.triton import configurations
@@ -80,11 +83,27 @@ class TritonBackend(DeviceBackend):
         self._refuse_without_memory(*problem)
         with self._at(problem.x), _products_of(spec):
             step = step_of(plan, spec, problem)
+            if (stats or scores) and plan.statistics is not None:
+                return self._with_statistics(step, spec, problem, scores)
             loss, saved = step.forward()
         summary = None
         if stats or scores:
-            # What losses keep of an anchor is less than statistics tell.
+            # What the loss keeps of an anchor is less than statistics tell.
             summary = super().forward(spec, problem, stats, scores).stats
+        return Forward(loss, saved, summary, step)
+
+    def _with_statistics(
+        self, step: Any, spec: PairSpec, problem: PairProblem, scores: bool
+    ) -> Forward:
+        from dmlap_kernels.backends.triton.statistics_steps import forward_with_statistics
+
+        loss, saved, told = forward_with_statistics(step, problem)
+        summary = told.found()
+        if scores:
+            sides, params = pack(spec, problem), problem.anchor_params
+            bounds = thresholds(spec, None if params is None else params.detach(), told.farthest)
+            classes = class_scores(self.sweeps(), sides, problem, sides.from_caller(bounds))
+            summary = dataclasses.replace(summary, class_scores=classes)
         return Forward(loss, saved, summary, step)
 
     def backward(
