@@ -58,6 +58,9 @@ class Step:
         self.plan, self.spec = plan, spec
         self.buffer = self.x.new_empty(self.kind.layout.floats, dtype=torch.float32)
         self.panel: Tensor | None = None
+        # Of a match, what kernels read of the pairs of the panel; and whether that is both ways.
+        self.alike: Tensor | None = None
+        self.both_ways = False
         # Whether the panel holds products.
         self.kept = False
         # Which gradients are wanted.
@@ -84,6 +87,7 @@ class Step:
         params = self._params(launch, at)
         self._before_sweeps(launch, at)
         for top, panel in kind.panels.items():
+            self._match(top, False)
             pairs = self._pairs(launch, at, self._product(top))
             self._sweep(launch, at, panel, pairs, (table, params, partials))
         launch(
@@ -92,7 +96,7 @@ class Step:
         )  # fmt: skip
         launch.done()
         if not kind.one_panel:
-            self.panel = None
+            self.panel = self.alike = None
         return loss, saved
 
     def _before_sweeps(self, launch: Launcher, at: list[Any]) -> None:
@@ -146,6 +150,30 @@ class Step:
         self.kept = kind.one_panel
         return self._product_of(kind.x, kind.y, panel, top)
 
+    def _match(self, top: int, both_ways: bool) -> None:
+        """Fills the bytes of the pairs of the panel from row ``top`` on, unless they are at hand;
+        if ``both_ways`` with what a batch with itself says of columns."""
+        kind, match = self.kind, self.spec.match
+        if match is None:
+            return
+        at = slice(top, top + kind.panels[top].rows)
+        found = self.alike is not None and kind.one_panel
+        if self.alike is None:
+            # Before the tensors of a rule, which are freed again, so as not to lie among them.
+            shape = kind.height, kind.stride
+            self.alike = self.buffer.new_empty(shape, dtype=torch.uint8)
+        pairs = self.alike[: at.stop - top, : kind.columns]
+        if not found:
+            match.block(at, pairs.view(torch.bool))
+            self.both_ways = False
+        if both_ways and not self.both_ways:
+            if kind.one_panel:
+                others = pairs.T.contiguous()
+            else:
+                others = match.transposed().block(at).view(torch.uint8)
+            pairs.add_(others, alpha=2)
+            self.both_ways = True
+
     def _product_of(self, x: Side, y: Side, out: Tensor, top: int = 0) -> Tensor:
         """Products of rows of ``x`` from ``top`` on with those of ``y``."""
         depth, width, (rows, columns) = self.kind.depth, self.kind.width, out.shape
@@ -182,7 +210,7 @@ class Step:
             at[y.packed],
             at[x.norms],
             at[y.norms],
-            launch.pointer(self.labels),
+            launch.pointer(self.labels if self.alike is None else self.alike),
             launch.pointer(self.ref_labels),
             launch.pointer(self.itself),
         )
@@ -215,6 +243,8 @@ class Step:
         nears = self._nears(at, to, wanted)
         self._before_weights(launch, at, (*ends, stride))
         for top, panel in kind.panels.items():
+            # Of mined pairs there are the columns.
+            self._match(top, kind.self_case and not kind.plan.kind.startswith("hard"))
             weights = self._product(top)
             pairs = self._pairs(launch, at, weights)
             left = at_params, to[wanted.marks], to[wanted.sums]
@@ -224,7 +254,7 @@ class Step:
                 self._add_near(launch, wanted.near[top], pairs, ends_of_near)
             self._multiply(weights, top, panel.rows, products)
         # Its products are gone.
-        self.kept = False
+        self.kept, self.alike = False, None
         if not kind.one_panel:
             self.panel = None
         gx = gy = None
