@@ -224,10 +224,9 @@ def sweep_kernel(
     found = _any_bits(bits)
     again = False
     if kind == "extremes":
-        if labels is not None:
-            again = tl.max(tl.max(state[4], 1), 0) > 0
-            if again:
-                rows_state = empty(how.BM)
+        again = tl.max(tl.max(state[4], 1), 0) > 0
+        if again:
+            rows_state = empty(how.BM)
     for t in range(first, end):
         special = (t == alone) | (t >= whole)
         marked = ((found >> ((t - first) >> shift)) & 1) > 0
