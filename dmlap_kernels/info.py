@@ -20,6 +20,7 @@ from dmlap_kernels.backends.chips import chip_at
 from dmlap_kernels.backends.cpu import native
 from dmlap_kernels.backends.cuda import machine
 from dmlap_kernels.backends.device.families import FAMILIES
+from dmlap_kernels.match import Match
 from dmlap_kernels.problem import PairSpec
 
 
@@ -104,7 +105,9 @@ def headline() -> list[str]:
     ]
 
 
-def explain(op: str, embeddings: Tensor, ref_embeddings: Tensor | None = None) -> str:
+def explain(
+    op: str, embeddings: Tensor, ref_embeddings: Tensor | None = None, *, match: bool = False
+) -> str:
     """Which backend ``backend="auto"`` takes for a call, and why each earlier one is passed over.
 
     Args:
@@ -112,6 +115,7 @@ def explain(op: str, embeddings: Tensor, ref_embeddings: Tensor | None = None) -
             ``"triplet_hard"``; ``"search"`` for `nearest` and `hard_classes`.
         embeddings: (B, D), of which only device, dtype and shape count.
         ref_embeddings: (N, D) references or proxies, or None.
+        match: True for a call with a ``match``, which not every backend serves.
 
     Returns:
         A line with what is taken and where the order is from, then a line for each backend of it.
@@ -124,9 +128,11 @@ def explain(op: str, embeddings: Tensor, ref_embeddings: Tensor | None = None) -
     if ref_embeddings is not None:
         checks.embeddings("ref_embeddings", ref_embeddings)
         checks.same_kind("ref_embeddings", ref_embeddings, embeddings, "embeddings")
-    spec = None if op == orders.SEARCH else PairSpec(op, ())
+    if match and op == orders.SEARCH:
+        raise ValueError("match must be False for 'search', which compares no labels")
+    spec = None if op == orders.SEARCH else PairSpec(op, (), match=Match(None) if match else None)
     why = registry.explain(spec, embeddings, ref_embeddings)
-    lines = [f"auto takes {why.taken} for {op}; the order is {why.source}"]
+    lines = [f"auto takes {why.taken} for {op}{' with a match' * match}; the order is {why.source}"]
     width = max(map(len, why.order))
     for name in why.order:
         words = why.passed_over.get(name, "not needed")

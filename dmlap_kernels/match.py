@@ -32,6 +32,12 @@ class Match:
         self._matrix, self._rule, self._rows, self._columns = matrix, rule, rows, columns
         self._swapped = swapped
 
+    def to(self, device: Any) -> Match:
+        """The same on a device."""
+        tensors = (self._matrix, self._rows, self._columns)
+        matrix, rows, columns = (None if t is None else t.to(device) for t in tensors)
+        return Match(matrix, self._rule, rows, columns, self._swapped)
+
     def transposed(self) -> Match:
         """Of anchors and references exchanged."""
         if self._matrix is not None:

@@ -90,13 +90,6 @@ def _runner(name: str, spec: PairSpec, problem: PairProblem) -> registry.Backend
     that has them.
     """
     name = name.partition("@")[0]
-    if spec.match is not None:
-        if name not in ("auto", "torch"):
-            raise ValueError(
-                f"backend {name!r} finds positives by equal labels: match takes backend 'torch' or "
-                "'auto'"
-            )
-        name = "torch"
     numbers = problem.numbers
     if numbers is not None and numbers.device.type != "cpu":
         if name not in ("auto", "torch"):

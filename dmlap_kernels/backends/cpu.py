@@ -132,6 +132,9 @@ class CpuBackend:
             return f"it serves tensors on the cpu, got tensors on {device_type}"
         if spec is not None and spec.loss not in _losses():
             return f"it has no policy {spec.loss!r}"
+        if spec is not None and spec.match is not None:
+            why = "it finds positives by equal labels, and serves no match"
+            return f"{why} (the torch backend serves it)"
         return None
 
     def saved_like(self, spec: PairSpec, problem: PairProblem) -> Tensor:

@@ -28,7 +28,8 @@ class Backend(Protocol):
     def refuses(self, spec: PairSpec | None, device_type: str, dtype: torch.dtype) -> str | None:
         """Why it cannot run this call although it is available; None if it can.
 
-        Of `spec` the answer depends on the loss, the distance and the normalisation alone.
+        Of `spec` the answer depends on the loss, the distance, the normalisation, and whether there
+        is a match, alone.
         """
 
     def saved_like(self, spec: PairSpec, problem: PairProblem) -> Tensor:

@@ -2,7 +2,8 @@
 
 Several tiles each way with ragged ends; pairs a ten-thousandth apart, of one class and of two; rows
 that coincide, whose distances tie; classes of one row, classes that only references have; a batch
-with itself and with references, some of which are anchors themselves. Forward and backward are held
+with itself and with references, some of which are anchors themselves; of calls with a match a
+matrix that is not symmetric. Forward and backward are held
 against the `torch` backend in float64 on the CPU, and run twice, which must give the same bits.
 """
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from dmlap_kernels.backends.interface import Backend
+from dmlap_kernels.match import Match
 from dmlap_kernels.problem import PairProblem, PairSpec, compute_dtype
 
 # Params for rows of about unit length, so that of every hinge some are active and some are not.
@@ -98,8 +100,10 @@ def check(
 
 
 def variant_of(spec: PairSpec) -> str:
-    """The loss, and which of its flags are up: what is checked by itself."""
-    return "-".join((spec.loss, *_flags(spec).values()))
+    """The loss, which of its flags are up, and whether a match names positives: what is checked by
+    itself."""
+    matched = () if spec.match is None else ("match",)
+    return "-".join((spec.loss, *_flags(spec).values(), *matched))
 
 
 def _flags(spec: PairSpec) -> dict[int, str]:
@@ -124,13 +128,27 @@ def cases(spec: PairSpec, dtype: torch.dtype) -> Iterator[Case]:
     if spec.loss == "margin":
         beta = torch.linspace(0.9, 1.3, ROWS, dtype=compute_dtype(dtype), device="cpu")
     plain = PairSpec(spec.loss, tuple(params), spec.distance, spec.normalize, "mean", "highest")
+
+    def asked(reduction: str, columns: Tensor) -> PairSpec:
+        match = None if spec.match is None else Match(_one_sided(labels, columns))
+        return plain._replace(reduction=reduction, match=match)
+
     one = torch.full((), 0.7, dtype=torch.float64, device="cpu")
     each = torch.linspace(0.5, 1.5, ROWS, dtype=torch.float64, device="cpu")
     if spec.loss not in PROXIES:
-        yield Case("a batch", plain, PairProblem(x, labels, None, None, beta), one)
+        alone = PairProblem(x, labels, None, None, beta)
+        yield Case("a batch", asked("mean", labels), alone, one)
     self_index = None if spec.loss in PROXIES else itself
     with_refs = PairProblem(x, labels, y, ref_labels, beta, self_index)
-    yield Case("references", plain._replace(reduction="none"), with_refs, each)
+    yield Case("references", asked("none", ref_labels), with_refs, each)
+
+
+def _one_sided(labels: Tensor, columns: Tensor) -> Tensor:
+    """Equal labels, and the next class for that before it; less every seventh row's."""
+    ahead = columns - labels[:, None]
+    found = (ahead == 0) | (ahead == 1)
+    found[::7] = False
+    return found
 
 
 def _in_one_class(
@@ -192,10 +210,12 @@ def _run(backend: Backend, case: Case, dtype: torch.dtype, device: Any) -> dict[
         return tensor.detach().to(device, wanted).requires_grad_()
 
     tensors: Any = map(moved, case.problem)
-    problem = PairProblem(*tensors)
-    done = backend.forward(case.spec, problem, False, False)
+    problem, spec = PairProblem(*tensors), case.spec
+    if spec.match is not None:
+        spec = spec._replace(match=spec.match.to(device))
+    done = backend.forward(spec, problem, False, False)
     grad = case.grad.to(device, done.loss.dtype)
-    found = backend.backward(case.spec, problem, done.saved, grad, done.context)
+    found = backend.backward(spec, problem, done.saved, grad, done.context)
     parts = {
         "the loss": done.loss,
         "the gradient at the embeddings": found.x,

@@ -27,8 +27,9 @@ match: which pairs are positive, where not those of equal labels; all others are
     bool matrix (B, N), or (B, B) without references, and labels may be None. Or a function of
     the labels (b, ...) of some anchors and (n, ...) of references that returns (b, n) bool, and
     labels and ref_labels are tensors with B and N rows of what it likes, such as several labels
-    a row; it is called for a block of anchors at a time, in forward and backward. Computed by
-    the backend ``"torch"``, outside `torch.compile`.""",
+    a row; it is called for a block of anchors at a time, in forward and backward, and for a
+    block of references where backward looks from their side. Outside `torch.compile`; by the
+    backend ``"torch"``, and on GPUs by ``"triton"`` where `dmlap_kernels.info.explain` says so.""",
     "proxies": """\
 embeddings: (B, D) of float32, float64, float16 or bfloat16.
 labels: (B,) or (B, 1), a whole number a row, of any integer dtype, bool, or floats without a

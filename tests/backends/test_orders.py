@@ -11,6 +11,7 @@ import torch
 
 from dmlap_kernels import fused_nt_xent_loss, info, nearest
 from dmlap_kernels.backends import orders, registry
+from dmlap_kernels.match import Match
 from dmlap_kernels.problem import PairSpec
 
 NT_XENT = PairSpec("nt_xent", (0.1,))
@@ -204,6 +205,25 @@ def test_compiled_calls_go_by_it(measured: Callable[..., None]) -> None:
         torch.testing.assert_close(found, torch.autograd.grad(plain, x)[0])
 
 
+def test_who_serves_a_match(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the kernels for the CPU none; Triton's where they compare labels pair by pair."""
+    monkeypatch.setattr(registry, "_chosen", {})
+    lines = info.explain("nt_xent", torch.empty(9, 2), match=True).splitlines()
+    assert lines[0].startswith("auto takes torch for nt_xent with a match;")
+    assert "it finds positives by equal labels, and serves no match" in lines[1]
+    refused = {}
+    for loss in ("sup_con", "triplet_all"):
+        spec = PairSpec(loss, (), match=Match(None))
+        for name in ("triton", "cuda"):
+            refused[name, loss] = registry.backends()[name].refuses(spec, "cuda", torch.float32)
+    assert refused["triton", "sup_con"] is None
+    assert refused["triton", "triplet_all"] == (
+        "kernels of triplet_all go by the runs of classes, which a match has none of (the torch "
+        "backend serves it)"
+    )
+    assert all("equal labels" in refused["cuda", loss] for loss in ("sup_con", "triplet_all"))
+
+
 def test_explanations(measured: Callable[..., None]) -> None:
     measured(nt_xent=[{"rows": 2000, "features": 64, "order": ["first", "second"]}])
     x = torch.empty(9, 2)
@@ -218,6 +238,10 @@ def test_explanations(measured: Callable[..., None]) -> None:
     assert rule.endswith(
         "the order is the rule for cpu devices; search was not measured on cpu at this size"
     )
+    matched = info.explain("nt_xent", x, match=True).splitlines()
+    assert matched[0].startswith("auto takes first for nt_xent with a match; the order is")
+    with pytest.raises(ValueError, match="match must be False for 'search'"):
+        info.explain("search", x, match=True)
     with pytest.raises(ValueError, match="op must be one of 'triplet_hard'.*got 'triplet'"):
         info.explain("triplet", x)
     with pytest.raises(ValueError, match="ref_embeddings must have the 2 features"):

@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from dmlap_kernels import FallbackWarning, fused_nt_xent_loss, info, nearest
 from dmlap_kernels.backends import cache, chips, fallback, orders, planted, registry, selfcheck
 from dmlap_kernels.backends.device.families import FAMILIES
+from dmlap_kernels.match import Match
 from dmlap_kernels.problem import PairProblem, PairSpec
 from tests.backends import faults
 from tests.reference.pairs import make_pairs
@@ -128,12 +129,15 @@ def test_kinds_of_calls_are_checked_apart(place: Place, cached: Path) -> None:
     taken(dtype=torch.float16)
     x = torch.randn(6, 3)
     registry.choose("auto", NT_XENT._replace(distance="dot", normalize=True), x)
+    matched = NT_XENT._replace(match=Match(None))
+    assert registry.choose("auto", matched, x) is registry.choose("auto", matched, x[:3])
     nearest(x, k=1)
     names = {path.name for path in cached.glob("*/*")}
     assert names == {
         "check-good-nt_xent-cosine-float32.json",
         "check-good-nt_xent-cosine-float16.json",
         "check-good-nt_xent-unit-dot-float32.json",
+        "check-good-nt_xent-match-cosine-float32.json",
         "check-good-search-float32.json",
     }
 

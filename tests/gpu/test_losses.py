@@ -10,8 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from dmlap_kernels.backends import planted
 from dmlap_kernels.backends.cuda import WITHOUT
 from dmlap_kernels.backends.registry import backends
+from dmlap_kernels.backends.triton.triton_backend import MATCHED
+from dmlap_kernels.match import Match
 from dmlap_kernels.problem import PairSpec
 from tests.losses.cases import Case, Problem, make_problem, table, usual
 from tests.losses.compare import gradient_epsilon, value_epsilon, worst
@@ -99,6 +102,20 @@ def test_several_panels(loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("name", "case"), NAMED, ids=lambda one: getattr(one, "id", one))
 def test_small_self_index(name: str, case: Case, labels_agree: bool) -> None:
     check(name, case, containing_the_batch(case, labels_agree))
+
+
+@pytest.mark.parametrize("height", [64, 4096])
+@pytest.mark.parametrize("loss", MATCHED)
+def test_small_match(loss: str, height: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the self-check holds, in one panel and in several."""
+    from dmlap_kernels.backends.triton import configurations
+
+    monkeypatch.setattr(configurations, "PANEL_BYTES", 4 * height * 170)
+    served("triton", Case(loss))
+    distance = LOSSES[loss].default_distance
+    spec = PairSpec(loss, planted.PARAMS[loss], distance, True, match=Match(None))
+    ours, judge = backends()["triton"], backends()["torch"]
+    assert planted.check(ours, judge, spec, torch.float32, "cuda") is None
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -14,7 +14,8 @@ pytest.importorskip("triton")
 from triton.runtime.jit import JITFunction
 
 from dmlap_kernels.backends.device.families import FAMILIES
-from dmlap_kernels.backends.triton.triton_backend import TritonBackend
+from dmlap_kernels.backends.triton.triton_backend import MATCHED, TritonBackend
+from dmlap_kernels.match import Match
 from dmlap_kernels.problem import PairProblem, PairSpec
 from tests.backends.test_panels import Operations
 
@@ -92,6 +93,7 @@ def operations(
     launched: list[str],
     classes: int | None = None,
     stats: bool = False,
+    match: bool = False,
 ) -> list[str]:
     """Names of all that a step asks for, where there are references if there are ``classes``."""
     rows, features = shape
@@ -104,6 +106,9 @@ def operations(
     beta = torch.empty(rows, device="meta") if loss == "margin" else None
     problem = PairProblem(x, labels, y, ref_labels, beta)
     spec = PairSpec(loss, params, distance, True)
+    if match:
+        pairs = torch.empty((rows, classes or rows), dtype=torch.bool, device="meta")
+        spec = spec._replace(match=Match(pairs))
     backend = TritonBackend()
     launched.clear()
     with Operations() as seen, torch.no_grad():
@@ -130,6 +135,23 @@ def test_operations_of_a_step(row: tuple[Any, ...], rows: int, launched: list[st
 def of_triplets(loss: str, swap: bool) -> tuple[float, ...]:
     drawn = (0.5, 1.4, 3.0) if loss == "triplet_distance_weighted" else ()
     return (0.2, 0.0, float(swap), *drawn)
+
+
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("refs", [False, True], ids=["self", "refs"])
+@pytest.mark.parametrize("loss", MATCHED)
+def test_operations_of_a_match(loss: str, refs: bool, rows: int, launched: list[str]) -> None:
+    """Its bytes are filled once for a single panel, and for each of several in both halves. In
+    backward a batch with itself adds those of the other way, where weights depend on them."""
+    params, distance, _, _ = SMALL[loss]
+    columns = rows if refs else None
+    plain, found = (
+        operations(loss, params, distance, (rows, 128), launched, columns, match)
+        for match in (False, True)
+    )
+    panels = 1 if rows <= 4096 else 64
+    other_way = 0 if refs or loss == "triplet_hard" else 2
+    assert len(found) == len(plain) + panels * (min(panels, 2) + other_way), " ".join(found)
 
 
 @pytest.mark.parametrize("rows", ROWS)

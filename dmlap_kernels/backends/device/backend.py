@@ -60,9 +60,15 @@ class DeviceBackend(ABC):
             return f"it serves tensors on cuda, got tensors on {device_type}"
         if spec is not None and spec.loss not in FAMILIES:
             return f"it has no policy {spec.loss!r}"
+        if spec is not None and spec.match is not None and (why := self.refuses_match(spec)):
+            return f"{why} (the torch backend serves it)"
         if dtype == torch.float64:
             return "it computes in float32, got float64 (the torch backend serves it)"
         return None
+
+    def refuses_match(self, spec: PairSpec) -> str | None:
+        """Why positives by other means than equal labels are not served; None if they are."""
+        return "it finds positives by equal labels, and serves no match"
 
     def saved_like(self, spec: PairSpec, problem: PairProblem) -> Tensor:
         family = FAMILIES[spec.loss]

@@ -30,7 +30,11 @@ class Panel(Block):
         anchors, columns = Rows(sides.x[at], sides.x_norms[at]), Rows(sides.y, sides.y_norms)
         if not sides.columns:
             # One that is in no pair, so that reductions have something to reduce.
-            columns = Rows(*(anchors.x.new_zeros(1, *rest.shape[1:]) for rest in columns))
+            norms_count = len(anchors.norms) == len(anchors.x)
+            columns = Rows(
+                columns.x.new_zeros(1, columns.x.shape[1]),
+                columns.norms.new_zeros(int(norms_count)),
+            )
         super().__init__(anchors, columns, sides.distance, sides.precision)
         if not sides.columns:
             self.alike = torch.ones_like(self.d, dtype=torch.bool)
@@ -136,6 +140,8 @@ class Panels:
 
     def count_positives(self, sides: Sides) -> Tensor:
         """(B,) int64, how many positive pairs each anchor has."""
+        if not sides.columns:
+            return torch.zeros(sides.anchors, dtype=torch.int64, device=sides.x.device)
         kept, cuts = _keeps(sides), list(slices(sides))
         found = None
         for at in cuts:

@@ -70,7 +70,8 @@ def blocks_in(count: int, block: int) -> int:
 
 
 class Kind:
-    """Of the steps of a spec, by the shapes of their tensors; ``plan`` is the spec's.
+    """Of the steps of a spec, by the shapes of their tensors; ``plan`` is the spec's, which is
+    without its match. ``matched`` says whether there is one.
 
     Losses with kernels of their own have kinds of their own, of which some launches are others.
     """
@@ -83,8 +84,9 @@ class Kind:
         problem: PairProblem,
         known: dict[Any, dict[Any, Any]],
         more: Any,
+        matched: bool,
     ) -> None:
-        self.plan, self.spec, self.more = plan, spec, more
+        self.plan, self.spec, self.more, self.matched = plan, spec, more, matched
         # What Triton compiled, by half of a step and place in it.
         self.known = known
         # Of `statistics_steps`, once they were asked for.
@@ -358,7 +360,7 @@ class Kind:
 
     def _tiling(self, launch: configurations.Launch) -> Tiling:
         case = self.self_case, self.named, launch, self.width
-        return tiling(self.spec.distance, self.precision, *case)
+        return tiling(self.spec.distance, self.precision, *case, self.matched)
 
 
 _kinds: dict[Any, Kind] = {}
@@ -383,10 +385,13 @@ def kind_of(
         more: what else the sizes of the kind follow from.
     """
     precision = spec.precision or matmul_precision()
-    x, y = problem.x, problem.y
+    x, y, matched = problem.x, problem.y, spec.match is not None
+    if matched:
+        # A kind outlives its steps, and their tensors.
+        spec = spec._replace(match=None)
     compiled_for = (
         *[(one.dtype, one.data_ptr() % 16, one.stride()) for one in given],
-        x.device, precision, y is None, problem.self_index is None,
+        x.device, precision, y is None, problem.self_index is None, matched,
     )  # fmt: skip
     shapes = x.shape, y is None or y.shape, more
     key = spec, shapes, compiled_for, configurations.PANEL_BYTES
@@ -396,5 +401,5 @@ def kind_of(
             _kinds.pop(next(iter(_kinds)))
         words = made, id(plan), spec.distance, spec.unit_rows, spec.reduction, x.shape[1]
         _, known = _tables.setdefault((words, compiled_for), (plan, {}))
-        found = _kinds[key] = made(plan, spec, precision, problem, known, more)
+        found = _kinds[key] = made(plan, spec, precision, problem, known, more, matched)
     return found

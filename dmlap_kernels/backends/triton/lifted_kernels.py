@@ -12,7 +12,7 @@ import triton.language as tl
 
 from dmlap_kernels.backends.triton.coefficients import coefficient_of
 from dmlap_kernels.backends.triton.panel_distances import panel_distances, store_weights
-from dmlap_kernels.backends.triton.panel_kernels import row_stride, sides_by_label
+from dmlap_kernels.backends.triton.panel_labels import row_stride, sides_by_label
 from dmlap_kernels.backends.triton.policies import lifted
 from dmlap_kernels.backends.triton.row_kernels import group_weights
 from dmlap_kernels.backends.triton.tile import Pairs

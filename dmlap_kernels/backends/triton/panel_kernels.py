@@ -12,41 +12,25 @@ import triton.language as tl
 
 from dmlap_kernels.backends.triton.configurations import INTERPRETED
 from dmlap_kernels.backends.triton.forward import store_state
+from dmlap_kernels.backends.triton.panel_labels import (
+    alike_at,
+    alike_both_ways,
+    own_labels_of,
+    row_stride,
+)
 from dmlap_kernels.backends.triton.panel_policies import reciprocal
 from dmlap_kernels.backends.triton.policies import Exponents, KernelPairGradient
 from dmlap_kernels.backends.triton.row_kernels import group_weights, loaded
 from dmlap_kernels.backends.triton.tile import (
-    APART,
     ROWS_NAMED,
     SELF,
     Pairs,
-    apart,
     from_differences,
 )
 
 _INTERPRETED = tl.constexpr(INTERPRETED)
 # Sizes that change from batch to batch are no reason to compile again.
 _SIZES = ["top", "anchors", "columns", "span", "splits", "height"]
-
-
-@triton.jit
-def sides_by_label(
-    pairs, labels_x, rows, row_in, columns, column_in, itself: tl.constexpr, how: tl.constexpr
-):
-    """Masks (BM, BN) of the positive and the negative pairs; ``labels_x`` (BM,) of the rows. Labels
-    lie where `Pairs` has the ends of runs."""
-    labels_y = tl.load(pairs.last + columns, mask=column_in, other=0)
-    exists = row_in[:, None] & column_in[None, :]
-    if itself != APART:
-        exists &= apart(pairs, rows, row_in, columns, column_in, itself)
-    alike = labels_x[:, None] == labels_y[None, :]
-    return exists & alike, exists & (labels_x[:, None] != labels_y[None, :])
-
-
-@triton.jit
-def row_stride(columns):
-    """Floats between rows of a panel: from a multiple of 16 on, four are loaded at a time."""
-    return tl.cdiv(columns, 16).to(tl.int64) * 16
 
 
 @triton.jit
@@ -123,7 +107,7 @@ def sweep_kernel(
     y,
     x_norms,
     y_norms,
-    labels_x,  # (anchors,) int64
+    labels_x,  # (anchors,) int64; of a match (rows of the panel, columns) bytes
     labels_y,  # (columns,)
     itself,  # as in `Pairs`
     table,  # (k, anchors), what formulas left of earlier sweeps
@@ -174,7 +158,7 @@ def sweep_kernel(
     place = tl.minimum(local, count - 1)
     rows = top + place
     at = panel + place.to(tl.int64)[:, None] * row_stride(columns)
-    own_labels = tl.load(labels_x + rows)[:, None]
+    own_labels = own_labels_of(labels_x, rows, place, columns, how)
     own_norms = tl.load(x_norms + rows)[:, None]
     own_column = own_columns(itself, rows, how)[:, None]
     values = ()
@@ -202,7 +186,7 @@ def sweep_kernel(
     for i in range(0, fast):
         t = first + i + (i >= skipped).to(tl.int32)
         column = t * how.BN + lanes
-        alike = own_labels == tl.load(labels_y + column)
+        alike = alike_at(own_labels, labels_y, column, how)
         bit = 1 << ((t - first) >> shift)
         if kind == "positives":
             bits = tl.where(alike, bits | bit, bits)
@@ -233,7 +217,9 @@ def sweep_kernel(
             )
             dots = later
     # From here on few registers hold the state, as near pairs take many.
-    rows_state = reduce(state, labels_y)
+    # With a match nothing is told of labels, not even equal distances.
+    labels = None if how.matched else labels_y
+    rows_state = reduce(state, labels)
     positive = tl.sum(positives.to(tl.int32), 1)
     found = _any_bits(bits)
     again = False
@@ -263,7 +249,7 @@ def sweep_kernel(
                     )  # fmt: skip
                     exact = from_differences(pairs, rows, row_in, line, line_in, how)
                     q = tl.where(near, exact, q)
-            alike = own_labels == tl.load(labels_y + column, mask=column_in, other=0)
+            alike, _ = alike_both_ways(own_labels, labels_y, column, column_in, how)
             if kind == "positives":
                 found_positive = alike & exists
                 within = exists
@@ -279,7 +265,7 @@ def sweep_kernel(
                 within,
                 begin(how.BM, how.BN),
             )
-            rows_state = merge(rows_state, reduce(found_state, labels_y))
+            rows_state = merge(rows_state, reduce(found_state, labels))
     start, stop = first * how.BN, tl.minimum(end * how.BN, columns)
     itself_in = tl.sum(((own_column >= start) & (own_column < stop)).to(tl.int32), 1)
     negative = stop - start - itself_in - positive
@@ -316,12 +302,13 @@ def values_of(
 
 
 @triton.jit
-def pair_weights(d, alike, within, row, column, gradient, how: tl.constexpr):
-    """v (BM, BN) as in `coefficients`, 0 of what is not ``within``; the ends are (values, index).
-    No pair within is at the Euclidean distance 0."""
+def pair_weights(d, alike, back, within, row, column, gradient, how: tl.constexpr):
+    """v (BM, BN) as in `coefficients`, 0 of what is not ``within``; the ends are (values, index),
+    and pairs positive for the row where ``alike``, for the column where ``back``. No pair within is
+    at the Euclidean distance 0."""
     v = gradient.formula(gradient, d, alike, row, column)
     if how.self_case:
-        v += gradient.formula(gradient, d, alike, column, row)
+        v += gradient.formula(gradient, d, back, column, row)
     if how.distance == "euclidean":
         v *= reciprocal(d)
     elif how.distance == "sqeuclidean":
@@ -354,14 +341,14 @@ def weights_of_tile(
     if how.norms:
         within = exists & (near == 0)
         near_at = tl.where(near & exists, 1.0, near_at)
-    alike = own_labels == tl.load(pairs.last + column, mask=column_in, other=0)
+    alike, back = alike_both_ways(own_labels, pairs.last, column, column_in, how)
     other = (own, column)
     if how.self_case:
         other = (
             values_of(ends, column, column_in, formula, prefix, groups, reduction),
             column,
         )
-    v = pair_weights(rooted(q, how), alike, within, (own, rows), other, gradient, how)
+    v = pair_weights(rooted(q, how), alike, back, within, (own, rows), other, gradient, how)
     tl.store(at + column, v, mask=row_in & (column < row_stride(pairs.columns_16 // 16)))
     if summed:
         total += sums_of_four(v, how)
@@ -438,7 +425,7 @@ def weights_of_panel_kernel(
     place = tl.minimum(local, count - 1)
     rows = top + place
     at = panel + place.to(tl.int64)[:, None] * row_stride(columns)
-    own_labels = tl.load(labels_x + rows)[:, None]
+    own_labels = own_labels_of(labels_x, rows, place, columns, how)
     own_norms = tl.load(x_norms + rows)[:, None]
     own_column = own_columns(itself, rows, how)[:, None]
     ends = (table, header, grad, stride, anchor_params, numbers, anchors)

@@ -11,17 +11,15 @@ import triton
 import triton.language as tl
 
 from dmlap_kernels.backends.triton.coefficients import minus_differences
-from dmlap_kernels.backends.triton.panel_kernels import (
-    pair_weights,
-    row_stride,
-    sides_by_label,
-    values_of,
-)
+from dmlap_kernels.backends.triton.panel_kernels import pair_weights, values_of
+from dmlap_kernels.backends.triton.panel_labels import row_stride, sides_by_label
 from dmlap_kernels.backends.triton.policies import Exponents, KernelPairGradient
 from dmlap_kernels.backends.triton.tile import (
+    APART,
     COLUMNS_NAMED,
     ROWS_NAMED,
     Pairs,
+    apart,
     columns_of,
     from_differences,
     norms_of,
@@ -43,6 +41,25 @@ def _near(pairs, w, rows, row_in, columns, column_in, how: tl.constexpr):
 
 
 @triton.jit
+def _sides(
+    pairs, labels, bits, rows, row_in, columns, column_in, itself: tl.constexpr, how: tl.constexpr
+):
+    """Masks (BM, BN) of the pairs that exist, and of those positive for the anchor and for the
+    reference: by ``labels`` (BM,) of the rows, or of a match by the bytes at ``bits`` (BM, BN)."""
+    if how.matched:
+        exists = row_in[:, None] & column_in[None, :]
+        if itself != APART:
+            exists &= apart(pairs, rows, row_in, columns, column_in, itself)
+        found = tl.load(bits, mask=exists, other=0)
+        return exists, (found & 1) != 0, (found & 2) != 0
+    else:
+        positive, negative = sides_by_label(
+            pairs, labels, rows, row_in, columns, column_in, itself, how
+        )
+        return positive | negative, positive, positive
+
+
+@triton.jit
 def _at_rows(
     panel, pairs, ends, marks, number, local, rows, row_in, span, splits, feature, kind,
     how: tl.constexpr, formula: tl.constexpr, prefix: tl.constexpr, groups: tl.constexpr,
@@ -53,7 +70,9 @@ def _at_rows(
     columns = columns_of(pairs)
     total = tl.zeros((how.BM, how.BD), dtype=tl.float32)
     near = 0
-    labels = tl.load(pairs.first + rows, mask=row_in, other=0)
+    labels = rows
+    if not how.matched:
+        labels = tl.load(pairs.first + rows, mask=row_in, other=0)
     own = values_of(ends, rows[:, None], row_in[:, None], formula, prefix, groups, reduction)
     at = panel + local.to(tl.int64)[:, None] * row_stride(columns)
     for split in range(0, splits):
@@ -65,16 +84,18 @@ def _at_rows(
                 column_in = column < columns
                 w = tl.load(at + column[None, :], row_in[:, None] & column_in[None, :], other=1.0)
                 d, close = _near(pairs, w, rows, row_in, column, column_in, how)
-                positive, negative = sides_by_label(
-                    pairs, labels, rows, row_in, column, column_in, how.itself, how
-                )
+                bits = pairs.first + local.to(tl.int64)[:, None] * row_stride(columns)
+                exists, alike, back = _sides(
+                    pairs, labels, bits + column[None, :], rows, row_in, column, column_in,
+                    how.itself, how,
+                )  # fmt: skip
                 other = (own, column[None, :])
                 if how.self_case:
                     index, mask = column[None, :], column_in[None, :]
                     values = values_of(ends, index, mask, formula, prefix, groups, reduction)
                     other = (values, index)
-                within = (positive | negative) & close & (d > 0)
-                v = pair_weights(d, positive, within, (own, rows[:, None]), other, kind, how)
+                within = exists & close & (d > 0)
+                v = pair_weights(d, alike, back, within, (own, rows[:, None]), other, kind, how)
                 total = minus_differences(pairs, rows, column, v, feature, total, how)
     return total, near
 
@@ -99,19 +120,16 @@ def _at_columns(
             at = panel + local.to(tl.int64)[None, :] * row_stride(rows_of(pairs)) + columns[:, None]
             w = tl.load(at, mask=column_in[:, None] & row_in[None, :], other=1.0)
             d, close = _near(pairs, w, columns, column_in, rows, row_in, how)
-            if how.itself == ROWS_NAMED:
-                positive, negative = sides_by_label(
-                    pairs, labels, columns, column_in, rows, row_in, COLUMNS_NAMED, how
-                )
-            else:
-                positive, negative = sides_by_label(
-                    pairs, labels, columns, column_in, rows, row_in, how.itself, how
-                )
+            bits = pairs.last + local.to(tl.int64)[None, :] * row_stride(rows_of(pairs))
+            exists, alike, back = _sides(
+                pairs, labels, bits + columns[:, None], columns, column_in, rows, row_in,
+                COLUMNS_NAMED if how.itself == ROWS_NAMED else how.itself, how,
+            )  # fmt: skip
             index = rows[None, :]
             values = values_of(ends, index, row_in[None, :], formula, prefix, groups, reduction)
-            within = (positive | negative) & close & (d > 0)
+            within = exists & close & (d > 0)
             other = (values, columns[:, None])
-            v = pair_weights(d, positive, within, (values, index), other, kind, how)
+            v = pair_weights(d, alike, back, within, (values, index), other, kind, how)
             total = minus_differences(pairs, columns, rows, v, feature, total, how)
     return total, near
 

@@ -7,7 +7,7 @@ passes between threads before its end. A policy is, for the sweep:
     visit(exponents, own, d, alike, within, state)
                             the state after a tile of distances d, of which those ``within`` are
                             pairs to be visited, positive where ``alike``
-    reduce(state, labels)   the state of the rows; ``labels`` are those of the columns
+    reduce(state, labels)   the state of the rows; ``labels`` are those of the columns, or None
 
 and of the states of rows, tuples of vectors of 32 bits:
 
@@ -394,7 +394,10 @@ def _reduce_positive(p, p_column):
 def _reduce_negative(n, n_column, labels):
     nearest = tl.min(n, 1)
     at = (n == nearest[:, None]) & (n_column != _NONE)
-    label = tl.load(labels + n_column, mask=at, other=9223372036854775807)
+    if labels is None:
+        label = tl.where(at, 0, _NONE).to(tl.int64)
+    else:
+        label = tl.load(labels + n_column, mask=at, other=9223372036854775807)
     least = tl.min(label, 1)
     n_column = tl.min(tl.where(at & (label == least[:, None]), n_column, _NONE), 1)
     # The lower half is kept in the order of signed numbers.

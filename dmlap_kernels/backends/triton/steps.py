@@ -64,6 +64,9 @@ class Step:
         self.panel: Tensor | None = None
         # What statistics a forward half fills meanwhile.
         self.told: PanelStatistics | None = None
+        # Of a match, what kernels read of the pairs of the panel; and whether that is both ways.
+        self.alike: Tensor | None = None
+        self.both_ways = False
         # Whether the panel holds products.
         self.kept = False
         # Which gradients are wanted.
@@ -92,6 +95,7 @@ class Step:
         if told is not None:
             told.begin(launch)
         for top, panel in kind.panels.items():
+            self._match(top, False)
             pairs = self._pairs(launch, at, self._product(top))
             # Some sweeps of losses leave something else in the place of products.
             if told is not None:
@@ -108,7 +112,7 @@ class Step:
         launch.done()
         self.told = None
         if not kind.one_panel:
-            self.panel = None
+            self.panel = self.alike = None
         return loss, saved
 
     def _before_sweeps(self, launch: Launcher, at: list[Any]) -> None:
@@ -166,6 +170,30 @@ class Step:
         """The panel from row ``top`` on, in memory of the caller."""
         return self._product_of(self.kind.x, self.kind.y, out, top)
 
+    def _match(self, top: int, both_ways: bool) -> None:
+        """Fills the bytes of the pairs of the panel from row ``top`` on, unless they are at hand;
+        if ``both_ways`` with what a batch with itself says of columns."""
+        kind, match = self.kind, self.spec.match
+        if match is None:
+            return
+        at = slice(top, top + kind.panels[top].rows)
+        found = self.alike is not None and kind.one_panel
+        if self.alike is None:
+            # Before the tensors of a rule, which are freed again, so as not to lie among them.
+            shape = kind.height, kind.stride
+            self.alike = self.buffer.new_empty(shape, dtype=torch.uint8)
+        pairs = self.alike[: at.stop - top, : kind.columns]
+        if not found:
+            match.block(at, pairs.view(torch.bool))
+            self.both_ways = False
+        if both_ways and not self.both_ways:
+            if kind.one_panel:
+                others = pairs.T.contiguous()
+            else:
+                others = match.transposed().block(at).view(torch.uint8)
+            pairs.add_(others, alpha=2)
+            self.both_ways = True
+
     def _product_of(self, x: Side, y: Side, out: Tensor, top: int = 0) -> Tensor:
         """Products of rows of ``x`` from ``top`` on with those of ``y``."""
         depth, width, (rows, columns) = self.kind.depth, self.kind.width, out.shape
@@ -202,7 +230,7 @@ class Step:
             at[y.packed],
             at[x.norms],
             at[y.norms],
-            launch.pointer(self.labels),
+            launch.pointer(self.labels if self.alike is None else self.alike),
             launch.pointer(self.ref_labels),
             launch.pointer(self.itself),
         )
@@ -235,6 +263,8 @@ class Step:
         nears = self._nears(at, to, wanted)
         self._before_weights(launch, at, (*ends, stride))
         for top, panel in kind.panels.items():
+            # Of mined pairs there are the columns.
+            self._match(top, kind.self_case and not kind.plan.kind.startswith("hard"))
             weights = self._product(top)
             pairs = self._pairs(launch, at, weights)
             left = at_params, to[wanted.marks], to[wanted.sums]
@@ -244,7 +274,7 @@ class Step:
                 self._add_near(launch, wanted.near[top], pairs, ends_of_near)
             self._multiply(weights, top, panel.rows, products)
         # Its products are gone.
-        self.kept = False
+        self.kept, self.alike = False, None
         if not kind.one_panel:
             self.panel = None
         gx = gy = None

@@ -80,7 +80,8 @@ class Tiling:
     """What a kernel is compiled for: distance, precision, and the tile's rows, columns, features;
     features of a gradient that a program holds.
 
-    ``norms`` says whether norms are read: for products they only tell which columns exist.
+    ``norms`` says whether norms are read: for products they only tell which columns exist;
+    ``matched`` whether a match names the positive pairs of a panel, and not equal labels.
     """
 
     distance: tl.constexpr
@@ -89,6 +90,7 @@ class Tiling:
     self_case: tl.constexpr
     itself: tl.constexpr
     norms: tl.constexpr
+    matched: tl.constexpr
     BM: tl.constexpr
     BN: tl.constexpr
     BK: tl.constexpr
@@ -99,18 +101,25 @@ class Tiling:
         kind = sides.distance, sides.precision, RECOMPUTE[sides.precision]
         norms = not all_exist or sides.distance not in ("cosine", "dot")
         blocks = launch.BM, launch.BN, launch.BK, launch.held(sides.x.shape[1])
-        return Tiling(*constants(*kind, sides.self_case, itself_of(sides)[1], norms, *blocks))
+        named = itself_of(sides)[1]
+        return Tiling(*constants(*kind, sides.self_case, named, norms, False, *blocks))
 
 
 @functools.cache
 def tiling(
-    distance: str, precision: str, self_case: bool, named: int, launch: Launch, features: int
+    distance: str,
+    precision: str,
+    self_case: bool,
+    named: int,
+    launch: Launch,
+    features: int,
+    matched: bool = False,
 ) -> Tiling:
     """Of panels; ``named`` is which of the pairs of an anchor and itself there are."""
     kind = distance, precision, RECOMPUTE[precision]
     norms = distance not in ("cosine", "dot")
     blocks = launch.BM, launch.BN, launch.BK, launch.held(features)
-    return Tiling(*constants(*kind, self_case, named, norms, *blocks))
+    return Tiling(*constants(*kind, self_case, named, norms, matched, *blocks))
 
 
 class Block(NamedTuple):

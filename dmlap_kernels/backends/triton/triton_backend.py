@@ -22,6 +22,7 @@ from dmlap_kernels.backends.device.backend import DeviceBackend
 from dmlap_kernels.backends.device.packing import pack
 from dmlap_kernels.backends.device.stats import class_scores, thresholds
 from dmlap_kernels.backends.device.sweeps import Sweeps
+from dmlap_kernels.backends.panels import TorchBackend
 from dmlap_kernels.backends.precision import products_in
 from dmlap_kernels.backends.triton import configurations
 from dmlap_kernels.backends.triton.plans import Plan, plan_of
@@ -34,6 +35,18 @@ from dmlap_kernels.problem import (
     PairSpec,
 )
 
+# Losses that serve a match: those whose kernels compare the labels of one pair at a time.
+MATCHED = (
+    "triplet_hard",
+    "contrastive",
+    "margin",
+    "siglip",
+    "multi_similarity",
+    "lifted_structure",
+    "nt_xent",
+    "sup_con",
+    "circle",
+)
 OLDEST_TRITON = versions.numbers(versions.SUPPORTED["triton"].oldest)
 
 
@@ -68,6 +81,11 @@ class TritonBackend(DeviceBackend):
     def sweeps(self) -> Sweeps:
         return _sweeps()
 
+    def refuses_match(self, spec: PairSpec) -> str | None:
+        if spec.loss in MATCHED:
+            return None
+        return f"kernels of {spec.loss} go by the runs of classes, which a match has none of"
+
     def saved_like(self, spec: PairSpec, problem: PairProblem) -> Tensor:
         plan = _plan(spec, problem)
         if plan is None:
@@ -79,17 +97,21 @@ class TritonBackend(DeviceBackend):
     def forward(self, spec: PairSpec, problem: PairProblem, stats: bool, scores: bool) -> Forward:
         plan = _plan(spec, problem)
         if plan is None:
+            if spec.match is not None:  # of no pairs
+                return TorchBackend().forward(spec, problem, stats, scores)
             return super().forward(spec, problem, stats, scores)
         self._refuse_without_memory(*problem)
         with self._at(problem.x), _products_of(spec):
             step = step_of(plan, spec, problem)
-            if (stats or scores) and plan.statistics is not None:
+            told = spec.match is None and plan.statistics is not None
+            if (stats or scores) and told:
                 return self._with_statistics(step, spec, problem, scores)
             loss, saved = step.forward()
         summary = None
         if stats or scores:
-            # What the loss keeps of an anchor is less than statistics tell.
-            summary = super().forward(spec, problem, stats, scores).stats
+            # What the loss keeps of an anchor is less than statistics tell; sweeps know no match.
+            forward = super().forward if spec.match is None else TorchBackend().forward
+            summary = forward(spec, problem, stats, scores).stats
         return Forward(loss, saved, summary, step)
 
     def _with_statistics(
@@ -116,6 +138,8 @@ class TritonBackend(DeviceBackend):
     ) -> Gradients:
         plan = _plan(spec, problem)
         if plan is None:
+            if spec.match is not None:
+                return TorchBackend().backward(spec, problem, saved, grad, context)
             return super().backward(spec, problem, saved, grad, context)
         self._refuse_without_memory(*problem, saved, grad)
         with self._at(problem.x), _products_of(spec):
@@ -176,6 +200,9 @@ _HEADER = 16
 def _plan(spec: PairSpec, problem: PairProblem) -> Plan | None:
     """What panels do for a call, None where it does not go by panels."""
     anchors, features = problem.x.shape
+    if spec.match is not None:
+        # However few features there are: nothing else of this backend compares labels as they come.
+        return plan_of(spec, problem.y is None) if anchors > 0 and problem.num_refs > 0 else None
     if not configurations.panels_serve(anchors, problem.num_refs, features):
         return None
     if problem.y is not None and problem.ref_labels is None:
