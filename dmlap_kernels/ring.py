@@ -151,8 +151,7 @@ class _RingLoss:
         self, grad: Tensor, refs_wanted: bool
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         problem, sides, nonfinite = self.problem, self.call.sides, self.nonfinite
-        self.sweeps.refs_wanted = refs_wanted or problem.y is None
-        self.sweeps.at_references = None
+        self.sweeps.begin_gradient(refs_wanted or problem.y is None)
         weights = self.weights * (grad if grad.ndim == 0 else grad[sides.order_x])
         found = self.family.backward(self.call, self.kept, weights.to(compute_dtype(grad.dtype)))
         assert found.x is not None

@@ -107,6 +107,10 @@ class RingSweeps:
         self.at_references: Tensor | None = None
         self._anchors: tuple[Ring, tuple[Tensor, ...]] | None = None
 
+    def begin_gradient(self, refs_wanted: bool) -> None:
+        """Of all primitives of one backward half together."""
+        self.refs_wanted, self.at_references = refs_wanted, None
+
     def extremes(self, sides: Sides, sums: bool) -> Extremes:
         """Columns are numbers of rows among those of all ranks."""
         return self._extremes(lambda one: self.sweeps.extremes(one, sums))

@@ -146,7 +146,7 @@ def test_operations_of_a_match(loss: str, refs: bool, rows: int, launched: list[
     params, distance, _, _ = SMALL[loss]
     columns = rows if refs else None
     plain, found = (
-        operations(loss, params, distance, (rows, 128), launched, columns, match)
+        operations(loss, params, distance, (rows, 128), launched, columns, match=match)
         for match in (False, True)
     )
     panels = 1 if rows <= 4096 else 64
