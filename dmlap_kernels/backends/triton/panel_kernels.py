@@ -238,7 +238,7 @@ def sweep_kernel(
     found = _any_bits(bits)
     again = False
     if kind == "extremes":
-        again = tl.max(tl.max(state[4], 1), 0) > 0
+        again = tl.max(tl.max(state[-1], 1), 0) > 0
         if again:
             rows_state = empty(how.BM)
     for t in range(first, end):
