@@ -516,23 +516,24 @@ def _merge_statistics(state, other):
 def _begin_statistics(rows: tl.constexpr, columns: tl.constexpr):
     p, p_column, n, n_column, tied = _begin_extremes(rows, columns)
     zeros = tl.zeros((rows, columns // _GROUP), tl.float32)
-    return p, p_column, n, n_column, tied, zeros, zeros
+    # Whether equal ones were met comes last, as the sweep reads it there.
+    return p, p_column, n, n_column, zeros, zeros, tied
 
 
 @triton.jit
 def _visit_statistics(exponents, own, d, alike, within, state):
-    before = (state[0], state[1], state[2], state[3], state[4])
+    before = (state[0], state[1], state[2], state[3], state[6])
     p, p_column, n, n_column, tied = _visit_extremes(exponents, own, d, alike, within, before)
     positive = tl.sum(_grouped(tl.where(alike & within, d, 0.0)), 2)
     negative = tl.sum(_grouped(tl.where((alike == 0) & within, d, 0.0)), 2)
-    return p, p_column, n, n_column, tied, state[5] + positive, state[6] + negative
+    return p, p_column, n, n_column, state[4] + positive, state[5] + negative, tied
 
 
 @triton.jit
 def _reduce_statistics(state, labels):
-    extremes = (state[0], state[1], state[2], state[3], state[4])
+    extremes = (state[0], state[1], state[2], state[3], state[6])
     p, p_column, n, n_column, high, low = _reduce_extremes(extremes, labels)
-    return p, p_column, n, n_column, high, low, tl.sum(state[5], 1), tl.sum(state[6], 1)
+    return p, p_column, n, n_column, high, low, tl.sum(state[4], 1), tl.sum(state[5], 1)
 
 
 @triton.jit
