@@ -94,8 +94,15 @@ WRITTEN = (
 STACK = {"sweep_kernel": 192, "weights_of_panel_kernel": 192}
 
 
+# With a match the two ends of a pair are computed apart, of a batch with itself.
+STACK_OF_A_MATCH = 64
+
+
 def assert_panels_fit(launch: Launch, folder: Path) -> None:
-    assert_fits(launch, folder, stack=STACK.get(launch.kernel.__name__, 0))
+    stack, how = STACK.get(launch.kernel.__name__, 0), launch.arguments.get("how")
+    if stack and how.matched.value:
+        stack += STACK_OF_A_MATCH
+    assert_fits(launch, folder, stack=stack)
 
 
 # One of every policy and every kind of weights.

@@ -62,9 +62,11 @@ def draw(refs: bool) -> list[Tensor]:
 
 
 def one_sided(columns: int) -> Tensor:
-    """Positives of one end alone for the most part; rows without any, and without a negative."""
+    """Positives of one end alone for the most part, near pairs among them; rows without any, and
+    without a negative."""
     found = torch.rand(ROWS, columns, generator=torch.Generator().manual_seed(8)) < 0.2
     found[4], found[20] = False, True
+    found[[5, 6, 35], [21, 30, 3]], found[[21, 30], [5, 6]] = True, False
     return found
 
 
