@@ -11,7 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from dmlap_kernels import PairStats, fused_contrastive_loss, fused_triplet_loss
+from dmlap_kernels import (
+    PairStats,
+    fused_contrastive_loss,
+    fused_sup_con_loss,
+    fused_triplet_loss,
+)
 from dmlap_kernels.backends.device.backend import DeviceBackend
 from dmlap_kernels.backends.triton import configurations
 from dmlap_kernels.backends.triton.triton_backend import TritonBackend
@@ -184,3 +189,14 @@ def test_statistics_of_every_call_are_its_own(backend: str) -> None:
     fused_triplet_loss(3 * x.flip(0), labels, backend=backend, return_stats=True)
     assert torch.equal(first.violation, before[0])
     assert torch.equal(first.hardest_negative, before[1])
+
+
+def test_ties_between_tiles_that_one_program_visits(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the same place of its tile the lower label comes last; distances are less than 0."""
+    monkeypatch.setattr(configurations, "_RESIDENT", 0)  # one program for each block of rows
+    x, labels = torch.ones(128, 1), torch.arange(128).flip(0)
+    options: dict[str, Any] = {"distance": "dot", "backend": backend, "return_stats": True}
+    _, found = fused_sup_con_loss(x, labels, temperature=1.0, **options)
+    assert found.hardest_negative.tolist() == [127] * 127 + [126]
