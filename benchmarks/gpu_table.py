@@ -51,7 +51,7 @@ def page(contents: Sequence[dict[str, Any]]) -> str:
             f"PyTorch {content['torch']}",
             f"CUDA {content['cuda']}" if content.get("cuda") else "",
             f"Triton {content['triton']}" if content.get("triton") else "",
-            f"dmlap_kernels {content['revision']}" if content.get("revision") else "",
+            f"dmlap_kernels {revisions(content)}" if content.get("revision") else "",
         )
         lines += ["", f"## {content['device']}", "", f"{', '.join(filter(None, parts))}.", ""]
         if lead := summary(content["results"]):
@@ -60,6 +60,16 @@ def page(contents: Sequence[dict[str, Any]]) -> str:
             lines += of_shape(content["results"], shape)
     lines += ["Printed by `python -m benchmarks.gpu_table`.", ""]
     return "\n".join(lines)
+
+
+def revisions(content: dict[str, Any]) -> str:
+    """The commit, and those of ops that were measured again later."""
+    later: dict[str, list[str]] = {}
+    for one in content["results"]:
+        if "revision" in one and one["op"] not in later.setdefault(one["revision"], []):
+            later[one["revision"]].append(one["op"])
+    parts = [f"{revision} ({', '.join(ops)})" for revision, ops in later.items()]
+    return " and ".join([content["revision"], *parts])
 
 
 def by_op(results: Sequence[dict[str, Any]], shape: tuple[int, int]) -> dict[str, Times]:

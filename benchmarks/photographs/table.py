@@ -110,6 +110,7 @@ def _difference(entries: Entries, others: Entries, metric: str) -> str:
 
 
 def _curve(curve: Entries) -> str:
+    curve = _on_shared_folds(curve)
     weights = sorted({entry["config"]["proximal_weight"] for entry in curve})
     rows = []
     for (loss, _), entries in _groups(curve).items():
@@ -119,13 +120,24 @@ def _curve(curve: Entries) -> str:
                 made = [e for e in entries if _tied(e, form, weight)]
                 cells.append(f"{_mean(made, metric):.4f}" if made else "–")
             rows.append((loss, form, metric, *cells))
-    folds = sorted({entry["config"]["validation_fold"] for entry in curve})
+    folds = {entry["config"]["validation_fold"] for entry in curve}
     header = ("loss and batch", "form", "metric", *(f"{w:g}" for w in weights))
     return (
         f"## Lambda\n\nWhat was chosen for `dmlap` with other lambdas, in either form: means of "
         f"{len(folds)} folds of the training classes. Lambda 0 has no form.\n\n"
         + markdown_table(header, rows)
     )
+
+
+def _on_shared_folds(curve: Entries) -> Entries:
+    """Without the folds that not every loss, form and lambda has."""
+    made: dict[int, set[tuple[str, str, float]]] = {}
+    for entry in curve:
+        config = entry["config"]
+        which = entry["loss"], config["proximal_form"], config["proximal_weight"]
+        made.setdefault(config["validation_fold"], set()).add(which)
+    most = set().union(*made.values())
+    return [entry for entry in curve if made[entry["config"]["validation_fold"]] == most]
 
 
 def _tied(entry: dict[str, Any], form: str, weight: float) -> bool:
