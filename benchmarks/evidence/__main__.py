@@ -18,6 +18,7 @@ from benchmarks.evidence.settings import (
     dmlap_search,
     final_runs,
     plain_search,
+    proximal_runs,
     sweep_runs,
 )
 from benchmarks.evidence.table import write_table
@@ -26,7 +27,7 @@ from dmlap_kernels import info
 RESULTS = Path(__file__).parents[1] / "results" / "evidence"
 
 
-STAGES = ("search", "final", "cost", "clock", "sweep", "table")
+STAGES = ("search", "final", "cost", "clock", "sweep", "proximal", "table")
 
 
 def main() -> None:
@@ -79,7 +80,7 @@ def _judge(stage: str, args: argparse.Namespace, workers: Workers) -> None:
             raise SystemExit(f"clock needs {cost}: run cost first")
         runs = clock_runs(best, json.loads(cost.read_text())["ratios"])
     else:
-        runs = final_runs(best) if stage == "final" else sweep_runs(best)
+        runs = {"final": final_runs, "sweep": sweep_runs, "proximal": proximal_runs}[stage](best)
     execute(runs, args.data, args.out / f"{stage}.jsonl", workers)
 
 

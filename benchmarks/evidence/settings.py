@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
+
+from dmlap_kernels.trainer.config import PROXIMAL_FORMS
 
 STEPS = 800
 SEEDS = (1, 2, 3, 4, 5)
 SEARCH_SEED = 0  # never among those of the final runs
 SWEEP_SEEDS = (1, 2, 3)
+PROXIMAL_WEIGHTS = (0.0, 0.1, 0.3, 1.0, 3.0)
 SWEEP_CLASSES = (4, 8, 16, 32, 64)  # batches of 16 to 256
 
 COMMON: dict[str, Any] = {
@@ -144,6 +148,19 @@ def _text(variant: dict[str, Any]) -> str:
 def _chosen(best: dict[str, Any]) -> dict[str, Any]:
     """What `_run` does not set by itself, and the search did not for itself."""
     return {n: v for n, v in best.items() if n not in ("loss", "method", "seed", "validation")}
+
+
+def proximal_runs(best: dict[tuple[str, str], dict[str, Any]]) -> Iterator[Run]:
+    """What was best for DMLAP without mining, with other lambdas in either form, as in the search;
+    medoids, which cost more than they gain, are left out."""
+    for loss in LOSS_OPTIONS:
+        config = {"validation": 0.2, **best[loss, "dmlap"]}
+        config.pop("representative_choice", None)
+        for form, weight in itertools.product(PROXIMAL_FORMS, PROXIMAL_WEIGHTS):
+            if weight or form == PROXIMAL_FORMS[0]:  # No term has one form.
+                name = f"{loss} dmlap {form} lambda={weight:g}"
+                changed = {"proximal_weight": weight, "proximal_form": form}
+                yield Run(name, loss, "dmlap", config | changed)
 
 
 def final_runs(best: dict[tuple[str, str], dict[str, Any]]) -> Iterator[Run]:

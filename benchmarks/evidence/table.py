@@ -37,6 +37,8 @@ def write_table(folder: Path) -> Path:
     if sweep:
         parts.append(_sweep(sweep))
         _plot_sweep(sweep, folder / "batch-size.png")
+    if proximal := read(folder / "proximal.jsonl"):
+        parts.append(_proximal(proximal))
     parts.append(_search(search))
     notes = folder / "notes.md"
     if notes.exists():
@@ -166,6 +168,25 @@ def _sweep(sweep: Entries) -> str:
 
 def _batch(entry: dict[str, Any]) -> int:
     return entry["config"]["classes_per_batch"] * entry["config"]["samples_per_class"]
+
+
+def _proximal(entries: Entries) -> str:
+    weights = sorted({entry["config"]["proximal_weight"] for entry in entries})
+    found: dict[tuple[str, str], dict[float, float]] = {}
+    for entry in entries:
+        config = entry["config"]
+        of_row = found.setdefault((entry["loss"], config["proximal_form"]), {})
+        of_row[config["proximal_weight"]] = entry["map@r"]
+    rows = [
+        (loss, form, *(f"{of_row[w]:.3f}" if w in of_row else "–" for w in weights))
+        for (loss, form), of_row in found.items()
+    ]
+    header = ("loss", "form", *(f"{weight:g}" for weight in weights))
+    return (
+        "## The proximal term\n\nMAP@R on the alphabets held out, one seed: what the search chose "
+        "for `dmlap`, with other\nlambdas in either form (`python -m benchmarks.evidence "
+        "proximal`).\n\n" + markdown_table(header, rows)
+    )
 
 
 def _search(search: Entries) -> str:

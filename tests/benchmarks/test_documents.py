@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
+import pytest
+
+from benchmarks import swap_table
 from benchmarks.findings import Findings
 from benchmarks.table import losses_table
 
@@ -27,3 +31,12 @@ def test_the_rows_of_the_readme() -> None:
     told = re.findall(row, (ROOT / "README.md").read_text(), re.M)
     assert len(told) >= 5
     assert set(told) <= printed
+
+
+@pytest.mark.parametrize("bench", swap_table.BENCHES)
+def test_the_tables_of_swaps(bench: str) -> None:
+    content = json.loads((ROOT / "benchmarks" / "results" / "swap.json").read_text())
+    library, _ = swap_table.BENCHES[bench]
+    page = (ROOT / "docs" / f"{library}.md").read_text()
+    table = swap_table.table(content, bench)
+    assert table.count("\n") > 5 and table in page
