@@ -14,7 +14,15 @@ import pytest
 
 from benchmarks.evidence import __main__ as evidence
 from benchmarks.evidence import runs
-from benchmarks.evidence.settings import LOSS_OPTIONS, METHODS, RATES, ROUNDS, Run
+from benchmarks.evidence.settings import (
+    LOSS_OPTIONS,
+    METHODS,
+    PROXIMAL_WEIGHTS,
+    RATES,
+    ROUNDS,
+    Run,
+)
+from benchmarks.evidence.table import write_table
 
 
 @pytest.fixture
@@ -86,3 +94,20 @@ def test_runs_of_other_settings_are_made_again(trained: list[Run], tmp_path: Pat
     assert trained == changed[1:]
     kept = {entry["name"]: entry["config"] for entry in runs.read(path)}
     assert kept == {"one": {"seed": 1}, "other": {"seed": 2}, "of another stage": {}}
+
+
+def test_either_form_of_the_proximal_term_is_tried_with_the_same_lambdas(
+    trained: list[Run], tmp_path: Path
+) -> None:
+    search(tmp_path)
+    trained.clear()
+    with runs.Workers(1) as workers:
+        evidence._judge("proximal", argparse.Namespace(data="", out=tmp_path), workers)
+    for loss in LOSS_OPTIONS:
+        tried = {"gradient": [], "decoupled": [0.0]}  # without a term there is one form
+        for run in trained:
+            if run.loss == loss:
+                tried[run.config["proximal_form"]].append(run.config["proximal_weight"])
+        assert all(weights == list(PROXIMAL_WEIGHTS) for weights in tried.values())
+    assert all(run.config["validation"] == 0.2 for run in trained)
+    assert "## The proximal term" in write_table(tmp_path).read_text()

@@ -128,6 +128,12 @@ def test_final_runs_hold_nothing_out(trained: list[Run], tmp_path: Path) -> None
     page = write_table(tmp_path).read_text()
     for title in ("## Test classes", "## Against plain", "## Lambda", "## What was chosen"):
         assert title in page
+    assert "means of 4 folds" in page
+    # One run of the last fold is missing, which then says nothing.
+    path = tmp_path / "lambda.jsonl"
+    kept = path.read_text().splitlines(keepends=True)[:-1]
+    path.write_text("".join(kept))
+    assert "means of 3 folds" in write_table(tmp_path).read_text()
 
 
 def test_more_trials_begin_with_the_same() -> None:
