@@ -19,6 +19,7 @@ PAGES = {
     "benchmarks/results/README.md": "results/commands.md",
     "benchmarks/results/targets.md": "results/targets.md",
     "benchmarks/results/evidence/README.md": "results/evidence.md",
+    "benchmarks/results/photographs/README.md": "results/evidence.md",
 }
 
 project = "dmlap_kernels"
