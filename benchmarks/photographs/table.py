@@ -28,7 +28,7 @@ def write_table(folder: Path) -> Path:
         page.append(notes.read_text())
     if final:
         page += [_final(final), _gains(final)]
-    if curve:
+    if curve := _on_shared_folds(curve):
         page.append(_curve(curve))
     page.append(_chosen(search, folds))
     path = folder / "README.md"
@@ -110,7 +110,6 @@ def _difference(entries: Entries, others: Entries, metric: str) -> str:
 
 
 def _curve(curve: Entries) -> str:
-    curve = _on_shared_folds(curve)
     weights = sorted({entry["config"]["proximal_weight"] for entry in curve})
     rows = []
     for (loss, _), entries in _groups(curve).items():

@@ -37,7 +37,11 @@ class Projection:
         weight: lambda, at least 0. Its default and that of the first projection follow the authors'
             later public code (arXiv 2209.09060).
         decay: what the weight is multiplied by with each projection after the second, 0 to 1.
-        over: steps of a projection, for the decoupled form; None: the term is in the gradient.
+        over: steps of a projection, at least 1, for the decoupled form; None: the term is in the
+            gradient.
+
+    Raises:
+        ValueError: a weight, decay or number of steps out of range.
 
     Attributes:
         index: number of the projection, 0 for the first.
@@ -55,6 +59,8 @@ class Projection:
             raise ValueError(f"weight must be finite and at least 0, got {weight!r}")
         if not 0 <= decay <= 1:
             raise ValueError(f"decay must be from 0 to 1, got {decay!r}")
+        if over is not None and not over >= 1:
+            raise ValueError(f"over must be at least 1 step, or None, got {over!r}")
         self.parameters = [p for p in parameters if p.requires_grad]
         self.weight = weight
         self.decay = decay

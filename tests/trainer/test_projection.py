@@ -132,3 +132,8 @@ def test_in_the_gradient_nothing_is_moved() -> None:
     before = [p.detach().clone() for p in model.parameters()]
     projection.pull()
     assert all(map(torch.equal, before, (p.detach() for p in model.parameters())))
+
+
+def test_a_projection_has_a_step() -> None:
+    with pytest.raises(ValueError, match="over must be at least 1 step, or None, got 0"):
+        Projection(_model().parameters(), weight=0.5, over=0)

@@ -25,6 +25,7 @@ from dmlap_kernels.backends.device.sweeps import Sweeps
 from dmlap_kernels.backends.panels import TorchBackend
 from dmlap_kernels.backends.precision import products_in
 from dmlap_kernels.backends.triton import configurations
+from dmlap_kernels.backends.triton.hard_of_panels import HARD
 from dmlap_kernels.backends.triton.plans import Plan, plan_of
 from dmlap_kernels.problem import (
     Forward,
@@ -234,10 +235,23 @@ def _in_pairs(spec: PairSpec, problem: PairProblem) -> bool:
 
 
 def step_of(plan: Plan, spec: PairSpec, problem: PairProblem) -> Any:
+    name = spec.loss
+    if name in HARD and spec.params[2]:
+        name = "one mined triplet with swap"
+    elif name == "angular" and problem.y is not None:
+        name = "angular with references"
+    elif _in_pairs(spec, problem):
+        name = "pairs of a batch"
+    own, general = _steps()
+    return own.get(name, general)(plan, spec, problem)
+
+
+@functools.cache
+def _steps() -> tuple[dict[str, Any], Any]:
+    """Steps of losses that have one of their own, and that of the others. Each imports Triton."""
     from dmlap_kernels.backends.triton.angular_reference_steps import AngularReferenceStep
     from dmlap_kernels.backends.triton.angular_steps import AngularStep
     from dmlap_kernels.backends.triton.drawn_steps import DrawnStep
-    from dmlap_kernels.backends.triton.hard_of_panels import HARD
     from dmlap_kernels.backends.triton.hard_swap_steps import HardSwapStep
     from dmlap_kernels.backends.triton.lifted_steps import LiftedStep
     from dmlap_kernels.backends.triton.n_pairs_steps import NPairsStep
@@ -245,20 +259,18 @@ def step_of(plan: Plan, spec: PairSpec, problem: PairProblem) -> Any:
     from dmlap_kernels.backends.triton.steps import Step
     from dmlap_kernels.backends.triton.triplet_steps import TripletStep
 
-    if _in_pairs(spec, problem):
-        return NPairsStep(plan, spec, problem)
-    if spec.loss in HARD and spec.params[2]:
-        return HardSwapStep(plan, spec, problem)
-    own: dict[str, type[Step]] = {
+    own = {
+        "pairs of a batch": NPairsStep,
+        "one mined triplet with swap": HardSwapStep,
         "soft_triple": SoftTripleStep,
-        "angular": AngularStep if problem.y is None else AngularReferenceStep,
+        "angular": AngularStep,
+        "angular with references": AngularReferenceStep,
         "lifted_structure_original": LiftedStep,
         "triplet_all": TripletStep,
         "triplet_semihard": TripletStep,
         "triplet_distance_weighted": DrawnStep,
     }
-    made = own.get(spec.loss, Step)
-    return made(plan, spec, problem)
+    return own, Step
 
 
 def _products_of(spec: PairSpec) -> AbstractContextManager:
